@@ -1,0 +1,50 @@
+"""What a MiniMind is: config, models, checkpoint conversion. Importing this registers the Auto classes."""
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+
+from .checkpoints import CheckpointError, from_twin, load_model, load_native, save_native, to_twin
+from .configuration_minimind import PRESETS, MiniMindConfig
+from .modeling_minimind import (
+    MiniMindForCausalLM,
+    MiniMindForSequenceClassification,
+    MiniMindForTokenClassification,
+    MiniMindModel,
+    MiniMindPreTrainedModel,
+)
+
+_AUTO_CLASSES = {
+    AutoModel: MiniMindModel,
+    AutoModelForCausalLM: MiniMindForCausalLM,
+    AutoModelForSequenceClassification: MiniMindForSequenceClassification,
+    AutoModelForTokenClassification: MiniMindForTokenClassification,
+}
+
+# `register` lets the Auto classes find ours; `register_for_auto_class` makes save_pretrained copy the two source files
+# beside the weights, so that the checkpoint loads with trust_remote_code where this package is not installed.
+AutoConfig.register(MiniMindConfig.model_type, MiniMindConfig)
+MiniMindConfig.register_for_auto_class()
+for _auto_class, _model_class in _AUTO_CLASSES.items():
+    _auto_class.register(MiniMindConfig, _model_class)
+    _model_class.register_for_auto_class(_auto_class.__name__)
+
+__all__ = [
+    "PRESETS",
+    "CheckpointError",
+    "MiniMindConfig",
+    "MiniMindForCausalLM",
+    "MiniMindForSequenceClassification",
+    "MiniMindForTokenClassification",
+    "MiniMindModel",
+    "MiniMindPreTrainedModel",
+    "from_twin",
+    "load_model",
+    "load_native",
+    "save_native",
+    "to_twin",
+]

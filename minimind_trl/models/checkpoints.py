@@ -1,0 +1,442 @@
+"""Upstream's `.pth` files <-> MiniMind models <-> their stock twins (Llama, Qwen3, Qwen3-MoE).
+
+A native file is a plain state dict in float16, `{stage}_{hidden}[_moe].pth`; a resume file holds one under "model". Its
+keys are ours, except that it keeps every expert's three matrices apart where we stack the experts of a layer.
+"""
+
+import os
+import pickle
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
+
+from ..errors import InputError
+from .configuration_minimind import FAMILY_DEFAULTS, MiniMindConfig
+from .modeling_minimind import MiniMindForCausalLM
+
+NATIVE_SUFFIXES = (".pth", ".pt", ".safetensors")
+TWIN_TYPES = ("llama", "qwen3", "qwen3_moe")
+_LISTED = 20  # tensors named per kind of problem before the rest is only counted
+
+
+class CheckpointError(InputError):
+    """A checkpoint that cannot be read, does not fit its config, or has no counterpart in the wanted format."""
+
+
+# --- any path ---------------------------------------------------------------------------------------------------------
+
+
+def load_model(
+    name_or_path: str | os.PathLike,
+    model_class: type[PreTrainedModel] = MiniMindForCausalLM,
+    *,
+    dtype: torch.dtype | str = torch.float32,
+    config_overrides: dict[str, Any] | None = None,
+    **kwargs,
+) -> PreTrainedModel:
+    """Load a MiniMind model from wherever it is kept.
+
+    Args:
+        name_or_path: a directory or Hub id with a MiniMind, Llama, Qwen3 or Qwen3-MoE checkpoint, or a native `.pth`.
+        model_class: the MiniMind class to build; heads that the checkpoint lacks (`score`) start from random weights.
+        dtype: of the parameters; "auto" keeps the file's.
+        config_overrides: config fields that a native file cannot tell (see `load_native`).
+        **kwargs: passed on to `from_pretrained` (`revision`, `attn_implementation`, ...).
+
+    Raises:
+        CheckpointError: the file is missing or unreadable, or tensors are missing, unexpected or of another shape.
+    """
+    path = Path(name_or_path)
+    if path.suffix in NATIVE_SUFFIXES:
+        overrides = {**(config_overrides or {}), **_only(kwargs, "attn_implementation", "num_labels")}
+        return load_native(path, model_class=model_class, dtype=dtype, **overrides)
+    if not path.is_dir() and (path.is_absolute() or str(name_or_path).startswith(".") or path.exists()):
+        raise CheckpointError(
+            f"{name_or_path}: no such checkpoint directory; give a directory, a Hub id or a .pth file"
+        )
+    config = AutoConfig.from_pretrained(name_or_path, **_only(kwargs, "revision", "token"))
+    if config.model_type in TWIN_TYPES:
+        twin = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype, **kwargs)
+        return _with_class(from_twin(twin), model_class)
+    if config.model_type != MiniMindConfig.model_type:
+        raise CheckpointError(
+            f"{name_or_path}: model_type {config.model_type!r} is not a MiniMind; "
+            f"it must be one of minimind, {', '.join(TWIN_TYPES)}"
+        )
+    model, info = model_class.from_pretrained(name_or_path, dtype=dtype, output_loading_info=True, **kwargs)
+    heads = ("score.", "lm_head.")
+    _raise_if_any(
+        name_or_path,
+        missing=[key for key in info["missing_keys"] if not key.startswith(heads)],
+        unexpected=[key for key in info["unexpected_keys"] if not key.startswith(heads)],
+        mismatched=[str(key) for key in info["mismatched_keys"]],
+    )
+    return model
+
+
+def _only(kwargs: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: kwargs[name] for name in names if name in kwargs}
+
+
+def _with_class(model: MiniMindForCausalLM, model_class: type[PreTrainedModel]) -> PreTrainedModel:
+    """The same backbone under another head."""
+    if model_class is MiniMindForCausalLM:
+        return model
+    other = model_class(model.config).to(model.dtype)
+    backbone = other if not hasattr(other, "model") else other.model
+    backbone.load_state_dict(model.model.state_dict())
+    return other
+
+
+# --- native files -----------------------------------------------------------------------------------------------------
+
+
+def load_native(
+    path: str | os.PathLike,
+    config: MiniMindConfig | None = None,
+    *,
+    model_class: type[PreTrainedModel] = MiniMindForCausalLM,
+    dtype: torch.dtype | str = torch.float32,
+    **overrides,
+) -> PreTrainedModel:
+    """Load upstream's own checkpoint: a `.pth` state dict or resume file (or the same tensors as `.safetensors`).
+
+    Pickled code is never run (`weights_only=True`). Without a config it is inferred from the shapes; what these cannot
+    tell (the head count of a MiniMind2, experts per token) takes the generation's value, and that is printed.
+
+    Args:
+        path: the file.
+        config: config of the model, instead of the inferred one.
+        model_class: class to build; all but `MiniMindForCausalLM` take the backbone only.
+        dtype: of the parameters; "auto" keeps the file's (float16 upstream).
+        **overrides: config fields to set on the inferred config, such as `num_attention_heads=4`.
+
+    Raises:
+        CheckpointError: unreadable or unsafe file, or tensors that are missing, unexpected or of another shape: all of
+            them are listed in the one error, and nothing is loaded.
+    """
+    state = read_native_state(path)
+    if config is None:
+        config = infer_config(state, path, **overrides)
+    elif overrides:
+        raise CheckpointError(f"{path}: give either config or {', '.join(overrides)}, not both")
+    _check_native_state(state, config, path)
+
+    model = MiniMindForCausalLM(config)
+    model.to(_dtype_of(state) if dtype == "auto" else dtype)
+    model.load_state_dict(_stack_experts(state, config))
+    model.tie_weights()
+    model.config._name_or_path = str(path)
+    return _with_class(model, model_class).eval()
+
+
+def save_native(
+    model: MiniMindForCausalLM, path: str | os.PathLike, dtype: torch.dtype = torch.float16
+) -> None:
+    """Write a `.pth` that upstream's scripts load: a plain state dict, float16 as upstream saves it.
+
+    Written to a temporary file first, so that an interrupted save leaves nothing half-written.
+
+    Raises:
+        CheckpointError: not a MiniMind language model, or a weight does not fit into `dtype`.
+    """
+    if not isinstance(model, MiniMindForCausalLM):
+        raise CheckpointError(f"save_native writes MiniMindForCausalLM models, not {type(model).__name__}")
+    path = Path(path)
+    state = {key: value.cpu() for key, value in _unstack_experts(model.state_dict()).items()}
+    too_large = [key for key, value in state.items() if not torch.isfinite(value.to(dtype)).all()]
+    if too_large:
+        raise CheckpointError(
+            f"{path}: weights not finite as {dtype}: {_listing(too_large)}; save in float32 instead"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        torch.save({key: value.to(dtype).contiguous() for key, value in state.items()}, temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_native_state(path: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """The state dict in a native file, without running any code from it.
+
+    Raises:
+        CheckpointError: no such file, not a checkpoint, or a pickle that holds more than tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # torch's own message tells how to switch the protection off, so only the object's name is passed on
+        name = re.search(r"GLOBAL (\S+)", str(error))
+        found = f"it holds {name[1]}" if name else "its pickle is not one of tensors"
+        raise CheckpointError(
+            f"{path}: refused, the file is not a plain set of tensors and could run code when loaded ({found})"
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise CheckpointError(f"{path}: not a readable PyTorch checkpoint ({error})") from error
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):
+        content = content["model"]  # a resume file
+    if not isinstance(content, dict) or not all(
+        isinstance(value, torch.Tensor) for value in content.values()
+    ):
+        raise CheckpointError(
+            f"{path}: holds no state dict (a dictionary of tensors, or one under the key 'model')"
+        )
+    return content
+
+
+def infer_config(state: dict[str, torch.Tensor], path: str | os.PathLike, **overrides) -> MiniMindConfig:
+    """Config of a native state dict, by majority over all tensors so that a damaged one does not mislead.
+
+    Prints which fields the file does not tell. Raises `CheckpointError` where the tensors are not a MiniMind's.
+    """
+    shapes = {key: tuple(value.shape) for key, value in state.items()}
+    layers = [int(m[1]) for key in shapes if (m := re.match(r"model\.layers\.(\d+)\.", key))]
+    hidden_size = _vote(shapes, r"layernorm\.weight$|^model\.norm\.weight$", 0)
+    intermediate_size = _vote(shapes, r"(gate|up)_proj\.weight$", 0) or _vote(
+        shapes, r"down_proj\.weight$", 1
+    )
+    vocab_size = _vote(shapes, r"^(model\.embed_tokens|lm_head)\.weight$", 0)
+    query_size = _vote(shapes, r"q_proj\.weight$", 0) or _vote(shapes, r"o_proj\.weight$", 1)
+    key_size = _vote(shapes, r"[kv]_proj\.weight$", 0)
+    if not layers or None in (hidden_size, intermediate_size, vocab_size, query_size, key_size):
+        raise CheckpointError(
+            f"{path}: not a MiniMind checkpoint; expected keys such as 'model.layers.0.self_attn.q_proj.weight', "
+            f"found {_listing(sorted(shapes)[:5]) or 'none'}"
+        )
+    head_dim = _vote(shapes, r"[qk]_norm\.weight$", 0)
+    family = "minimind2" if head_dim is None else "minimind3"
+    experts = [int(m[1]) for key in shapes if (m := re.search(r"\.experts\.(\d+)\.", key))]
+    shared = [int(m[1]) for key in shapes if (m := re.search(r"\.shared_experts\.(\d+)\.", key))]
+
+    assumed: dict[str, Any] = {}
+    if head_dim is None:
+        heads = overrides.get("num_attention_heads")
+        if heads is None:
+            heads = assumed["num_attention_heads"] = 8
+        if query_size % heads or key_size % (query_size // heads):
+            raise CheckpointError(
+                f"{path}: num_attention_heads={heads} does not fit q_proj of {query_size} and k_proj of {key_size} rows; "
+                "give the number that the model was trained with (--num_attention_heads)"
+            )
+        head_dim = query_size // heads
+    fields: dict[str, Any] = {
+        "family": family,
+        "vocab_size": vocab_size,
+        "hidden_size": hidden_size,
+        "intermediate_size": intermediate_size,
+        "num_hidden_layers": max(layers) + 1,
+        "num_attention_heads": query_size // head_dim,
+        "num_key_value_heads": key_size // head_dim,
+        "head_dim": head_dim,
+        "tie_word_embeddings": _is_tied(state),
+    }
+    if experts:
+        fields["num_experts"] = max(experts) + 1
+        fields["n_shared_experts"] = max(shared, default=-1) + 1
+        if "num_experts_per_tok" not in overrides:
+            top_k = FAMILY_DEFAULTS[family]["num_experts_per_tok"]
+            fields["num_experts_per_tok"] = assumed["num_experts_per_tok"] = top_k
+    if assumed:
+        values = ", ".join(f"{name}={value}" for name, value in assumed.items())
+        print(f"{path}: the file does not tell {', '.join(assumed)}; assuming {family}'s {values}")
+    return MiniMindConfig(**{**fields, **overrides})
+
+
+def _vote(shapes: dict[str, tuple[int, ...]], pattern: str, dim: int) -> int | None:
+    sizes = Counter(
+        shape[dim] for key, shape in shapes.items() if re.search(pattern, key) and len(shape) > dim
+    )
+    return sizes.most_common(1)[0][0] if sizes else None
+
+
+def _is_tied(state: dict[str, torch.Tensor]) -> bool:
+    head, embedding = state.get("lm_head.weight"), state.get("model.embed_tokens.weight")
+    if head is None or embedding is None or head.shape != embedding.shape:
+        return True  # upstream always ties; the missing or mis-shaped tensor is reported by the check
+    return torch.equal(head, embedding)
+
+
+def _dtype_of(state: dict[str, torch.Tensor]) -> torch.dtype:
+    return next(value.dtype for value in state.values() if value.is_floating_point())
+
+
+def _check_native_state(
+    state: dict[str, torch.Tensor], config: MiniMindConfig, path: str | os.PathLike
+) -> None:
+    with torch.device("meta"):
+        expected = _unstack_experts(MiniMindForCausalLM(config).state_dict())
+    _raise_if_any(
+        path,
+        missing=sorted(expected.keys() - state.keys()),
+        unexpected=sorted(state.keys() - expected.keys()),
+        mismatched=[
+            f"{key} is {tuple(state[key].shape)}, the config wants {tuple(value.shape)}"
+            for key, value in expected.items()
+            if key in state and state[key].shape != value.shape
+        ],
+    )
+    if config.tie_word_embeddings and not _is_tied(state):
+        raise CheckpointError(
+            f"{path}: lm_head.weight differs from model.embed_tokens.weight, but the config ties them; "
+            "load it with tie_word_embeddings=False"
+        )
+
+
+def _raise_if_any(path, *, missing: list[str], unexpected: list[str], mismatched: list[str]) -> None:
+    problems = [
+        f"{len(keys)} {kind}: {_listing(keys)}"
+        for kind, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", mismatched))
+        if keys
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{path}: tensors do not fit the model, nothing was loaded\n  " + "\n  ".join(problems)
+        )
+
+
+def _listing(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f", ... and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
+
+
+def _stack_experts(state: dict[str, torch.Tensor], config: MiniMindConfig) -> dict[str, torch.Tensor]:
+    """Native keys to ours: `experts.E.{gate,up,down}_proj.weight` become `experts.{gate_up_proj,down_proj}`."""
+    if config.num_experts == 0:
+        return state
+    stacked = {key: value for key, value in state.items() if not re.search(r"\.mlp\.experts\.\d+\.", key)}
+    for layer in range(config.num_hidden_layers):
+        prefix = f"model.layers.{layer}.mlp.experts"
+        gate, up, down = (
+            torch.stack(
+                [state[f"{prefix}.{expert}.{name}_proj.weight"] for expert in range(config.num_experts)]
+            )
+            for name in ("gate", "up", "down")
+        )
+        stacked[f"{prefix}.gate_up_proj"] = torch.cat([gate, up], dim=1)
+        stacked[f"{prefix}.down_proj"] = down
+    return stacked
+
+
+def _unstack_experts(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Our keys to native ones; the inverse of `_stack_experts`."""
+    native = {}
+    for key, value in state.items():
+        if key.endswith(".experts.gate_up_proj"):
+            prefix = key.removesuffix(".gate_up_proj")
+            for expert, (gate, up) in enumerate(part.chunk(2) for part in value):
+                native[f"{prefix}.{expert}.gate_proj.weight"] = gate
+                native[f"{prefix}.{expert}.up_proj.weight"] = up
+        elif key.endswith(".experts.down_proj"):
+            for expert, down in enumerate(value):
+                native[f"{key.removesuffix('.down_proj')}.{expert}.down_proj.weight"] = down
+        else:
+            native[key] = value
+    return native
+
+
+# --- stock twins ------------------------------------------------------------------------------------------------------
+
+_SHARED_FIELDS = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "head_dim", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps", "use_cache",
+    "tie_word_embeddings", "rope_parameters", "attention_bias", "attention_dropout", "pad_token_id", "bos_token_id",
+    "eos_token_id",
+)  # fmt: skip
+_MOE_FIELDS = (
+    "num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob", "router_aux_loss_coef",
+    "output_router_logits",
+)  # fmt: skip
+
+
+def twin_type(config: MiniMindConfig) -> str:
+    """Which stock architecture computes the same function: "llama", "qwen3" or "qwen3_moe".
+
+    Raises:
+        CheckpointError: none does (MiniMind2's mixture of experts).
+    """
+    if config.num_experts == 0:
+        return "qwen3" if config.use_qk_norm else "llama"
+    if config.use_qk_norm and config.n_shared_experts == 0:
+        return "qwen3_moe"
+    raise CheckpointError(
+        "a MiniMind2 mixture of experts (shared experts, no QK norm) has no stock twin; convert it --to hf or native"
+    )
+
+
+def to_twin(model: MiniMindForCausalLM) -> PreTrainedModel:
+    """The same weights, bit for bit, as a Llama (MiniMind2), Qwen3 (MiniMind-3) or Qwen3-MoE (MiniMind-3 MoE)."""
+    kind = twin_type(model.config)
+    fields = {name: _copied(getattr(model.config, name)) for name in _SHARED_FIELDS}
+    if kind == "qwen3_moe":
+        fields |= {name: getattr(model.config, name) for name in _MOE_FIELDS}
+    config_class, model_class = {
+        "llama": (LlamaConfig, LlamaForCausalLM),
+        "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+        "qwen3_moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM),
+    }[kind]
+    return _with_weights_of(model, model_class(config_class(**fields)))
+
+
+def from_twin(twin: PreTrainedModel) -> MiniMindForCausalLM:
+    """A Llama, Qwen3 or Qwen3-MoE as a MiniMind, bit for bit; the inverse of `to_twin`.
+
+    Raises:
+        CheckpointError: the twin uses something that MiniMind has not (sliding window, MLP bias, dense MoE layers).
+    """
+    config = twin.config
+    if config.model_type not in TWIN_TYPES:
+        raise CheckpointError(
+            f"model_type {config.model_type!r} is no twin of MiniMind, use one of {TWIN_TYPES}"
+        )
+    foreign = [
+        what
+        for what, present in (
+            ("an MLP bias", getattr(config, "mlp_bias", False)),
+            ("sliding-window attention", getattr(config, "sliding_window", None) is not None),
+            ("dense layers among the experts", bool(getattr(config, "mlp_only_layers", None))),
+            ("experts in some layers only", getattr(config, "decoder_sparse_step", 1) != 1),
+        )
+        if present
+    ]
+    if foreign:
+        raise CheckpointError(f"this {config.model_type} has {' and '.join(foreign)}, which no MiniMind has")
+    fields = {name: _copied(getattr(config, name)) for name in _SHARED_FIELDS}
+    fields["family"] = "minimind2" if config.model_type == "llama" else "minimind3"
+    if config.model_type == "qwen3_moe":
+        fields |= {name: getattr(config, name) for name in _MOE_FIELDS}
+    return _with_weights_of(twin, MiniMindForCausalLM(MiniMindConfig(**fields)))
+
+
+def _copied(value):
+    return dict(value) if isinstance(value, dict) else value
+
+
+def _with_weights_of(source: PreTrainedModel, target: PreTrainedModel) -> PreTrainedModel:
+    target.to(source.dtype).load_state_dict(source.state_dict())
+    target.tie_weights()
+    target.config._name_or_path = source.config._name_or_path
+    return target.eval()

@@ -1,0 +1,125 @@
+"""`minimind-trl convert SRC DST --to {hf,native,llama,qwen3}`."""
+
+import argparse
+import os
+import shutil
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedModel
+
+from .checkpoints import CheckpointError, load_model, save_native, to_twin, twin_type
+from .modeling_minimind import MiniMindForCausalLM
+
+FORMATS = ("hf", "native", "llama", "qwen3")
+# Overrides for what a native file does not tell, offered as command-line options.
+_NATIVE_FIELDS = ("num_attention_heads", "num_experts_per_tok", "max_position_embeddings")
+
+
+def convert(
+    source: str | os.PathLike,
+    destination: str | os.PathLike,
+    to: str,
+    *,
+    dtype: str = "auto",
+    tokenizer: str | os.PathLike | None = None,
+    config_overrides: dict | None = None,
+) -> Path:
+    """Convert a checkpoint between upstream's format, this library's and the stock twins'.
+
+    Args:
+        source: directory, Hub id or native `.pth`.
+        destination: directory to create, or the `.pth` file for `to="native"`.
+        to: "hf" (MiniMind with its code files), "native" (upstream's `.pth`), "llama" (dense MiniMind2), "qwen3"
+            (MiniMind-3; a mixture of experts becomes Qwen3-MoE).
+        dtype: "auto" keeps the source's; "native" is always float16, as upstream's.
+        tokenizer: where the tokenizer comes from; the source directory when that has one.
+        config_overrides: config fields that a native source cannot tell.
+
+    Returns:
+        the path written.
+
+    Raises:
+        CheckpointError: unreadable source, no such counterpart, or a destination that exists.
+    """
+    destination = Path(destination)
+    if to not in FORMATS:
+        raise CheckpointError(f"--to {to}: choose one of {', '.join(FORMATS)}")
+    if to == "native" and destination.suffix != ".pth":
+        raise CheckpointError(
+            f"{destination}: a native checkpoint is a file ending in .pth, such as full_sft_768.pth"
+        )
+    if destination.exists() and (destination.is_file() or any(destination.iterdir())):
+        raise CheckpointError(f"{destination}: exists already; give a new path or remove it")
+    model = load_model(source, dtype=dtype, config_overrides=config_overrides)
+    if to == "native":
+        save_native(model, destination)
+        return destination
+    model = _in_format(model, to)
+    _save_directory(model, _tokenizer_for(source, tokenizer), destination)
+    return destination
+
+
+def _in_format(model: MiniMindForCausalLM, to: str) -> PreTrainedModel:
+    if to == "hf":
+        return model
+    twin = twin_type(model.config)
+    if not twin.startswith(to):
+        raise CheckpointError(
+            f"this model computes what a {twin} does, not a {to}; use --to {twin.removesuffix('_moe')}"
+        )
+    return to_twin(model)
+
+
+def _tokenizer_for(source, tokenizer):
+    if tokenizer is None:
+        if not (Path(source) / "tokenizer_config.json").is_file():
+            return None
+        tokenizer = source
+    elif not (Path(tokenizer) / "tokenizer_config.json").is_file():
+        raise CheckpointError(f"{tokenizer}: no tokenizer there (tokenizer_config.json is missing)")
+    return AutoTokenizer.from_pretrained(tokenizer)
+
+
+def _save_directory(model: PreTrainedModel, tokenizer, destination: Path) -> None:
+    """Write beside the destination and rename, so that an interrupted conversion leaves nothing half-written."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    temporary = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
+    try:
+        model.save_pretrained(temporary)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary)
+        if destination.exists():
+            destination.rmdir()  # empty, as checked before
+        os.replace(temporary, destination)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def add_cli(verbs) -> None:
+    """Register the `convert` verb on the command line's subparsers."""
+    parser = verbs.add_parser(
+        "convert", help="convert a checkpoint between upstream's format, ours and stock twins"
+    )
+    parser.add_argument("source", metavar="SRC", help="directory, Hub id, or upstream's .pth file")
+    parser.add_argument(
+        "destination", metavar="DST", help="directory to create, or a .pth file for --to native"
+    )
+    parser.add_argument("--to", required=True, choices=FORMATS)
+    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "float16", "bfloat16"))
+    parser.add_argument("--tokenizer", help="directory with the tokenizer to put beside the weights")
+    for field in _NATIVE_FIELDS:
+        parser.add_argument(f"--{field}", type=int, help="of a native SRC, which does not tell it")
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    overrides = {name: getattr(args, name) for name in _NATIVE_FIELDS if getattr(args, name) is not None}
+    path = convert(
+        args.source,
+        args.destination,
+        args.to,
+        dtype=args.dtype,
+        tokenizer=args.tokenizer,
+        config_overrides=overrides,
+    )
+    print(f"wrote {path}")
