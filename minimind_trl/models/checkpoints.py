@@ -146,9 +146,7 @@ def load_native(
     return _with_class(model, model_class).eval()
 
 
-def save_native(
-    model: MiniMindForCausalLM, path: str | os.PathLike, dtype: torch.dtype = torch.float16
-) -> None:
+def save_native(model: MiniMindForCausalLM, path: str | os.PathLike, dtype: torch.dtype = torch.float16) -> None:
     """Write a `.pth` that upstream's scripts load: a plain state dict, float16 as upstream saves it.
 
     Written to a temporary file first, so that an interrupted save leaves nothing half-written.
@@ -162,9 +160,7 @@ def save_native(
     state = {key: value.cpu() for key, value in _unstack_experts(model.state_dict()).items()}
     too_large = [key for key, value in state.items() if not torch.isfinite(value.to(dtype)).all()]
     if too_large:
-        raise CheckpointError(
-            f"{path}: weights not finite as {dtype}: {_listing(too_large)}; save in float32 instead"
-        )
+        raise CheckpointError(f"{path}: weights not finite as {dtype}: {_listing(too_large)}; save in float32 instead")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -198,12 +194,8 @@ def read_native_state(path: str | os.PathLike) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path}: not a readable PyTorch checkpoint ({error})") from error
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
         content = content["model"]  # a resume file
-    if not isinstance(content, dict) or not all(
-        isinstance(value, torch.Tensor) for value in content.values()
-    ):
-        raise CheckpointError(
-            f"{path}: holds no state dict (a dictionary of tensors, or one under the key 'model')"
-        )
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise CheckpointError(f"{path}: holds no state dict (a dictionary of tensors, or one under the key 'model')")
     return content
 
 
@@ -215,9 +207,7 @@ def infer_config(state: dict[str, torch.Tensor], path: str | os.PathLike, **over
     shapes = {key: tuple(value.shape) for key, value in state.items()}
     layers = [int(m[1]) for key in shapes if (m := re.match(r"model\.layers\.(\d+)\.", key))]
     hidden_size = _vote(shapes, r"layernorm\.weight$|^model\.norm\.weight$", 0)
-    intermediate_size = _vote(shapes, r"(gate|up)_proj\.weight$", 0) or _vote(
-        shapes, r"down_proj\.weight$", 1
-    )
+    intermediate_size = _vote(shapes, r"(gate|up)_proj\.weight$", 0) or _vote(shapes, r"down_proj\.weight$", 1)
     vocab_size = _vote(shapes, r"^(model\.embed_tokens|lm_head)\.weight$", 0)
     query_size = _vote(shapes, r"q_proj\.weight$", 0) or _vote(shapes, r"o_proj\.weight$", 1)
     key_size = _vote(shapes, r"[kv]_proj\.weight$", 0)
@@ -238,8 +228,8 @@ def infer_config(state: dict[str, torch.Tensor], path: str | os.PathLike, **over
             heads = assumed["num_attention_heads"] = 8
         if query_size % heads or key_size % (query_size // heads):
             raise CheckpointError(
-                f"{path}: num_attention_heads={heads} does not fit q_proj of {query_size} and k_proj of {key_size} rows; "
-                "give the number that the model was trained with (--num_attention_heads)"
+                f"{path}: num_attention_heads={heads} does not fit q_proj of {query_size} and k_proj of {key_size} "
+                "rows; give the number that the model was trained with (--num_attention_heads)"
             )
         head_dim = query_size // heads
     fields: dict[str, Any] = {
@@ -266,9 +256,7 @@ def infer_config(state: dict[str, torch.Tensor], path: str | os.PathLike, **over
 
 
 def _vote(shapes: dict[str, tuple[int, ...]], pattern: str, dim: int) -> int | None:
-    sizes = Counter(
-        shape[dim] for key, shape in shapes.items() if re.search(pattern, key) and len(shape) > dim
-    )
+    sizes = Counter(shape[dim] for key, shape in shapes.items() if re.search(pattern, key) and len(shape) > dim)
     return sizes.most_common(1)[0][0] if sizes else None
 
 
@@ -283,9 +271,7 @@ def _dtype_of(state: dict[str, torch.Tensor]) -> torch.dtype:
     return next(value.dtype for value in state.values() if value.is_floating_point())
 
 
-def _check_native_state(
-    state: dict[str, torch.Tensor], config: MiniMindConfig, path: str | os.PathLike
-) -> None:
+def _check_native_state(state: dict[str, torch.Tensor], config: MiniMindConfig, path: str | os.PathLike) -> None:
     with torch.device("meta"):
         expected = _unstack_experts(MiniMindForCausalLM(config).state_dict())
     _raise_if_any(
@@ -312,9 +298,7 @@ def _raise_if_any(path, *, missing: list[str], unexpected: list[str], mismatched
         if keys
     ]
     if problems:
-        raise CheckpointError(
-            f"{path}: tensors do not fit the model, nothing was loaded\n  " + "\n  ".join(problems)
-        )
+        raise CheckpointError(f"{path}: tensors do not fit the model, nothing was loaded\n  " + "\n  ".join(problems))
 
 
 def _listing(names: Iterable[str]) -> str:
@@ -331,9 +315,7 @@ def _stack_experts(state: dict[str, torch.Tensor], config: MiniMindConfig) -> di
     for layer in range(config.num_hidden_layers):
         prefix = f"model.layers.{layer}.mlp.experts"
         gate, up, down = (
-            torch.stack(
-                [state[f"{prefix}.{expert}.{name}_proj.weight"] for expert in range(config.num_experts)]
-            )
+            torch.stack([state[f"{prefix}.{expert}.{name}_proj.weight"] for expert in range(config.num_experts)])
             for name in ("gate", "up", "down")
         )
         stacked[f"{prefix}.gate_up_proj"] = torch.cat([gate, up], dim=1)
@@ -409,9 +391,7 @@ def from_twin(twin: PreTrainedModel) -> MiniMindForCausalLM:
     """
     config = twin.config
     if config.model_type not in TWIN_TYPES:
-        raise CheckpointError(
-            f"model_type {config.model_type!r} is no twin of MiniMind, use one of {TWIN_TYPES}"
-        )
+        raise CheckpointError(f"model_type {config.model_type!r} is no twin of MiniMind, use one of {TWIN_TYPES}")
     foreign = [
         what
         for what, present in (

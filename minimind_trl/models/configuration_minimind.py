@@ -66,7 +66,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "vocab_size": 1024,
+        "vocab_size": 768,
         "max_position_embeddings": 2048,
     },
     "minimind2-small": {**_MINIMIND2, "hidden_size": 512, "num_hidden_layers": 8},
@@ -155,9 +155,7 @@ class MiniMindConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         family = kwargs.pop("family", None) or self._family_of(kwargs)
         if family not in FAMILY_DEFAULTS:
-            raise ValueError(
-                f"MiniMindConfig: family {family!r} is unknown; use one of {sorted(FAMILY_DEFAULTS)}"
-            )
+            raise ValueError(f"MiniMindConfig: family {family!r} is unknown; use one of {sorted(FAMILY_DEFAULTS)}")
         problems: list[str] = []
         kwargs = self._read_upstream_keys(kwargs, problems)
         output_router_logits = kwargs.pop("output_router_logits", None)
@@ -192,9 +190,7 @@ class MiniMindConfig(PreTrainedConfig):
         if (scoring := kwargs.pop("scoring_func", "softmax")) != "softmax":
             problems.append(f"scoring_func={scoring!r} is not supported, MiniMind routes with 'softmax'")
         if (dropout := kwargs.pop("dropout", 0.0)) not in (0, None):
-            problems.append(
-                f"dropout={dropout} (upstream's residual dropout) is not supported; set attention_dropout"
-            )
+            problems.append(f"dropout={dropout} (upstream's residual dropout) is not supported; set attention_dropout")
         if kwargs.pop("flash_attn", True) is False:
             kwargs.setdefault("attn_implementation", "eager")
         use_moe = kwargs.pop("use_moe", None)
@@ -219,9 +215,7 @@ class MiniMindConfig(PreTrainedConfig):
         scaling = kwargs.pop("rope_scaling", None) or self.rope_parameters
         wants_yarn = kwargs.pop("inference_rope_scaling", None)
         if wants_yarn is False and scaling and scaling.get("rope_type", scaling.get("type")) == "yarn":
-            problems.append(
-                "inference_rope_scaling=False contradicts a rope_scaling of type 'yarn'; drop one of them"
-            )
+            problems.append("inference_rope_scaling=False contradicts a rope_scaling of type 'yarn'; drop one of them")
         if wants_yarn and not scaling:
             scaling = _UPSTREAM_YARN
         if scaling:

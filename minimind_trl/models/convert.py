@@ -45,9 +45,7 @@ def convert(
     if to not in FORMATS:
         raise CheckpointError(f"--to {to}: choose one of {', '.join(FORMATS)}")
     if to == "native" and destination.suffix != ".pth":
-        raise CheckpointError(
-            f"{destination}: a native checkpoint is a file ending in .pth, such as full_sft_768.pth"
-        )
+        raise CheckpointError(f"{destination}: a native checkpoint is a file ending in .pth, such as full_sft_768.pth")
     if destination.exists() and (destination.is_file() or any(destination.iterdir())):
         raise CheckpointError(f"{destination}: exists already; give a new path or remove it")
     model = load_model(source, dtype=dtype, config_overrides=config_overrides)
@@ -97,13 +95,9 @@ def _save_directory(model: PreTrainedModel, tokenizer, destination: Path) -> Non
 
 def add_cli(verbs) -> None:
     """Register the `convert` verb on the command line's subparsers."""
-    parser = verbs.add_parser(
-        "convert", help="convert a checkpoint between upstream's format, ours and stock twins"
-    )
+    parser = verbs.add_parser("convert", help="convert a checkpoint between upstream's format, ours and stock twins")
     parser.add_argument("source", metavar="SRC", help="directory, Hub id, or upstream's .pth file")
-    parser.add_argument(
-        "destination", metavar="DST", help="directory to create, or a .pth file for --to native"
-    )
+    parser.add_argument("destination", metavar="DST", help="directory to create, or a .pth file for --to native")
     parser.add_argument("--to", required=True, choices=FORMATS)
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "float16", "bfloat16"))
     parser.add_argument("--tokenizer", help="directory with the tokenizer to put beside the weights")

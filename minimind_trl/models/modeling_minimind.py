@@ -130,9 +130,7 @@ class MiniMindExperts(nn.Module):
         self.gate_up_proj = nn.Parameter(
             torch.empty(config.num_experts, 2 * config.moe_intermediate_size, config.hidden_size)
         )
-        self.down_proj = nn.Parameter(
-            torch.empty(config.num_experts, config.hidden_size, config.moe_intermediate_size)
-        )
+        self.down_proj = nn.Parameter(torch.empty(config.num_experts, config.hidden_size, config.moe_intermediate_size))
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(
@@ -275,9 +273,7 @@ class MiniMindModel(MiniMindPreTrainedModel):
                 position_embeddings=position_embeddings,
                 **kwargs,
             )
-        return MoeModelOutputWithPast(
-            last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values
-        )
+        return MoeModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
 
     def _causal_mask(self, inputs_embeds, attention_mask, position_ids, past_key_values):
         and_mask_function = None
@@ -379,9 +375,7 @@ class MiniMindForCausalLM(MiniMindPreTrainedModel, GenerationMixin):
             loss = self.loss_function(logits, labels, self.vocab_size, **kwargs)
         aux_loss = None
         if outputs.router_logits:
-            aux_loss = load_balancing_loss(
-                outputs.router_logits, self.config, hidden_states.shape[:2], attention_mask
-            )
+            aux_loss = load_balancing_loss(outputs.router_logits, self.config, hidden_states.shape[:2], attention_mask)
             if loss is not None and add_aux_loss:
                 loss = loss + self.config.router_aux_loss_coef * aux_loss.to(loss.device)
 

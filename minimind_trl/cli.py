@@ -1,0 +1,29 @@
+"""`minimind-trl <verb>`: exit code 0 when done, 2 on bad input (one line on stderr), 1 on a crash."""
+
+import argparse
+import sys
+
+from transformers.utils.logging import disable_progress_bar
+
+from .errors import InputError
+from .models import convert
+from .tokenization import training
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="minimind-trl", description="MiniMind on the Hugging Face stack")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    convert.add_cli(verbs)
+    training.add_cli(verbs)
+    args = parser.parse_args(argv)
+    disable_progress_bar()  # loading takes a moment, and the bars would stand between the user and the one line
+    try:
+        args.run(args)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

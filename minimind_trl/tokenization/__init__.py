@@ -1,0 +1,52 @@
+"""Text to tokens and back: chat templates with training twins, control tokens in data, tokenizer training."""
+
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerFast
+
+from minimind_trl.tokenization.control_tokens import MessageError, escape_control_tokens, find_control_tokens
+from minimind_trl.tokenization.templates import (
+    GENERATIONS,
+    ChatTemplateError,
+    inference_template,
+    training_template,
+    with_training_template,
+)
+from minimind_trl.tokenization.training import (
+    MIN_VOCAB_SIZE,
+    TokenizerTrainingError,
+    bytes_per_token,
+    iter_texts,
+    save_tokenizer,
+    train_tokenizer,
+)
+
+__all__ = [
+    "GENERATIONS",
+    "MIN_VOCAB_SIZE",
+    "TINY_TOKENIZER_DIR",
+    "ChatTemplateError",
+    "MessageError",
+    "TokenizerTrainingError",
+    "bytes_per_token",
+    "escape_control_tokens",
+    "find_control_tokens",
+    "inference_template",
+    "iter_texts",
+    "save_tokenizer",
+    "tiny_tokenizer",
+    "train_tokenizer",
+    "training_template",
+    "with_training_template",
+]
+
+TINY_TOKENIZER_DIR = Path(__file__).parent / "tiny"
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Return the small tokenizer of MiniMind-3's kind that comes with the package, for tests and first steps.
+
+    Returns:
+        A fresh tokenizer, which the caller may change.
+    """
+    return PreTrainedTokenizerFast.from_pretrained(TINY_TOKENIZER_DIR)

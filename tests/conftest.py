@@ -1,0 +1,68 @@
+"""What the tests share: small random models of every kind, and the upstream material where it is at hand."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may depend on the network
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from minimind_trl.models import MiniMindConfig, MiniMindForCausalLM
+from minimind_trl.tokenization import tiny_tokenizer
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+# Both generations, dense and mixture of experts.
+KINDS = {
+    "dense2": {"family": "minimind2"},
+    "dense3": {"family": "minimind3"},
+    "moe2": {"family": "minimind2", "num_experts": 4},
+    "moe3": {"family": "minimind3", "num_experts": 4},
+}
+
+
+def small_config(kind: str, **overrides) -> MiniMindConfig:
+    sizes = {
+        "vocab_size": 768,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        # far enough from zero that outputs of a random model differ from each other
+        "initializer_range": 0.1,
+    }
+    return MiniMindConfig(**{**sizes, **KINDS[kind], **overrides})
+
+
+@pytest.fixture(params=KINDS)
+def kind(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def model(kind) -> MiniMindForCausalLM:
+    torch.manual_seed(0)
+    return MiniMindForCausalLM(small_config(kind)).eval()
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory) -> dict[str, Path]:
+    """One saved checkpoint with tokenizer per kind; tests must not write into them."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for kind in KINDS:
+        torch.manual_seed(0)
+        MiniMindForCausalLM(small_config(kind)).save_pretrained(folder / kind)
+        tiny_tokenizer().save_pretrained(folder / kind)
+    return {kind: folder / kind for kind in KINDS}
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Upstream's checkpoints, outputs and tokenizers, which lie beside the repository and are not part of it."""
+    folder = REPOSITORY.parent / "shared"
+    if not (folder / "parity").is_dir():
+        pytest.skip("the upstream material (a folder `shared` beside the repository) is not here")
+    return folder

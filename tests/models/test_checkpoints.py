@@ -1,0 +1,230 @@
+"""Upstream's files in and out, stock twins both ways, and what happens to damaged or hostile files."""
+
+import os
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from minimind_trl.cli import main
+from minimind_trl.models import (
+    CheckpointError,
+    MiniMindForCausalLM,
+    MiniMindForSequenceClassification,
+    from_twin,
+    load_model,
+    load_native,
+    save_native,
+    to_twin,
+)
+from minimind_trl.models.checkpoints import read_native_state
+from tests.conftest import small_config
+
+NATIVE = ["minimind2/full_sft_64", "minimind2/full_sft_64_moe", "minimind3/full_sft_64", "minimind3/full_sft_64_moe"]
+TWINS = {"dense2": "llama", "dense3": "qwen3", "moe3": "qwen3_moe"}
+# What a MiniMind2 file cannot tell about the small models here, which have 4 heads where upstream's have 8.
+HEADS = {"num_attention_heads": 4}
+
+
+def assert_same_tensors(a: dict, b: dict):
+    assert a.keys() == b.keys()
+    for key in a:
+        assert a[key].dtype == b[key].dtype and torch.equal(a[key], b[key]), key
+
+
+@pytest.fixture
+def native(model, tmp_path):
+    path = tmp_path / "full_sft_64.pth"
+    save_native(model, path)
+    return path
+
+
+# --- native -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_upstream_files_survive_the_round_trip(shared, name, tmp_path):
+    source = shared / "native" / f"{name}.pth"
+    save_native(load_native(source), tmp_path / "again.pth")
+    assert_same_tensors(read_native_state(source), read_native_state(tmp_path / "again.pth"))
+
+
+def test_a_resume_file_holds_the_same_model(shared):
+    folder = shared / "native" / "minimind3"
+    resumed, plain = load_native(folder / "full_sft_64_resume.pth"), load_native(folder / "full_sft_64.pth")
+    assert resumed.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_the_config_is_inferred_from_the_shapes(native, model, kind):
+    heads = HEADS if model.config.use_qk_norm is False else {}
+    loaded = load_native(native, **heads)
+    skipped = {"initializer_range", "_name_or_path", "router_aux_loss_coef", "max_position_embeddings"}
+    for field, value in model.config.to_dict().items():
+        if field not in skipped | {"dtype", "architectures", "transformers_version"}:
+            assert getattr(loaded.config, field) == value, field
+
+
+def test_what_the_file_cannot_tell_is_printed(native, kind, capsys):
+    load_native(native)
+    printed = capsys.readouterr().out
+    assert ("num_attention_heads=8" in printed) == kind.endswith("2")
+    assert ("num_experts_per_tok" in printed) == kind.startswith("moe")
+
+
+def test_a_head_count_that_does_not_fit_is_refused(tmp_path):
+    save_native(MiniMindForCausalLM(small_config("dense2")), tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"num_attention_heads=7 does not fit.*--num_attention_heads"):
+        load_native(tmp_path / "a.pth", num_attention_heads=7)
+
+
+def test_native_files_are_float16_and_load_as_float32(native):
+    assert {value.dtype for value in read_native_state(native).values()} == {torch.float16}
+    assert load_native(native).dtype == torch.float32
+    assert load_native(native, dtype="auto").dtype == torch.float16
+
+
+def test_every_damaged_tensor_is_named(native, model):
+    state = read_native_state(native)
+    del state["model.layers.0.self_attn.q_proj.weight"]
+    state["model.layers.1.attention_norm.weight"] = state.pop("model.layers.1.input_layernorm.weight")
+    state["model.layers.1.self_attn.k_proj.weight"] = torch.zeros(5, 64)
+    torch.save(state, native)
+    for config in (model.config, None):
+        with pytest.raises(CheckpointError) as error:
+            load_native(native, config)
+        message = str(error.value)
+        assert "2 missing: model.layers.0.self_attn.q_proj.weight, model.layers.1.input_layernorm.weight" in message
+        assert "1 unexpected: model.layers.1.attention_norm.weight" in message
+        assert "model.layers.1.self_attn.k_proj.weight is (5, 64), the config wants (32, 64)" in message
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    torch.save({"model": Hostile()}, tmp_path / "hostile.pth")
+    with pytest.raises(CheckpointError, match=r"refused.*could run code.*mkdir"):
+        load_native(tmp_path / "hostile.pth")
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a readable PyTorch checkpoint"),
+        (b"PK\x03\x04 cut off", "not a readable PyTorch checkpoint"),
+        ([1, 2], "holds no state dict"),
+        ({"weights": torch.ones(2)}, "not a MiniMind checkpoint"),
+    ],
+)
+def test_other_files_are_refused(tmp_path, content, message):
+    path = tmp_path / "other.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(CheckpointError, match=message):
+        load_native(path)
+
+
+def test_an_untied_head_is_not_dropped_silently(native, model):
+    state = read_native_state(native)
+    state["lm_head.weight"] = state["lm_head.weight"] + 1
+    torch.save(state, native)
+    with pytest.raises(CheckpointError, match="tie_word_embeddings=False"):
+        load_native(native, model.config)
+    untied = load_native(native, **HEADS) if not model.config.use_qk_norm else load_native(native)
+    assert not torch.equal(untied.lm_head.weight, untied.model.embed_tokens.weight)
+
+
+def test_weights_too_large_for_float16_are_refused(model, tmp_path):
+    with torch.no_grad():
+        model.model.norm.weight[0] = 1e6
+    with pytest.raises(CheckpointError, match=r"not finite as torch.float16: model.norm.weight"):
+        save_native(model, tmp_path / "a.pth")
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- twins ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "twin"), TWINS.items(), indirect=["kind"])
+@torch.no_grad()
+def test_twins_compute_the_same_and_come_back_bit_for_bit(model, twin):
+    ids = torch.arange(3, 15)[None]
+    stock = to_twin(model)
+    assert stock.config.model_type == twin and type(stock).__module__.startswith("transformers.")
+    torch.testing.assert_close(stock(ids).logits, model(ids).logits, atol=1e-6, rtol=0)
+    again = from_twin(stock)
+    assert_same_tensors(again.state_dict(), model.state_dict())
+
+
+def test_minimind2_moe_has_no_twin():
+    with pytest.raises(CheckpointError, match="no stock twin"):
+        to_twin(MiniMindForCausalLM(small_config("moe2")))
+
+
+def test_a_llama_with_more_than_a_minimind_has_is_refused():
+    config = LlamaConfig(
+        vocab_size=9, hidden_size=16, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, mlp_bias=True
+    )
+    with pytest.raises(CheckpointError, match="this llama has an MLP bias"):
+        from_twin(LlamaForCausalLM(config))
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "twin"), TWINS.items(), indirect=["kind"])
+def test_convert_there_and_back_again(native, tmp_path, twin, kind):
+    heads = ["--num_attention_heads", "4"] if kind == "dense2" else []
+    to = twin.removesuffix("_moe")
+    assert main(["convert", str(native), str(tmp_path / "hf"), "--to", "hf", *heads]) == 0
+    assert main(["convert", str(tmp_path / "hf"), str(tmp_path / "twin"), "--to", to]) == 0
+    assert main(["convert", str(tmp_path / "twin"), str(tmp_path / "back.pth"), "--to", "native"]) == 0
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "twin").config.model_type == twin
+    assert_same_tensors(read_native_state(native), read_native_state(tmp_path / "back.pth"))
+
+
+def test_convert_takes_the_tokenizer_along(checkpoints, tmp_path):
+    assert main(["convert", str(checkpoints["dense3"]), str(tmp_path / "qwen3"), "--to", "qwen3"]) == 0
+    assert (tmp_path / "qwen3" / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{missing}", "{new}", "--to", "hf"], "no such checkpoint directory"),
+        (["{missing}.pth", "{new}", "--to", "hf"], "no such file"),
+        (["{dense3}", "{new}", "--to", "llama"], "use --to qwen3"),
+        (["{moe2}", "{new}", "--to", "qwen3"], "no stock twin"),
+        (["{dense3}", "{new}", "--to", "native"], "ending in .pth"),
+        (["{dense3}", "{dense2}", "--to", "hf"], "exists already"),
+        (["{dense3}", "{new}", "--to", "hf", "--tokenizer", "{missing}"], "no tokenizer there"),
+    ],
+)
+def test_convert_refuses_in_one_line(checkpoints, tmp_path, capsys, arguments, message):
+    paths = {**checkpoints, "missing": tmp_path / "missing", "new": tmp_path / "new"}
+    assert main(["convert", *(argument.format(**paths) for argument in arguments)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+# --- any path ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["dense3"], indirect=True)
+def test_a_pth_works_wherever_a_path_does(native, model):
+    assert_same_tensors(load_model(native).half().state_dict(), model.half().state_dict())
+    reward = load_model(native, MiniMindForSequenceClassification, num_labels=1)
+    assert torch.equal(reward.model.norm.weight.half(), model.half().model.norm.weight)
+
+
+def test_an_incomplete_directory_is_refused(model, tmp_path):
+    state = model.state_dict()
+    del state["model.norm.weight"]
+    model.save_pretrained(tmp_path, state_dict=state)
+    with pytest.raises(CheckpointError, match=r"1 missing: model.norm.weight"):
+        load_model(tmp_path)

@@ -1,0 +1,233 @@
+import argparse
+import json
+
+import pytest
+from datasets import Dataset, DatasetDict
+from transformers import AutoTokenizer
+
+from minimind_trl.tokenization import (
+    MIN_VOCAB_SIZE,
+    TokenizerTrainingError,
+    bytes_per_token,
+    inference_template,
+    iter_texts,
+    save_tokenizer,
+    train_tokenizer,
+)
+from minimind_trl.tokenization.training import add_cli
+
+from .conftest import TEXTS, UPSTREAM
+
+# ----- train_tokenizer
+
+
+def test_the_tokenizer_is_of_minimind_3s_kind(trained):
+    assert len(trained) == trained.vocab_size == 400
+    assert (trained.pad_token_id, trained.unk_token_id, trained.bos_token_id, trained.eos_token_id) == (
+        0,
+        0,
+        1,
+        2,
+    )
+    assert trained.convert_ids_to_tokens([0, 1, 2, 20, 21, 25, 26, 35]) == [
+        *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tts_text_bos_single>"),
+        *("<tool_call>", "<think>", "</think>", "<|buffer9|>"),
+    ]
+    assert trained.chat_template == inference_template("minimind3")
+
+
+def test_the_added_tokens_are_those_of_upstream(trained):
+    if not UPSTREAM.is_dir():
+        pytest.skip("needs the upstream tokenizers in ../shared, which are not part of the project")
+    original = AutoTokenizer.from_pretrained(UPSTREAM / "minimind3")
+    assert {i: vars_of(t) for i, t in trained.added_tokens_decoder.items()} == {
+        i: vars_of(t) for i, t in original.added_tokens_decoder.items()
+    }
+    assert set(trained.all_special_ids) == set(original.all_special_ids)
+
+
+def vars_of(token):
+    return token.content, token.special, token.normalized, token.lstrip, token.rstrip, token.single_word
+
+
+def test_thoughts_survive_decoding_and_control_tokens_do_not(trained):
+    ids = trained.encode("<think>why</think><|im_end|>")
+    assert trained.decode(ids, skip_special_tokens=True) == "<think>why</think>"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "",
+            " ",
+            "\n\n\t \r\n",
+            "  two  spaces ",
+            "don 't ; , .",
+            "naïve Ünïcödé",
+            "从前有一个",
+            "🌞👩‍👩‍👧‍👦",
+        ),
+        *("مرحبا", "\x00\x01\x7f", "\u200b\ufeff\ufffd", "a<|im_end|>b <think> </think>"),
+        "".join(map(chr, range(1, 0x3000))),
+    ],
+)
+def test_any_text_survives_the_round_trip(trained, text):
+    assert trained.decode(trained.encode(text)) == text
+
+
+def test_the_same_texts_give_the_same_file(trained, tmp_path):
+    save_tokenizer(trained, tmp_path / "first")
+    for name in ("second", "third"):  # the hash maps of the Rust trainer are seeded anew each time
+        save_tokenizer(train_tokenizer(TEXTS, vocab_size=400), tmp_path / name)
+        for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+            assert (tmp_path / name / file).read_bytes() == (tmp_path / "first" / file).read_bytes()
+
+
+def test_saved_and_loaded(trained, tmp_path):
+    save_tokenizer(trained, tmp_path / "new" / "tokenizer")
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "new" / "tokenizer")
+    assert loaded.get_vocab() == trained.get_vocab()
+    assert loaded.chat_template == trained.chat_template
+    assert loaded.model_max_length == trained.model_max_length == 131_072
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["tokenizer"], "nothing temporary is left"
+    assert [vars_of(t) for t in loaded.added_tokens_decoder.values()] == [
+        vars_of(t) for t in trained.added_tokens_decoder.values()
+    ]
+
+
+def test_training_makes_the_text_shorter(trained):
+    bytes_only = train_tokenizer(TEXTS, MIN_VOCAB_SIZE)
+    assert bytes_per_token(bytes_only, TEXTS) == 1
+    assert bytes_per_token(trained, TEXTS) > 1.3
+
+
+def test_options_that_cannot_work():
+    with pytest.raises(TokenizerTrainingError, match="vocab_size 291 is too small: choose at least 292"):
+        train_tokenizer(TEXTS, 291)
+    with pytest.raises(TokenizerTrainingError, match="the data holds no text"):
+        train_tokenizer(["", ""], 300)
+    with pytest.raises(TokenizerTrainingError, match=r"too small for vocab_size 6400: it supports only \d{3} tokens"):
+        train_tokenizer(TEXTS, 6400)
+
+
+# ----- iter_texts
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        ({"id": 1, "text": "a\nb"}, "a\nb"),
+        ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, "a\nb"),
+        (
+            {"conversations": [{"role": "assistant", "content": "b", "reasoning_content": "a"}], "gt": ["1"]},
+            "a\nb",
+        ),
+        ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, "a\nb"),
+        ({"prompt": "a", "completion": [{"role": "assistant", "content": "b"}]}, "a\nb"),
+        ({"instruction": "a", "input": "", "output": "b"}, "a\n\nb"),
+    ],
+)
+def test_the_text_of_a_row_is_found(tmp_path, row, text):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    assert list(iter_texts([tmp_path / "rows.jsonl"])) == [text]
+
+
+def test_every_kind_of_file(tmp_path):
+    rows = Dataset.from_dict({"text": ["a", "b"]})
+    rows.to_csv(tmp_path / "x.csv")
+    rows.to_parquet(tmp_path / "x.parquet")
+    rows.to_json(tmp_path / "x.jsonl")
+    (tmp_path / "x.json").write_text('[{"text": "a"}, {"text": "b"}]')
+    rows.save_to_disk(tmp_path / "saved")
+    DatasetDict(train=rows).save_to_disk(tmp_path / "splits")
+    (tmp_path / "folder").mkdir()
+    rows.to_parquet(tmp_path / "folder" / "x.parquet")
+    arrow = next((tmp_path / "saved").glob("*.arrow"))
+    names = ["x.csv", "x.parquet", "x.jsonl", "x.json", "saved", "splits", "folder", arrow]
+    for name in names:
+        assert list(iter_texts([tmp_path / name])) == ["a", "b"], name
+    assert list(iter_texts([tmp_path / name for name in names[:2]])) == ["a", "b", "a", "b"]
+
+
+def test_a_text_file_is_read_in_blocks_of_whole_lines(tmp_path):
+    text = "one\r\n\n  two\n" * 20_000 + "end"
+    (tmp_path / "x.txt").write_bytes(text.encode())
+    blocks = list(iter_texts([tmp_path / "x.txt"]))
+    assert "".join(blocks) == text
+    assert len(blocks) > 3
+    assert all(block.endswith("\n") for block in blocks[:-1])
+
+
+def test_another_text_field(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"id": "7", "story": "Once upon a time"}\n')
+    assert list(iter_texts([tmp_path / "x.jsonl"], "story")) == ["Once upon a time"]
+    with pytest.raises(TokenizerTrainingError, match=r"x\.jsonl: no column that .* id, story; .* --text_field story$"):
+        list(iter_texts([tmp_path / "x.jsonl"]))
+    with pytest.raises(TokenizerTrainingError, match=r"no column 'stories', only: id, story; .* --text_field story$"):
+        list(iter_texts([tmp_path / "x.jsonl"], "stories"))
+
+
+def test_sources_that_cannot_be_read(tmp_path):
+    def error(name, content=None):
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises((TokenizerTrainingError, FileNotFoundError)) as caught:
+            list(iter_texts([tmp_path / name]))
+        return str(caught.value)
+
+    assert "missing.jsonl" in error("missing.jsonl")
+    assert "missing.txt" in error("missing.txt")
+    assert "broken.jsonl: cannot be read: JSON parse error" in error("broken.jsonl", b'{"text": \n')
+    assert "empty.csv: is empty" in error("empty.csv", b"")
+    assert "notes.md: unknown kind of file: convert it to one of .txt" in error("notes.md", b"x")
+    assert "latin.txt: is not UTF-8 text" in error("latin.txt", b"\xe9")
+    assert "column 'text' holds int, not text" in error("numbers.jsonl", b'{"text": 1}\n')
+
+
+# ----- minimind-trl tokenizer train
+
+
+def run(*arguments):
+    parser = argparse.ArgumentParser()
+    add_cli(parser.add_subparsers(required=True))
+    args = parser.parse_args(["tokenizer", "train", *map(str, arguments)])
+    args.run(args)
+
+
+@pytest.fixture
+def stories(tmp_path):
+    Dataset.from_dict({"text": TEXTS}).to_json(tmp_path / "stories.jsonl")
+    return tmp_path / "stories.jsonl"
+
+
+def test_the_command_trains_and_reports(stories, tmp_path, capsys, trained):
+    run(stories, "--vocab_size", 400, "--output_dir", tmp_path / "out")
+    printed = capsys.readouterr().out
+    assert "vocabulary: 400 tokens" in printed
+    assert f"bytes per token: {bytes_per_token(trained, TEXTS):.2f}" in printed
+    assert f"saved to: {tmp_path / 'out'}" in printed
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").get_vocab() == trained.get_vocab()
+
+
+def test_the_command_reads_only_so_many_rows_of_each_file(stories, tmp_path):
+    run(stories, stories, "--vocab_size", 340, "--output_dir", tmp_path / "out", "--max_rows", 1)
+    expected = train_tokenizer([TEXTS[0], TEXTS[0]], 340)
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").get_vocab() == expected.get_vocab()
+
+
+def test_the_command_never_overwrites(stories, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").touch()
+    with pytest.raises(TokenizerTrainingError, match="exists and is not an empty folder: choose another --output_dir"):
+        run(tmp_path / "not even read", "--vocab_size", 400, "--output_dir", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    run(stories, "--vocab_size", 300, "--output_dir", tmp_path / "empty")
+    assert (tmp_path / "empty" / "tokenizer.json").is_file()
+
+
+def test_a_failed_command_leaves_nothing_behind(stories, tmp_path):
+    for options in (["--vocab_size", 6400], ["--vocab_size", 300, "--max_rows", 0]):
+        with pytest.raises(TokenizerTrainingError):
+            run(stories, "--output_dir", tmp_path / "new" / "out", *options)
+    assert not (tmp_path / "new").exists()
