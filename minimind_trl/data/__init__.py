@@ -1,0 +1,6 @@
+"""Mixture files to trainer-ready data sets."""
+
+from .config import Mixture, MixtureError, load_mixture
+from .mixer import DatasetMixer
+
+__all__ = ["DatasetMixer", "Mixture", "MixtureError", "load_mixture"]

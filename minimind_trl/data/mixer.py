@@ -1,0 +1,131 @@
+"""Mixture file in, `DatasetDict` with train and validation out, every dropped row counted under its reason."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
+from datasets.exceptions import DatasetGenerationError
+from transformers import PreTrainedTokenizerBase
+
+from ..tokenization import escape_control_tokens
+from .config import Mixture, MixtureError, Source, load_mixture
+from .schemas import Row, RowError, converter_for
+
+# The column that a phase's trainer reads, and the checkable extras that are kept beside it.
+_COLUMN = {"pretrain": "text", "midtrain": "text", "sft": "messages", "distill": "messages"}
+_KEPT_COLUMNS = ("skill", "answer")
+
+
+class DatasetMixer:
+    """Builds the data sets of one mixture file; local JSONL for the stages that TRL's SFTTrainer trains."""
+
+    def __init__(self, mixture: Mixture, path: Path):
+        self.mixture = mixture
+        self.path = path
+        self.drops: Counter[str] = Counter()
+        self.escaped = 0
+        if mixture.metadata.phase not in _COLUMN:
+            raise MixtureError(
+                f"{path}: phase {mixture.metadata.phase!r} cannot be built yet, use one of {list(_COLUMN)}"
+            )
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> "DatasetMixer":
+        """Read a mixture file.
+
+        Raises:
+            MixtureError: the file or one of its fields is not valid.
+        """
+        return cls(load_mixture(path), Path(path))
+
+    def build(self, tokenizer: PreTrainedTokenizerBase) -> DatasetDict:
+        """Read, convert, split and mix.
+
+        Args:
+            tokenizer: whose control tokens are escaped where they are spelled inside the text (and counted).
+
+        Returns:
+            `DatasetDict` with "train" and "validation", columns `text` or `messages` (+ `tools`), `source`, and the
+            checkable extras `skill` and `answer` where the rows have them.
+
+        Raises:
+            MixtureError: a file is missing or not JSONL, has no usable columns, or a split comes out empty.
+        """
+        train, validation = {}, {}
+        for source in self.mixture.datasets:
+            train[source.name], validation[source.name] = self._splits(source, tokenizer)
+        mixed = DatasetDict(train=self._share(train), validation=concatenate_datasets(list(validation.values())))
+        for split, rows in mixed.items():
+            if len(rows) == 0:
+                raise MixtureError(f"{self.path}: the {split} split is empty{self._reasons()}")
+        return mixed
+
+    def describe(self) -> str:
+        """What was dropped or changed, one line; empty where nothing was."""
+        notes = [f"{count} rows dropped: {reason}" for reason, count in self.drops.most_common()]
+        if self.escaped:
+            notes.append(f"{self.escaped} control tokens inside the text escaped")
+        return "; ".join(notes)
+
+    def _splits(self, source: Source, tokenizer) -> tuple[Dataset, Dataset]:
+        base = self.path.parent / source.source
+        files = source.data_files
+        train = self._rows(source, base / files.train if files else base, tokenizer)
+        if files and files.validation:
+            return train, self._rows(source, base / files.validation, tokenizer)
+        held_out = [self._is_held_out(row) for row in train]
+        return (
+            train.select([i for i, out in enumerate(held_out) if not out]),
+            train.select([i for i, out in enumerate(held_out) if out]),
+        )
+
+    def _is_held_out(self, row: Row) -> bool:
+        # By content, so that a row stays on its side whatever is added, removed or reordered around it.
+        rule = self.mixture.validation
+        content = json.dumps([rule.seed, row], sort_keys=True, ensure_ascii=False)
+        digest = hashlib.sha256(content.encode()).digest()
+        return int.from_bytes(digest[:8], "big") < rule.ratio * 2**64
+
+    def _rows(self, source: Source, file: Path, tokenizer) -> Dataset:
+        if not file.is_file():
+            raise MixtureError(f"{self.path}: datasets.{source.name}: no such file {file}")
+        try:
+            rows = load_dataset("json", data_files=str(file), split="train")
+        except (DatasetGenerationError, ValueError) as error:
+            raise MixtureError(f"{file}: not JSON lines of one schema ({error.__cause__ or error})") from error
+        wanted = _COLUMN[self.mixture.metadata.phase]
+        converter = converter_for(rows.column_names, wanted)
+        if converter is None:
+            raise MixtureError(
+                f"{file}: columns {', '.join(rows.column_names)} cannot be turned into {wanted!r} for phase "
+                f"{self.mixture.metadata.phase}"
+            )
+        converted = [row for row in (self._convert(row, converter, tokenizer) for row in rows) if row is not None]
+        if not converted:
+            raise MixtureError(f"{file}: no row is usable{self._reasons()}")
+        dataset = Dataset.from_list(converted)
+        return dataset.add_column("source", [source.name] * len(dataset))
+
+    def _convert(self, row: Row, converter: Callable[[Row], Row], tokenizer) -> Row | None:
+        try:
+            converted = converter(row)
+        except RowError as error:
+            self.drops[str(error)] += 1
+            return None
+        converted, escaped = escape_control_tokens(converted, tokenizer)
+        self.escaped += escaped
+        return converted | {name: row[name] for name in _KEPT_COLUMNS if name in row}
+
+    def _share(self, rows: dict[str, Dataset]) -> Dataset:
+        """The largest mixture in which every source has exactly its share, without repeating a row."""
+        ratios = {source.name: source.mix_ratio for source in self.mixture.datasets}
+        size = min(len(rows[name]) / ratio for name, ratio in ratios.items())
+        seed = self.mixture.validation.seed
+        parts = [rows[name].shuffle(seed=seed).select(range(round(size * ratio))) for name, ratio in ratios.items()]
+        return concatenate_datasets(parts).shuffle(seed=seed)
+
+    def _reasons(self) -> str:
+        return f" ({self.describe()})" if self.drops else ""

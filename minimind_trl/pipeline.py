@@ -1,0 +1,118 @@
+"""The stages in order on the embedded data, each one measured before and after: what `make demo` runs.
+
+    python -m minimind_trl.pipeline --output_dir runs/demo
+
+Must be started in the repository, where the recipes and their configs are.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from datasets import Dataset
+from rich.console import Console
+from rich.table import Table
+from transformers import logging as transformers_logging
+
+from .data import DatasetMixer
+from .errors import InputError
+from .evaluation import exact_match_by_skill
+from .models import MiniMindConfig, MiniMindForCausalLM, load_model
+from .recipe import run_recipe
+from .tokenization import tiny_tokenizer
+
+_PROMPTS = "data_configs/tiny/sft.yaml"  # whose held-out prompts every stage is asked
+
+
+def run_demo(output_dir: Path) -> dict:
+    """Pretrain, then fine-tune, and report held-out loss and exact match per skill before and after each stage.
+
+    Returns:
+        the report, also written to `output_dir` as `report.json` and `report.md`.
+
+    Raises:
+        InputError: not started in the repository, or the folder holds something already.
+        subprocess.CalledProcessError: a stage failed; its own output says why.
+    """
+    if not Path("recipes/pretrain.py").is_file():
+        raise InputError("the demo runs the recipes of the repository; start it in its top folder")
+    if output_dir.is_dir() and any(output_dir.iterdir()):
+        raise InputError(f"--output_dir {output_dir} is not empty; give a new one or remove it")
+    transformers_logging.disable_progress_bar()
+    started = time.monotonic()
+    tokenizer = tiny_tokenizer()
+    prompts = DatasetMixer.from_yaml(_PROMPTS).build(tokenizer)["validation"]
+
+    untrained = MiniMindForCausalLM(MiniMindConfig.from_preset("tiny", vocab_size=len(tokenizer)))
+    report: dict = {"stages": [], "exact_match": {"untrained": exact_match_by_skill(untrained, tokenizer, prompts)}}
+    for stage, options in (("pretrain", []), ("sft", ["--from_weight", str(output_dir / "pretrain")])):
+        folder = output_dir / stage
+        seconds = _run_stage(stage, ["--output_dir", str(folder), *options])
+        losses = json.loads((folder / "metrics.json").read_text())
+        report["stages"].append({"stage": stage, "seconds": round(seconds, 1), **losses})
+        report["exact_match"][stage] = _ask(folder, tokenizer, prompts)
+    report["seconds"] = round(time.monotonic() - started, 1)
+    _write_report(report, output_dir)
+    return report
+
+
+def _run_stage(stage: str, options: list[str]) -> float:
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml"),
+        *(f"recipes/{stage}.py", "--config", f"recipes/configs/{stage}/tiny.yaml", *options),
+    ]
+    print(f"\n--- {stage}: accelerate launch {' '.join(command[3:])}", flush=True)
+    started = time.monotonic()
+    subprocess.run(command, check=True)
+    return time.monotonic() - started
+
+
+def _ask(folder: Path, tokenizer, prompts: Dataset) -> dict:
+    return exact_match_by_skill(load_model(folder), tokenizer, prompts)
+
+
+def _write_report(report: dict, output_dir: Path) -> None:
+    losses, skills = _tables(report)
+    with (output_dir / "report.md").open("w", encoding="utf-8") as file:
+        console = Console(file=file, width=120)
+        console.print("# minimind-trl demo\n\n```")
+        console.print(losses, skills)
+        console.print(f"```\n\nTook {report['seconds']:.0f} s on this machine, evaluation included.")
+    (output_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    Console(width=None if sys.stdout.isatty() else 120).print(losses, skills)
+    print(f"took {report['seconds']:.0f} s; report in {output_dir / 'report.md'}")
+
+
+def _tables(report: dict) -> tuple[Table, Table]:
+    losses = Table(title="held-out loss")
+    for column in ("stage", "before", "after", "seconds"):
+        losses.add_column(column, justify="left" if column == "stage" else "right")
+    for stage in report["stages"]:
+        before, after = (f"{stage[when]['eval_loss']:.3f}" for when in ("before", "after"))
+        losses.add_row(stage["stage"], before, after, f"{stage['seconds']:.0f}")
+
+    answers = report["exact_match"]
+    skills = Table(title="exact match (and position score) on held-out prompts")
+    skills.add_column("skill")
+    skills.add_column("prompts", justify="right")
+    for column in ("untrained", "after pretrain", "after sft"):
+        skills.add_column(column, justify="right")
+    *_, last_skill, _ = answers["untrained"]
+    for skill, figures in answers["untrained"].items():
+        cells = [answers[stage][skill] for stage in answers]
+        values = [f"{cell['exact_match']:.0%} ({cell['position_score']:.2f})" for cell in cells]
+        skills.add_row(skill, str(figures["prompts"]), *values, end_section=skill == last_skill)
+    return losses, skills
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"))
+    run_demo(parser.parse_args().output_dir)
+
+
+if __name__ == "__main__":
+    run_recipe(main)

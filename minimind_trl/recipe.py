@@ -1,0 +1,269 @@
+"""What the recipes share: arguments, machine defaults, loading, training with evaluation, saving."""
+
+import difflib
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from datasets import DatasetDict
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from trl import SFTConfig, SFTTrainer, TrlParser
+
+from .data import DatasetMixer
+from .errors import InputError
+from .models import PRESETS, MiniMindConfig, MiniMindForCausalLM, load_model
+from .tokenization import TINY_TOKENIZER_DIR, with_training_template
+
+Arguments = TypeVar("Arguments")
+
+
+@dataclass
+class RecipeArguments:
+    """Options of every recipe, beside all of TRL's own."""
+
+    data_config: str = field(metadata={"help": "Mixture file, such as data_configs/tiny/sft.yaml."})
+    preset: str | None = field(
+        default=None, metadata={"help": "Train from scratch: tiny, minimind2-small, minimind2, minimind3, ..."}
+    )
+    from_weight: str | None = field(
+        default=None, metadata={"help": "Start from a checkpoint: a directory, a Hub id or upstream's .pth file."}
+    )
+    tokenizer: str | None = field(
+        default=None,
+        metadata={"help": "Directory or Hub id. Default: the checkpoint's; for --preset tiny the one we ship."},
+    )
+    num_attention_heads: int | None = field(
+        default=None, metadata={"help": "Of a MiniMind2 .pth file, which does not tell it (default 8)."}
+    )
+    eval_interval: int = field(default=500, metadata={"help": "Steps between evaluations; 0 switches them off."})
+    eval_batches: int = field(default=100, metadata={"help": "Batches per evaluation and process, at most."})
+
+    def __post_init__(self):
+        if (self.preset is None) == (self.from_weight is None):
+            raise InputError("give exactly one of --preset (train from scratch) and --from_weight (a checkpoint)")
+        if self.preset is not None and self.preset not in PRESETS:
+            raise InputError(f"--preset {self.preset!r} is unknown; choose one of {', '.join(PRESETS)}")
+        if self.eval_interval < 0:
+            raise InputError(f"--eval_interval {self.eval_interval}: must be 0 (off) or more")
+        if self.eval_batches < 1:
+            raise InputError(f"--eval_batches {self.eval_batches}: must be at least 1; --eval_interval 0 switches off")
+
+
+@dataclass
+class RecipeSFTConfig(SFTConfig):
+    """TRL's SFTConfig with defaults that suit small models and the machine at hand."""
+
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "Trade compute for memory; models of this size fit without."}
+    )
+    max_length: int | None = field(
+        default=None, metadata={"help": "Tokens per row. Default: the mixture's max_seq_length, else 1024."}
+    )
+
+    def __post_init__(self):
+        if not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+            self.use_cpu = True
+        if self.bf16 is None and not self.fp16:
+            self.bf16 = has_fast_bf16(self.use_cpu)
+        super().__post_init__()
+
+
+def has_fast_bf16(use_cpu: bool) -> bool:
+    """Whether the device computes bfloat16 faster than float32 (on CPUs: AVX512-BF16 or AMX)."""
+    if not use_cpu:
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    # /proc/cpuinfo names the feature on Linux; elsewhere float32 is the safe choice
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.exists() and re.search(r"\b(avx512_bf16|amx_bf16)\b", cpuinfo.read_text()) is not None
+
+
+def run_recipe(main: Callable[[], None]) -> None:
+    """Run a recipe's `main`: bad input ends in one line on stderr and exit code 2, all else in a traceback and 1."""
+    try:
+        main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def parse_arguments(*dataclasses: type) -> tuple:
+    """Command line and `--config FILE` (YAML) into dataclasses; the command line wins.
+
+    Raises:
+        InputError: an option that does not exist (with the nearest one that does), or an unreadable config file.
+    """
+    parser = TrlParser(dataclasses, allow_abbrev=False)  # or `--learning_rat` would pass for `--learning_rate`
+    try:
+        return parser.parse_args_and_config()
+    except FileNotFoundError as error:
+        raise InputError(f"--config {error.filename}: no such file") from error
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        known = [option for action in parser._actions for option in action.option_strings]
+        unknown = re.findall(r"'--?([\w-]+)", str(error)) if "argument" in str(error) else []
+        hints = [f"--{name}{_nearest(f'--{name}', known)}" for name in unknown]
+        raise InputError(f"unknown option {'; '.join(hints)}" if hints else str(error)) from error
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def load_tokenizer(args: RecipeArguments) -> PreTrainedTokenizerBase:
+    """The tokenizer that belongs to the model.
+
+    Raises:
+        InputError: none is known for this model; the message says how to give one.
+    """
+    name = args.tokenizer or args.from_weight
+    if args.tokenizer is None:
+        if args.preset == "tiny":
+            name = str(TINY_TOKENIZER_DIR)
+        elif args.preset or (not (Path(name) / "tokenizer_config.json").is_file() and Path(name).exists()):
+            raise InputError(
+                f"{args.preset or name} brings no tokenizer; give --tokenizer DIR (upstream's for its checkpoints, or "
+                "one made by `minimind-trl tokenizer train`)"
+            )
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise InputError(f"no tokenizer at {name}: {str(error).splitlines()[0]}") from error
+
+
+def load_or_create_model(args: RecipeArguments, tokenizer: PreTrainedTokenizerBase, seed: int) -> MiniMindForCausalLM:
+    """The checkpoint of `--from_weight`, or fresh weights of `--preset` in the tokenizer's vocabulary.
+
+    Raises:
+        InputError: the checkpoint cannot be loaded, or its vocabulary is smaller than the tokenizer's.
+    """
+    if args.preset:
+        set_seed(seed)
+        config = MiniMindConfig.from_preset(args.preset)
+        if config.vocab_size != len(tokenizer):
+            print(f"vocabulary: {len(tokenizer)} tokens, the tokenizer's (the preset has {config.vocab_size})")
+            config.vocab_size = len(tokenizer)
+        return MiniMindForCausalLM(config)
+    overrides = {"num_attention_heads": args.num_attention_heads} if args.num_attention_heads else None
+    try:
+        model = load_model(args.from_weight, config_overrides=overrides)
+    except OSError as error:
+        raise InputError(f"--from_weight {args.from_weight}: {str(error).splitlines()[0]}") from error
+    if len(tokenizer) > model.config.vocab_size:
+        raise InputError(
+            f"the tokenizer has {len(tokenizer)} tokens, {args.from_weight} only {model.config.vocab_size}: "
+            "give --tokenizer the one that the checkpoint was trained with"
+        )
+    return model
+
+
+def load_data(
+    args: RecipeArguments, config: SFTConfig, tokenizer: PreTrainedTokenizerBase, phases: tuple[str, ...]
+) -> DatasetDict:
+    """The mixture's train and validation rows; sets `config.max_length` from the mixture where it is unset.
+
+    Raises:
+        InputError: the mixture cannot be built, or is for another phase.
+    """
+    mixer = DatasetMixer.from_yaml(args.data_config)
+    metadata = mixer.mixture.metadata
+    if metadata.phase not in phases:
+        raise InputError(f"{args.data_config}: phase {metadata.phase!r}, but this recipe trains {' or '.join(phases)}")
+    if config.max_length is None:
+        config.max_length = metadata.max_seq_length or 1024
+    data = mixer.build(tokenizer)
+    print(f"data: {len(data['train'])} train and {len(data['validation'])} validation rows of {args.data_config}")
+    if notes := mixer.describe():
+        print(f"data: {notes}")
+    return data
+
+
+def train_sft(
+    args: RecipeArguments,
+    config: SFTConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: DatasetDict,
+) -> dict[str, dict[str, float]]:
+    """Train with TRL's SFTTrainer, evaluating before, during and after; save model, tokenizer and metrics.json.
+
+    Returns:
+        `{"before": ..., "after": ...}`, held-out figures (empty with `--eval_interval 0`).
+
+    Raises:
+        InputError: no training row has a token to learn from.
+    """
+    _refuse_used_folder(config.output_dir, config.resume_from_checkpoint)
+    if args.eval_interval:
+        config.eval_strategy, config.eval_steps = "steps", args.eval_interval
+    trainer = SFTTrainer(
+        model=model,
+        args=config,
+        processing_class=with_training_template(tokenizer) if config.assistant_only_loss else tokenizer,
+        train_dataset=data["train"],
+        eval_dataset=data["validation"] if args.eval_interval else None,
+    )
+    if len(trainer.train_dataset) == 0:
+        raise InputError(f"no training row has a token to learn from within max_length={config.max_length}")
+    if args.eval_interval:
+        rows = args.eval_batches * config.per_device_eval_batch_size * config.world_size
+        trainer.eval_dataset = trainer.eval_dataset.select(range(min(rows, len(trainer.eval_dataset))))
+    _print_plan(trainer)
+
+    metrics = {"before": _evaluate(trainer)} if args.eval_interval else {}
+    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    if args.eval_interval:
+        metrics["after"] = _evaluate(trainer)
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        tokenizer.save_pretrained(config.output_dir)  # the inference template, in place of the training twin
+        _write_json(Path(config.output_dir) / "metrics.json", metrics)
+        _print_result(metrics, config.output_dir)
+    trainer.end()
+    return metrics
+
+
+def _refuse_used_folder(output_dir: str, resume: str | None) -> None:
+    folder = Path(output_dir)
+    if resume is None and folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"--output_dir {output_dir} is not empty; give a new one, or --resume_from_checkpoint")
+
+
+def _print_plan(trainer: SFTTrainer) -> None:
+    config = trainer.args
+    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+    precision = "bf16" if config.bf16 else "fp16" if config.fp16 else "fp32"
+    trainer.accelerator.print(
+        f"model: {parameters:,} parameters, {precision} on {config.device.type}, {config.world_size} process(es); "
+        f"{len(trainer.train_dataset)} rows of at most {config.max_length} tokens"
+    )
+
+
+def _evaluate(trainer: SFTTrainer) -> dict[str, float]:
+    figures = trainer.evaluate()
+    loss = figures["eval_loss"]
+    return {
+        "eval_loss": loss,
+        "perplexity": math.exp(min(loss, 50)),
+        "token_accuracy": figures.get("eval_mean_token_accuracy", math.nan),
+    }
+
+
+def _print_result(metrics: dict[str, dict[str, float]], output_dir: str) -> None:
+    for when, figures in metrics.items():
+        print(f"held-out {when} training: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+    print(f"saved to {output_dir}")
+
+
+def _write_json(path: Path, content: dict) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,33 @@
+"""Pretrain a MiniMind on plain text.
+
+    accelerate launch recipes/pretrain.py --config recipes/configs/pretrain/tiny.yaml
+    accelerate launch recipes/pretrain.py --preset minimind3 --tokenizer DIR --data_config my_mixture.yaml \
+        --output_dir runs/pretrain
+
+Supports: from scratch (`--preset`) or on from a checkpoint (`--from_weight`: directory, Hub id or upstream's `.pth`);
+every option of TRL's SFTConfig; held-out loss before, during and after training.
+Assumes: a mixture of phase pretrain or midtrain. Exit codes: 0 done, 2 bad input (one line says what), 1 crash.
+"""
+
+from minimind_trl.recipe import (
+    RecipeArguments,
+    RecipeSFTConfig,
+    load_data,
+    load_or_create_model,
+    load_tokenizer,
+    parse_arguments,
+    run_recipe,
+    train_sft,
+)
+
+
+def main() -> None:
+    args, config = parse_arguments(RecipeArguments, RecipeSFTConfig)
+    tokenizer = load_tokenizer(args)
+    data = load_data(args, config, tokenizer, phases=("pretrain", "midtrain"))
+    model = load_or_create_model(args, tokenizer, config.seed)
+    train_sft(args, config, model, tokenizer, data)
+
+
+if __name__ == "__main__":
+    run_recipe(main)

@@ -1,0 +1,41 @@
+"""Fine-tune a MiniMind on conversations; the loss counts on the assistant's turns, end-of-turn token included.
+
+    accelerate launch recipes/sft.py --config recipes/configs/sft/tiny.yaml --from_weight runs/demo/pretrain
+    accelerate launch recipes/sft.py --from_weight full_sft_512.pth --tokenizer DIR --data_config my_mixture.yaml \
+        --output_dir runs/sft
+
+Supports: from a checkpoint (`--from_weight`: directory, Hub id or upstream's `.pth`) or from scratch (`--preset`); tool
+calls and reasoning content; every option of TRL's SFTConfig; held-out loss before, during and after training.
+Assumes: a mixture of phase sft or distill, and a tokenizer with a chat template of either MiniMind generation.
+Exit codes: 0 done, 2 bad input (one line says what), 1 crash.
+"""
+
+from dataclasses import dataclass, field
+
+from minimind_trl.recipe import (
+    RecipeArguments,
+    RecipeSFTConfig,
+    load_data,
+    load_or_create_model,
+    load_tokenizer,
+    parse_arguments,
+    run_recipe,
+    train_sft,
+)
+
+
+@dataclass
+class ConversationSFTConfig(RecipeSFTConfig):
+    assistant_only_loss: bool = field(default=True, metadata={"help": "Loss on the assistant's turns only."})
+
+
+def main() -> None:
+    args, config = parse_arguments(RecipeArguments, ConversationSFTConfig)
+    tokenizer = load_tokenizer(args)
+    data = load_data(args, config, tokenizer, phases=("sft", "distill"))
+    model = load_or_create_model(args, tokenizer, config.seed)
+    train_sft(args, config, model, tokenizer, data)
+
+
+if __name__ == "__main__":
+    run_recipe(main)

@@ -1,0 +1,164 @@
+"""One mixture file in, train and validation out, nothing lost without a counted reason."""
+
+import json
+
+import pytest
+import yaml
+
+from minimind_trl.data import DatasetMixer, MixtureError
+from minimind_trl.tokenization import tiny_tokenizer
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write JSONL files and a mixture over them: `write({"a": rows}, ratios={"a": 1.0})` gives the mixture's path."""
+
+    def write_mixture(sources: dict[str, list], phase="pretrain", ratios=None, **extra):
+        datasets = []
+        for name, rows in sources.items():
+            text = "".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows)
+            (tmp_path / f"{name}.jsonl").write_text(text, encoding="utf-8")
+            ratio = (ratios or {}).get(name, 1 / len(sources))
+            datasets.append({"name": name, "source": f"{name}.jsonl", "mix_ratio": ratio})
+        path = tmp_path / "mixture.yaml"
+        path.write_text(yaml.safe_dump({"metadata": {"phase": phase}, "datasets": datasets, **extra}))
+        return path
+
+    return write_mixture
+
+
+def build(path):
+    mixer = DatasetMixer.from_yaml(path)
+    return mixer.build(tiny_tokenizer()), mixer
+
+
+def texts(prefix, count):
+    return [{"text": f"{prefix} {i}"} for i in range(count)]
+
+
+def test_shares_are_exact_and_no_row_comes_twice(write):
+    path = write({"a": texts("a", 300), "b": texts("b", 200)}, ratios={"a": 0.75, "b": 0.25})
+    data, _ = build(path)
+    train = data["train"]
+    sources = train["source"]
+    assert abs(sources.count("a") / len(train) - 0.75) < 0.01
+    assert len(set(train["text"])) == len(train)
+
+
+def test_the_split_is_by_content(write):
+    """A row stays on its side when rows are added and reordered, and no row is on both sides."""
+    small, _ = build(write({"a": texts("a", 300)}, validation={"ratio": 0.2, "seed": 1}))
+    large, _ = build(write({"a": texts("b", 50) + texts("a", 300)[::-1]}, validation={"ratio": 0.2, "seed": 1}))
+    held_out = set(small["validation"]["text"])
+    assert 30 < len(held_out) < 90
+    assert held_out == {text for text in large["validation"]["text"] if text.startswith("a")}
+    assert not held_out & set(large["train"]["text"])
+
+
+def test_dropped_rows_are_counted_under_their_reason(write):
+    rows = [*texts("a", 90), {"text": ""}, {"text": "  "}, {"text": None}]
+    _, mixer = build(write({"a": rows}))
+    assert mixer.describe() == "3 rows dropped: empty text"
+
+
+def test_control_tokens_in_the_data_are_escaped_and_counted(write):
+    data, mixer = build(write({"a": [*texts("a", 90), {"text": "he wrote <|im_end|> and stopped"}]}))
+    rows = [*data["train"]["text"], *data["validation"]["text"]]
+    assert "he wrote < |im_end|> and stopped" in rows
+    assert mixer.describe() == "1 control tokens inside the text escaped"
+
+
+@pytest.mark.parametrize(
+    ("row", "roles"),
+    [
+        ({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}, "user assistant"),
+        (
+            {
+                "conversations": [
+                    {"role": "system", "content": "s", "tools": '[{"name": "f"}]'},
+                    {"role": "user", "content": "q"},
+                    {"role": "assistant", "content": "", "tool_calls": '[{"name": "f", "arguments": {}}]'},
+                    {"role": "tool", "content": "1"},
+                    {"role": "assistant", "content": "a", "reasoning_content": "r"},
+                ]
+            },
+            "system user assistant tool assistant",
+        ),
+        ({"instruction": "q", "input": "", "output": "a"}, "user assistant"),
+    ],
+)
+def test_chat_schemas(write, row, roles):
+    data, _ = build(write({"a": [vary(row, i) for i in range(60)]}, phase="sft"))
+    example = data["train"][0]
+    assert " ".join(message["role"] for message in example["messages"]) == roles
+    assert ("tools" in example) == ("conversations" in row)
+
+
+def vary(row, i):
+    """The same row with other text, so that the content hash spreads the copies over the splits."""
+    return json.loads(json.dumps(row).replace('"q"', f'"q {i}"'))
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        ([{"role": "user", "content": "q"}], "last message is not the assistant's"),
+        ([{"role": "user", "content": "q"}, {"role": "assistant", "content": " "}], "empty assistant message"),
+        ([{"role": "robot", "content": "q"}, {"role": "assistant", "content": "a"}], "unknown role 'robot'"),
+        ([], "no messages"),
+    ],
+)
+def test_unusable_conversations_are_named(write, messages, reason):
+    with pytest.raises(MixtureError, match=f"no row is usable .*{reason}"):
+        build(write({"a": [{"messages": messages, "n": 1}]}, phase="sft"))
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda m: m["datasets"][0].update(mix_ratio=0.9), "mix_ratio sums to 0.9, not 1; normalised values: a: 1"),
+        (lambda m: m["datasets"][0].update(mix_ratio=-1), "datasets.0.mix_ratio"),
+        (
+            lambda m: m["datasets"][0].update(mix_ration=1),
+            "mix_ration: unknown key; did you mean 'mix_ratio'",
+        ),
+        (lambda m: m["metadata"].update(phase="sfft"), "metadata.phase"),
+        (lambda m: m.update(dataset=[]), "dataset: unknown key; did you mean 'datasets'"),
+        (lambda m: m.update(validation={"ratio": 1.5}), "validation.ratio"),
+        (lambda m: m["datasets"].append(m["datasets"][0]), "the name a is used twice"),
+        (lambda m: m["datasets"][0].update(source="missing.jsonl"), "no such file .*missing.jsonl"),
+        (lambda m: m["metadata"].update(phase="sft"), "columns text cannot be turned into 'messages'"),
+    ],
+)
+def test_wrong_mixtures_are_refused(write, edit, message):
+    path = write({"a": texts("a", 60)})
+    mixture = yaml.safe_load(path.read_text())
+    edit(mixture)
+    path.write_text(yaml.safe_dump(mixture))
+    with pytest.raises(MixtureError, match=message):
+        build(path)
+
+
+def test_all_problems_of_a_mixture_come_at_once(tmp_path):
+    path = tmp_path / "m.yaml"
+    path.write_text("metadata: {phase: what, max_seq_length: -3}\ndatasets: []\n")
+    with pytest.raises(MixtureError, match=r"3 problem\(s\)"):
+        DatasetMixer.from_yaml(path)
+
+
+@pytest.mark.parametrize("content", ["", "[1, 2]", "a: [1", "\x00"])
+def test_files_that_are_no_mixture(tmp_path, content):
+    path = tmp_path / "m.yaml"
+    path.write_text(content)
+    with pytest.raises(MixtureError, match=r"m\.yaml"):
+        DatasetMixer.from_yaml(path)
+
+
+def test_broken_json_names_the_file(write):
+    with pytest.raises(MixtureError, match=r"a.jsonl: not JSON lines"):
+        build(write({"a": [*texts("a", 5), '{"text": \n']}))
+
+
+def test_an_empty_validation_split_is_refused(write):
+    with pytest.raises(MixtureError, match="the validation split is empty"):
+        build(write({"a": texts("a", 3)}, validation={"ratio": 0.001, "seed": 0}))

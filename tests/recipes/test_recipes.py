@@ -1,0 +1,150 @@
+"""The recipes, run as a user runs them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from minimind_trl.evaluation import exact_match_by_skill
+from minimind_trl.models import load_model, save_native
+from minimind_trl.tokenization import inference_template, tiny_tokenizer
+from tests.conftest import REPOSITORY
+
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml"]
+QUICK = {"max_steps": 20, "warmup_steps": 2, "eval_interval": 10, "eval_batches": 2}
+
+
+def launch(recipe: str, *options: str, command: list[str] = LAUNCH) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        [*command, f"recipes/{recipe}.py", *options], cwd=REPOSITORY, env=environment, capture_output=True, text=True
+    )
+
+
+def as_options(**values) -> list[str]:
+    return [part for name, value in values.items() for part in (f"--{name}", str(value))]
+
+
+def run(recipe: str, config: str, **values) -> dict:
+    result = launch(recipe, "--config", f"recipes/configs/{recipe}/{config}.yaml", *as_options(**values))
+    assert result.returncode == 0, result.stderr
+    return json.loads((Path(values["output_dir"]) / "metrics.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory) -> Path:
+    """The tiny preset after a few steps of pretraining on the embedded data, by the recipe."""
+    folder = tmp_path_factory.mktemp("runs") / "pretrain"
+    run("pretrain", "tiny", output_dir=folder, **QUICK)
+    return folder
+
+
+def test_pretraining_from_scratch_lowers_the_held_out_loss(pretrained):
+    metrics = json.loads((pretrained / "metrics.json").read_text())
+    assert metrics["after"]["eval_loss"] < metrics["before"]["eval_loss"] - 0.5
+    assert load_model(pretrained).num_parameters() < 1.1e6
+
+
+def test_sft_from_that_checkpoint_lowers_it_too(pretrained, tmp_path):
+    metrics = run("sft", "tiny", from_weight=pretrained, output_dir=tmp_path / "sft", **QUICK)
+    assert metrics["after"]["eval_loss"] < metrics["before"]["eval_loss"] - 0.5
+    # the saved tokenizer carries the inference template, which every engine reads, not the training twin
+    assert "generation %}" not in (tmp_path / "sft" / "chat_template.jinja").read_text()
+    assert (tmp_path / "sft" / "chat_template.jinja").read_text() == inference_template("minimind3")
+
+
+def test_a_native_file_is_a_checkpoint_like_any_other(pretrained, tmp_path):
+    save_native(load_model(pretrained), tmp_path / "pretrain_128.pth")
+    tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    options = {"from_weight": tmp_path / "pretrain_128.pth", "tokenizer": tmp_path / "tokenizer", **QUICK}
+    from_native = run("sft", "tiny", output_dir=tmp_path / "a", **options | {"max_steps": 2})
+    from_folder = run("sft", "tiny", output_dir=tmp_path / "b", **QUICK | {"from_weight": pretrained, "max_steps": 2})
+    # float16 rounding apart
+    assert from_native["before"]["eval_loss"] == pytest.approx(from_folder["before"]["eval_loss"], abs=1e-2)
+
+
+def test_evaluation_can_be_switched_off(pretrained, tmp_path):
+    options = {**QUICK, "eval_interval": 0, "max_steps": 2}
+    assert run("sft", "tiny", from_weight=pretrained, output_dir=tmp_path / "sft", **options) == {}
+
+
+DATA = ["--data_config", "data_configs/tiny/sft.yaml"]
+SFT = [*DATA, "--output_dir", "{new}"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--preset", "tiny", *SFT, "--learning_rat", "1"],
+            "unknown option --learning_rat (did you mean --learning_rate?)",
+        ),
+        (["--preset", "tiny", "--from_weight", "x", *SFT], "exactly one of --preset"),
+        (["--preset", "minimind4", *SFT, "--tokenizer", "{tokenizer}"], "'minimind4' is unknown; choose one of tiny"),
+        (["--preset", "minimind3", *SFT], "minimind3 brings no tokenizer; give --tokenizer"),
+        (["--from_weight", "{new}/nothing", *SFT], "no tokenizer at"),
+        (
+            ["--preset", "tiny", "--data_config", "data_configs/tiny/pretrain.yaml", "--output_dir", "{new}"],
+            "phase 'pretrain'",
+        ),
+        (
+            ["--preset", "tiny", "--data_config", "missing.yaml", "--output_dir", "{new}"],
+            "missing.yaml: no such mixture",
+        ),
+        (
+            ["--preset", "tiny", "--data_config", "data_configs/tiny/sft.yaml", "--output_dir", "{tokenizer}"],
+            "not empty",
+        ),
+        (["--config", "missing.yaml"], "--config missing.yaml: no such file"),
+    ],
+)
+def test_wrong_input_ends_in_one_line_before_training(tmp_path, options, message):
+    tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    paths = {"new": tmp_path / "new", "tokenizer": tmp_path / "tokenizer"}
+    result = launch("sft", *(option.format(**paths) for option in options), command=[sys.executable])
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.splitlines()[-1].startswith("error: ") and message in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.slow
+def test_both_recipes_on_real_text(shared, tmp_path):
+    """TinyStories, then Alpaca, 50 steps each of the tiny preset: the held-out loss falls."""
+    tiny = {"max_steps": 50, "eval_interval": 25, "learning_rate": 3e-3, "warmup_steps": 5}
+    for stage, phase, rows in (("pretrain", "pretrain", "tinystories"), ("sft", "sft", "alpaca")):
+        mixture = {
+            "metadata": {"phase": phase, "max_seq_length": 256},
+            "datasets": [{"name": rows, "source": str(shared / "data" / "real" / f"{rows}.jsonl")}],
+        }
+        (tmp_path / f"{stage}.yaml").write_text(yaml.safe_dump(mixture))
+        values = {**tiny, "data_config": tmp_path / f"{stage}.yaml", "output_dir": tmp_path / stage}
+        if stage == "sft":
+            values["from_weight"] = tmp_path / "pretrain"
+        metrics = run(stage, "tiny", **values)
+        assert metrics["after"]["eval_loss"] < metrics["before"]["eval_loss"] - 0.3, stage
+
+
+@pytest.mark.slow
+def test_the_demo_learns_its_skills(tmp_path):
+    """What `make demo` runs: from near 0 to at least 60% exact match on held-out prompts."""
+    command = [sys.executable, "-m", "minimind_trl.pipeline", "--output_dir", str(tmp_path / "demo")]
+    result = subprocess.run(
+        command, cwd=REPOSITORY, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "demo" / "report.json").read_text())
+    exact = {stage: figures["all"]["exact_match"] for stage, figures in report["exact_match"].items()}
+    assert exact["untrained"] < 0.05 and exact["pretrain"] < 0.1 and exact["sft"] >= 0.6
+    assert "exact match" in (tmp_path / "demo" / "report.md").read_text()
+    # the checkpoint gives the same answers when asked again
+    sft = load_model(tmp_path / "demo" / "sft")
+    rows = [
+        json.loads(line)
+        for line in (REPOSITORY / "data_configs/tiny/data/sft_validation.jsonl").read_text().splitlines()
+    ]
+    assert exact_match_by_skill(sft, tiny_tokenizer(), rows)["all"]["exact_match"] == exact["sft"]
