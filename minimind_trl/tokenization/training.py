@@ -211,8 +211,10 @@ def _strings(value: Any, column: str, source: str | Path) -> Iterator[str]:
         for item in value:
             yield from _strings(item, column, source)
     elif isinstance(value, dict):
+        # The words of a turn's header as MiniMind-3's template writes them, with the blank line that ends an assistant's
+        # think block, so that they become tokens of their own.
         if value.get("role") in ROLES:
-            yield f"{value['role']}\n"  # as the template writes it, so that a turn's header costs two tokens
+            yield "assistant\n" if value["role"] == "assistant" else value["role"]
         yield from (value[key] for key in ("reasoning_content", "content", "value") if isinstance(value.get(key), str))
     elif value is not None:
         raise TokenizerTrainingError(

@@ -1,17 +1,21 @@
 import argparse
 import json
+from pathlib import Path
 
 import pytest
 from datasets import Dataset, DatasetDict
 from transformers import AutoTokenizer
 
+from minimind_trl.models import PRESETS
 from minimind_trl.tokenization import (
     MIN_VOCAB_SIZE,
+    TINY_TOKENIZER_DIR,
     TokenizerTrainingError,
     bytes_per_token,
     inference_template,
     iter_texts,
     save_tokenizer,
+    tiny_tokenizer,
     train_tokenizer,
 )
 from minimind_trl.tokenization.training import add_cli
@@ -113,18 +117,20 @@ def test_options_that_cannot_work():
 
 # ----- iter_texts
 
+CHAT = "user\na\nassistant\n\nb"  # roles as the template writes them
+
 
 @pytest.mark.parametrize(
     ("row", "text"),
     [
         ({"id": 1, "text": "a\nb"}, "a\nb"),
-        ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, "a\nb"),
+        ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, CHAT),
         (
             {"conversations": [{"role": "assistant", "content": "b", "reasoning_content": "a"}], "gt": ["1"]},
-            "a\nb",
+            "assistant\n\na\nb",
         ),
         ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, "a\nb"),
-        ({"prompt": "a", "completion": [{"role": "assistant", "content": "b"}]}, "a\nb"),
+        ({"prompt": "a", "completion": [{"role": "assistant", "content": "b"}]}, "a\nassistant\n\nb"),
         ({"instruction": "a", "input": "", "output": "b"}, "a\n\nb"),
     ],
 )
@@ -231,3 +237,16 @@ def test_a_failed_command_leaves_nothing_behind(stories, tmp_path):
         with pytest.raises(TokenizerTrainingError):
             run(stories, "--output_dir", tmp_path / "new" / "out", *options)
     assert not (tmp_path / "new").exists()
+
+
+def test_the_shipped_tokenizer_is_trained_on_the_embedded_tasks(tmp_path):
+    """The command in the README's "Tokens" section makes `minimind_trl/tokenization/tiny`, byte for byte."""
+    data = Path(__file__).resolve().parents[2] / "data_configs" / "tiny" / "data"
+    texts = iter_texts([data / f"{stage}_train.jsonl" for stage in ("pretrain", "midtrain", "sft")])
+    save_tokenizer(train_tokenizer(texts, len(tiny_tokenizer()), model_max_length=2048), tmp_path / "tiny")
+    for file in TINY_TOKENIZER_DIR.iterdir():
+        assert (tmp_path / "tiny" / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+def test_the_tiny_preset_has_the_shipped_tokenizers_vocabulary():
+    assert PRESETS["tiny"]["vocab_size"] == len(tiny_tokenizer())
