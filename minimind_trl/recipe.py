@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+import yaml
 from datasets import DatasetDict
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers.trainer_utils import IntervalStrategy
 from trl import SFTConfig, SFTTrainer, TrlParser
 
 from .data import DatasetMixer
 from .errors import InputError
 from .models import PRESETS, MiniMindConfig, MiniMindForCausalLM, load_model
+from .models.checkpoints import NATIVE_SUFFIXES
 from .tokenization import TINY_TOKENIZER_DIR, with_training_template
 
 Arguments = TypeVar("Arguments")
@@ -50,6 +53,8 @@ class RecipeArguments:
             raise InputError("give exactly one of --preset (train from scratch) and --from_weight (a checkpoint)")
         if self.preset is not None and self.preset not in PRESETS:
             raise InputError(f"--preset {self.preset!r} is unknown; choose one of {', '.join(PRESETS)}")
+        if self.num_attention_heads is not None and Path(self.from_weight or "").suffix not in NATIVE_SUFFIXES:
+            raise InputError("--num_attention_heads is for a native .pth file; everything else tells its head count")
         if self.eval_interval < 0:
             raise InputError(f"--eval_interval {self.eval_interval}: must be 0 (off) or more")
         if self.eval_batches < 1:
@@ -72,7 +77,16 @@ class RecipeSFTConfig(SFTConfig):
             self.use_cpu = True
         if self.bf16 is None and not self.fp16:
             self.bf16 = has_fast_bf16(self.use_cpu)
+        if self.activation_checkpointing is None:
+            self.activation_checkpointing = self.gradient_checkpointing  # the new name, which transformers warns to use
+        if self.model_init_kwargs:
+            raise InputError(
+                "--model_init_kwargs is not used, the recipe loads the model; give --preset or --from_weight"
+            )
+        if self.eval_steps is not None or self.eval_strategy not in ("no", IntervalStrategy.NO):
+            raise InputError("--eval_steps and --eval_strategy are set by --eval_interval N (steps; 0 is off)")
         super().__post_init__()
+        _refuse_used_folder(self.output_dir, self.resume_from_checkpoint)
 
 
 def has_fast_bf16(use_cpu: bool) -> bool:
@@ -104,6 +118,10 @@ def parse_arguments(*dataclasses: type) -> tuple:
         return parser.parse_args_and_config()
     except FileNotFoundError as error:
         raise InputError(f"--config {error.filename}: no such file") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"--config: not valid YAML: {' '.join(str(error).split())}") from error
+    except IndexError as error:
+        raise InputError("--config needs a file") from error
     except ValueError as error:
         if isinstance(error, InputError):
             raise
@@ -124,7 +142,11 @@ def load_tokenizer(args: RecipeArguments) -> PreTrainedTokenizerBase:
     Raises:
         InputError: none is known for this model; the message says how to give one.
     """
+    if args.from_weight and Path(args.from_weight).suffix in NATIVE_SUFFIXES and not Path(args.from_weight).exists():
+        raise InputError(f"--from_weight {args.from_weight}: no such file")
     name = args.tokenizer or args.from_weight
+    if Path(name or "").is_absolute() and not Path(name).exists():
+        raise InputError(f"{name}: no such file or directory")
     if args.tokenizer is None:
         if args.preset == "tiny":
             name = str(TINY_TOKENIZER_DIR)
@@ -152,11 +174,8 @@ def load_or_create_model(args: RecipeArguments, tokenizer: PreTrainedTokenizerBa
             print(f"vocabulary: {len(tokenizer)} tokens, the tokenizer's (the preset has {config.vocab_size})")
             config.vocab_size = len(tokenizer)
         return MiniMindForCausalLM(config)
-    overrides = {"num_attention_heads": args.num_attention_heads} if args.num_attention_heads else None
-    try:
-        model = load_model(args.from_weight, config_overrides=overrides)
-    except OSError as error:
-        raise InputError(f"--from_weight {args.from_weight}: {str(error).splitlines()[0]}") from error
+    overrides = {} if args.num_attention_heads is None else {"num_attention_heads": args.num_attention_heads}
+    model = load_model(args.from_weight, config_overrides=overrides)
     if len(tokenizer) > model.config.vocab_size:
         raise InputError(
             f"the tokenizer has {len(tokenizer)} tokens, {args.from_weight} only {model.config.vocab_size}: "
@@ -201,7 +220,6 @@ def train_sft(
     Raises:
         InputError: no training row has a token to learn from.
     """
-    _refuse_used_folder(config.output_dir, config.resume_from_checkpoint)
     if args.eval_interval:
         config.eval_strategy, config.eval_steps = "steps", args.eval_interval
     trainer = SFTTrainer(
@@ -233,6 +251,10 @@ def train_sft(
 
 def _refuse_used_folder(output_dir: str, resume: str | None) -> None:
     folder = Path(output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--output_dir {output_dir} is a file; give a folder")
+    if resume is not None and not Path(resume).is_dir():
+        raise InputError(f"--resume_from_checkpoint {resume}: no such folder; give {output_dir}/checkpoint-N")
     if resume is None and folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"--output_dir {output_dir} is not empty; give a new one, or --resume_from_checkpoint")
 

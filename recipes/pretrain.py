@@ -24,8 +24,8 @@ from minimind_trl.recipe import (
 def main() -> None:
     args, config = parse_arguments(RecipeArguments, RecipeSFTConfig)
     tokenizer = load_tokenizer(args)
-    data = load_data(args, config, tokenizer, phases=("pretrain", "midtrain"))
     model = load_or_create_model(args, tokenizer, config.seed)
+    data = load_data(args, config, tokenizer, phases=("pretrain", "midtrain"))
     train_sft(args, config, model, tokenizer, data)
 
 

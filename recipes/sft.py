@@ -32,8 +32,8 @@ class ConversationSFTConfig(RecipeSFTConfig):
 def main() -> None:
     args, config = parse_arguments(RecipeArguments, ConversationSFTConfig)
     tokenizer = load_tokenizer(args)
-    data = load_data(args, config, tokenizer, phases=("sft", "distill"))
     model = load_or_create_model(args, tokenizer, config.seed)
+    data = load_data(args, config, tokenizer, phases=("sft", "distill"))
     train_sft(args, config, model, tokenizer, data)
 
 

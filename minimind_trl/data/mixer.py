@@ -6,8 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
-from datasets.exceptions import DatasetGenerationError
+from datasets import Dataset, DatasetDict, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
 from ..tokenization import escape_control_tokens
@@ -57,10 +56,16 @@ class DatasetMixer:
         train, validation = {}, {}
         for source in self.mixture.datasets:
             train[source.name], validation[source.name] = self._splits(source, tokenizer)
-        mixed = DatasetDict(train=self._share(train), validation=concatenate_datasets(list(validation.values())))
+        # Shuffled, because an evaluation on the first so many rows must see every source.
+        held_out = concatenate_datasets(list(validation.values())).shuffle(seed=self.mixture.validation.seed)
+        mixed = DatasetDict(train=self._share(train), validation=held_out)
         for split, rows in mixed.items():
             if len(rows) == 0:
-                raise MixtureError(f"{self.path}: the {split} split is empty{self._reasons()}")
+                raise MixtureError(
+                    f"{self.path}: the {split} split is empty{self._reasons()}; add rows, or change validation.ratio"
+                )
+        if "tools" in mixed["train"].column_names and not any(any(rows["tools"]) for rows in mixed.values()):
+            mixed = mixed.remove_columns("tools")
         return mixed
 
     def describe(self) -> str:
@@ -92,15 +97,13 @@ class DatasetMixer:
     def _rows(self, source: Source, file: Path, tokenizer) -> Dataset:
         if not file.is_file():
             raise MixtureError(f"{self.path}: datasets.{source.name}: no such file {file}")
-        try:
-            rows = load_dataset("json", data_files=str(file), split="train")
-        except (DatasetGenerationError, ValueError) as error:
-            raise MixtureError(f"{file}: not JSON lines of one schema ({error.__cause__ or error})") from error
+        rows = _read_jsonl(file)
         wanted = _COLUMN[self.mixture.metadata.phase]
-        converter = converter_for(rows.column_names, wanted)
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        converter = converter_for(columns, wanted)
         if converter is None:
             raise MixtureError(
-                f"{file}: columns {', '.join(rows.column_names)} cannot be turned into {wanted!r} for phase "
+                f"{file}: columns {', '.join(columns) or 'none'} cannot be turned into {wanted!r} for phase "
                 f"{self.mixture.metadata.phase}"
             )
         converted = [row for row in (self._convert(row, converter, tokenizer) for row in rows) if row is not None]
@@ -124,8 +127,30 @@ class DatasetMixer:
         ratios = {source.name: source.mix_ratio for source in self.mixture.datasets}
         size = min(len(rows[name]) / ratio for name, ratio in ratios.items())
         seed = self.mixture.validation.seed
-        parts = [rows[name].shuffle(seed=seed).select(range(round(size * ratio))) for name, ratio in ratios.items()]
+        parts = []
+        for name, ratio in ratios.items():
+            count = round(size * ratio)
+            parts.append(rows[name].shuffle(seed=seed).select(range(count)))
+            if left_out := len(rows[name]) - count:
+                self.drops[f"{name} beyond its share"] += left_out
         return concatenate_datasets(parts).shuffle(seed=seed)
 
     def _reasons(self) -> str:
         return f" ({self.describe()})" if self.drops else ""
+
+
+def _read_jsonl(file: Path) -> list[Row]:
+    # Not by `load_dataset`: Arrow would give all objects of a column the union of their keys, tool arguments included.
+    rows = []
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                raise MixtureError(f"{file}, line {number}: not JSON ({error})") from error
+            if not isinstance(row, dict):
+                raise MixtureError(f"{file}, line {number}: a row must be an object, found {type(row).__name__}")
+            rows.append(row)
+    return rows

@@ -1,5 +1,6 @@
 """What a MiniMind is: config, models, checkpoint conversion. Importing this registers the Auto classes."""
 
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -32,6 +33,9 @@ MiniMindConfig.register_for_auto_class()
 for _auto_class, _model_class in _AUTO_CLASSES.items():
     _auto_class.register(MiniMindConfig, _model_class)
     _model_class.register_for_auto_class(_auto_class.__name__)
+
+# Where PEFT puts LoRA when it is not told: as for Llama and Qwen3.
+TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING[MiniMindConfig.model_type] = ["q_proj", "v_proj"]
 
 __all__ = [
     "PRESETS",

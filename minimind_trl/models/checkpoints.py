@@ -4,15 +4,17 @@ A native file is a plain state dict in float16, `{stage}_{hidden}[_moe].pth`; a 
 keys are ours, except that it keeps every expert's three matrices apart where we stack the experts of a layer.
 """
 
+import copy
+import dataclasses
 import os
 import pickle
 import re
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
@@ -32,11 +34,21 @@ from .modeling_minimind import MiniMindForCausalLM
 
 NATIVE_SUFFIXES = (".pth", ".pt", ".safetensors")
 TWIN_TYPES = ("llama", "qwen3", "qwen3_moe")
-_LISTED = 20  # tensors named per kind of problem before the rest is only counted
+_HUB_KWARGS = ("revision", "token", "subfolder", "cache_dir", "local_files_only", "trust_remote_code")
+_MODEL_KWARGS = ("attn_implementation", "num_labels")
 
 
 class CheckpointError(InputError):
     """A checkpoint that cannot be read, does not fit its config, or has no counterpart in the wanted format."""
+
+
+# Overrides of `load_native`: the config's fields, and the names and switches that it reads besides.
+_KNOWN_FIELDS = {
+    *(field.name for field in dataclasses.fields(MiniMindConfig)),
+    *MiniMindConfig.attribute_map,
+    *_MODEL_KWARGS,
+    *("family", "inference_rope_scaling", "rope_scaling", "rope_theta", "seq_aux", "output_router_logits"),
+}
 
 
 # --- any path ---------------------------------------------------------------------------------------------------------
@@ -63,35 +75,70 @@ def load_model(
         CheckpointError: the file is missing or unreadable, or tensors are missing, unexpected or of another shape.
     """
     path = Path(name_or_path)
-    if path.suffix in NATIVE_SUFFIXES:
-        overrides = {**(config_overrides or {}), **_only(kwargs, "attn_implementation", "num_labels")}
-        return load_native(path, model_class=model_class, dtype=dtype, **overrides)
+    if path.suffix in NATIVE_SUFFIXES and not path.is_dir():
+        return _load_native_as(path, model_class, dtype, config_overrides or {}, kwargs)
+    if config_overrides:
+        raise CheckpointError(f"{name_or_path}: {', '.join(config_overrides)} can be given for a native .pth file only")
     if not path.is_dir() and (path.is_absolute() or str(name_or_path).startswith(".") or path.exists()):
         raise CheckpointError(
             f"{name_or_path}: no such checkpoint directory; give a directory, a Hub id or a .pth file"
         )
-    config = AutoConfig.from_pretrained(name_or_path, **_only(kwargs, "revision", "token"))
+    try:
+        return _load_pretrained(name_or_path, model_class, dtype, kwargs)
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{name_or_path}: cannot be loaded: {_first_line(error)}") from error
+
+
+def _load_native_as(path: Path, model_class, dtype, overrides: dict[str, Any], kwargs: dict[str, Any]):
+    overrides = {**overrides, **{name: kwargs.pop(name) for name in _MODEL_KWARGS if name in kwargs}}
+    if kwargs:
+        raise CheckpointError(f"{path}: {', '.join(kwargs)} means nothing for a native file")
+    return load_native(path, model_class=model_class, dtype=dtype, **overrides)
+
+
+def _load_pretrained(
+    name_or_path, model_class: type[PreTrainedModel], dtype, kwargs: dict[str, Any]
+) -> PreTrainedModel:
+    config = AutoConfig.from_pretrained(name_or_path, **_only(kwargs, *_HUB_KWARGS))
     if config.model_type in TWIN_TYPES:
-        twin = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype, **kwargs)
-        return _with_class(from_twin(twin), model_class)
+        own = _only(kwargs, *_MODEL_KWARGS)
+        rest = {name: value for name, value in kwargs.items() if name not in own}
+        twin = _from_pretrained(AutoModelForCausalLM, name_or_path, dtype=dtype, **rest)
+        return _with_class(from_twin(twin, **own), model_class)
     if config.model_type != MiniMindConfig.model_type:
         raise CheckpointError(
             f"{name_or_path}: model_type {config.model_type!r} is not a MiniMind; "
             f"it must be one of minimind, {', '.join(TWIN_TYPES)}"
         )
-    model, info = model_class.from_pretrained(name_or_path, dtype=dtype, output_loading_info=True, **kwargs)
-    heads = ("score.", "lm_head.")
+    return _from_pretrained(model_class, name_or_path, dtype=dtype, **kwargs)
+
+
+def _from_pretrained(model_class, name_or_path, **kwargs) -> PreTrainedModel:
+    """`from_pretrained`, but tensors that are missing, unexpected or mis-shaped are an error in place of a warning."""
+    model, info = model_class.from_pretrained(
+        name_or_path, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+    )
+    # A new `score` head starts from random weights, and a head that the model has not is left behind; no other tensor.
     _raise_if_any(
         name_or_path,
-        missing=[key for key in info["missing_keys"] if not key.startswith(heads)],
-        unexpected=[key for key in info["unexpected_keys"] if not key.startswith(heads)],
-        mismatched=[str(key) for key in info["mismatched_keys"]],
+        missing=sorted(key for key in info["missing_keys"] if not key.startswith("score.")),
+        unexpected=sorted(key for key in info["unexpected_keys"] if not key.startswith(("score.", "lm_head."))),
+        mismatched=[
+            f"{key} is {tuple(found)}, the config wants {tuple(wanted)}"
+            for key, found, wanted in info["mismatched_keys"]
+        ],
     )
     return model
 
 
 def _only(kwargs: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: kwargs[name] for name in names if name in kwargs}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _with_class(model: MiniMindForCausalLM, model_class: type[PreTrainedModel]) -> PreTrainedModel:
@@ -101,7 +148,7 @@ def _with_class(model: MiniMindForCausalLM, model_class: type[PreTrainedModel]) 
     other = model_class(model.config).to(model.dtype)
     backbone = other if not hasattr(other, "model") else other.model
     backbone.load_state_dict(model.model.state_dict())
-    return other
+    return other.eval()
 
 
 # --- native files -----------------------------------------------------------------------------------------------------
@@ -131,6 +178,8 @@ def load_native(
         CheckpointError: unreadable or unsafe file, or tensors that are missing, unexpected or of another shape: all of
             them are listed in the one error, and nothing is loaded.
     """
+    if unknown := sorted(overrides.keys() - _KNOWN_FIELDS):
+        raise CheckpointError(f"{path}: {', '.join(unknown)} is no field of MiniMindConfig")
     state = read_native_state(path)
     if config is None:
         config = infer_config(state, path, **overrides)
@@ -139,7 +188,9 @@ def load_native(
     _check_native_state(state, config, path)
 
     model = MiniMindForCausalLM(config)
-    model.to(_dtype_of(state) if dtype == "auto" else dtype)
+    if isinstance(dtype, str):
+        dtype = _dtype_of(state) if dtype == "auto" else getattr(torch, dtype)
+    model.to(dtype)
     model.load_state_dict(_stack_experts(state, config))
     model.tie_weights()
     model.config._name_or_path = str(path)
@@ -157,10 +208,14 @@ def save_native(model: MiniMindForCausalLM, path: str | os.PathLike, dtype: torc
     if not isinstance(model, MiniMindForCausalLM):
         raise CheckpointError(f"save_native writes MiniMindForCausalLM models, not {type(model).__name__}")
     path = Path(path)
+    if path.suffix != ".pth":
+        raise CheckpointError(f"{path}: a native checkpoint is a file ending in .pth, such as full_sft_768.pth")
     state = {key: value.cpu() for key, value in _unstack_experts(model.state_dict()).items()}
     too_large = [key for key, value in state.items() if not torch.isfinite(value.to(dtype)).all()]
     if too_large:
-        raise CheckpointError(f"{path}: weights not finite as {dtype}: {_listing(too_large)}; save in float32 instead")
+        raise CheckpointError(f"{path}: weights not finite as {dtype}: {', '.join(too_large)}; save it as float32")
+    if untold := _untold(model.config):
+        print(f"{path}: the file does not tell {', '.join(untold)}, which upstream's loader must be given")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -168,6 +223,16 @@ def save_native(model: MiniMindForCausalLM, path: str | os.PathLike, dtype: torc
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _untold(config: MiniMindConfig) -> list[str]:
+    """Fields that matter to the outputs, differ from the generation's defaults, and leave no trace in the tensors."""
+    family = "minimind3" if config.use_qk_norm else "minimind2"
+    usual = MiniMindConfig(family=family, num_experts=config.num_experts)
+    fields = ["rms_norm_eps", "rope_parameters", "num_experts_per_tok", "norm_topk_prob"]
+    if not config.use_qk_norm:
+        fields.append("num_attention_heads")
+    return [f"{name}={getattr(config, name)}" for name in fields if getattr(config, name) != getattr(usual, name)]
 
 
 def read_native_state(path: str | os.PathLike) -> dict[str, torch.Tensor]:
@@ -179,9 +244,9 @@ def read_native_state(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
-    if path.suffix == ".safetensors":
-        return load_file(path)
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch's own message tells how to switch the protection off, so only the object's name is passed on
@@ -190,43 +255,42 @@ def read_native_state(path: str | os.PathLike) -> dict[str, torch.Tensor]:
         raise CheckpointError(
             f"{path}: refused, the file is not a plain set of tensors and could run code when loaded ({found})"
         ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise CheckpointError(f"{path}: not a readable PyTorch checkpoint ({error})") from error
+    except (RuntimeError, EOFError, OSError, LookupError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: not a readable PyTorch checkpoint ({_first_line(error)})") from error
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
         content = content["model"]  # a resume file
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in content.items()
+    ):
         raise CheckpointError(f"{path}: holds no state dict (a dictionary of tensors, or one under the key 'model')")
     return content
 
 
 def infer_config(state: dict[str, torch.Tensor], path: str | os.PathLike, **overrides) -> MiniMindConfig:
-    """Config of a native state dict, by majority over all tensors so that a damaged one does not mislead.
+    """Config of a native state dict, by majority over its tensors so that a damaged one does not mislead.
 
     Prints which fields the file does not tell. Raises `CheckpointError` where the tensors are not a MiniMind's.
     """
     shapes = {key: tuple(value.shape) for key, value in state.items()}
-    layers = [int(m[1]) for key in shapes if (m := re.match(r"model\.layers\.(\d+)\.", key))]
-    hidden_size = _vote(shapes, r"layernorm\.weight$|^model\.norm\.weight$", 0)
-    intermediate_size = _vote(shapes, r"(gate|up)_proj\.weight$", 0) or _vote(shapes, r"down_proj\.weight$", 1)
-    vocab_size = _vote(shapes, r"^(model\.embed_tokens|lm_head)\.weight$", 0)
-    query_size = _vote(shapes, r"q_proj\.weight$", 0) or _vote(shapes, r"o_proj\.weight$", 1)
-    key_size = _vote(shapes, r"[kv]_proj\.weight$", 0)
-    if not layers or None in (hidden_size, intermediate_size, vocab_size, query_size, key_size):
+    num_layers = _count_indices(shapes, r"^model\.layers\.(\d+)\.")
+    hidden_size = _vote(shapes, (r"layernorm\.weight$|^model\.norm\.weight$", 0), (r"[qkv]_proj\.weight$", 1))
+    intermediate_size = _vote(shapes, (r"(gate|up)_proj\.weight$", 0), (r"down_proj\.weight$", 1))
+    vocab_size = _vote(shapes, (r"^(model\.embed_tokens|lm_head)\.weight$", 0))
+    query_size = _vote(shapes, (r"q_proj\.weight$", 0), (r"o_proj\.weight$", 1))
+    key_size = _vote(shapes, (r"[kv]_proj\.weight$", 0))
+    if not num_layers or None in (hidden_size, intermediate_size, vocab_size, query_size, key_size):
         raise CheckpointError(
             f"{path}: not a MiniMind checkpoint; expected keys such as 'model.layers.0.self_attn.q_proj.weight', "
-            f"found {_listing(sorted(shapes)[:5]) or 'none'}"
+            f"found {', '.join(sorted(shapes)[:5]) or 'none'}"
         )
-    head_dim = _vote(shapes, r"[qk]_norm\.weight$", 0)
+    head_dim = _vote(shapes, (r"[qk]_norm\.weight$", 0))
     family = "minimind2" if head_dim is None else "minimind3"
-    experts = [int(m[1]) for key in shapes if (m := re.search(r"\.experts\.(\d+)\.", key))]
-    shared = [int(m[1]) for key in shapes if (m := re.search(r"\.shared_experts\.(\d+)\.", key))]
-
     assumed: dict[str, Any] = {}
     if head_dim is None:
         heads = overrides.get("num_attention_heads")
         if heads is None:
             heads = assumed["num_attention_heads"] = 8
-        if query_size % heads or key_size % (query_size // heads):
+        if heads < 1 or query_size % heads or key_size % (query_size // heads):
             raise CheckpointError(
                 f"{path}: num_attention_heads={heads} does not fit q_proj of {query_size} and k_proj of {key_size} "
                 "rows; give the number that the model was trained with (--num_attention_heads)"
@@ -237,27 +301,43 @@ def infer_config(state: dict[str, torch.Tensor], path: str | os.PathLike, **over
         "vocab_size": vocab_size,
         "hidden_size": hidden_size,
         "intermediate_size": intermediate_size,
-        "num_hidden_layers": max(layers) + 1,
+        "num_hidden_layers": num_layers,
         "num_attention_heads": query_size // head_dim,
         "num_key_value_heads": key_size // head_dim,
         "head_dim": head_dim,
         "tie_word_embeddings": _is_tied(state),
     }
-    if experts:
-        fields["num_experts"] = max(experts) + 1
-        fields["n_shared_experts"] = max(shared, default=-1) + 1
+    if num_experts := _count_indices(shapes, r"\.mlp\.experts\.(\d+)\."):
+        fields["num_experts"] = num_experts
+        fields["n_shared_experts"] = _count_indices(shapes, r"\.shared_experts\.(\d+)\.")
         if "num_experts_per_tok" not in overrides:
             top_k = FAMILY_DEFAULTS[family]["num_experts_per_tok"]
             fields["num_experts_per_tok"] = assumed["num_experts_per_tok"] = top_k
     if assumed:
         values = ", ".join(f"{name}={value}" for name, value in assumed.items())
         print(f"{path}: the file does not tell {', '.join(assumed)}; assuming {family}'s {values}")
-    return MiniMindConfig(**{**fields, **overrides})
+    try:
+        return MiniMindConfig(**{**fields, **overrides})
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its tensors make no MiniMind: {error}") from error
 
 
-def _vote(shapes: dict[str, tuple[int, ...]], pattern: str, dim: int) -> int | None:
-    sizes = Counter(shape[dim] for key, shape in shapes.items() if re.search(pattern, key) and len(shape) > dim)
+def _vote(shapes: dict[str, tuple[int, ...]], *where: tuple[str, int]) -> int | None:
+    """The most common size over all tensors whose key matches a pattern, along the dimension beside it."""
+    sizes = Counter(
+        shape[dim]
+        for pattern, dim in where
+        for key, shape in shapes.items()
+        if re.search(pattern, key) and len(shape) > dim
+    )
     return sizes.most_common(1)[0][0] if sizes else None
+
+
+def _count_indices(shapes: dict[str, tuple[int, ...]], pattern: str) -> int:
+    """Layers or experts by the numbers in the keys; a number that few tensors carry is taken for a misnamed one."""
+    tensors = Counter(int(match[1]) for key in shapes if (match := re.search(pattern, key)))
+    usual = max(tensors.values(), default=0)
+    return max((index + 1 for index, count in tensors.items() if count > usual / 2), default=0)
 
 
 def _is_tied(state: dict[str, torch.Tensor]) -> bool:
@@ -265,6 +345,12 @@ def _is_tied(state: dict[str, torch.Tensor]) -> bool:
     if head is None or embedding is None or head.shape != embedding.shape:
         return True  # upstream always ties; the missing or mis-shaped tensor is reported by the check
     return torch.equal(head, embedding)
+
+
+def _tied_with(key: str, state: dict[str, torch.Tensor]) -> str:
+    # Of two tied tensors with different shapes, the shapes alone cannot tell which one is damaged.
+    other = {"lm_head.weight": "model.embed_tokens.weight", "model.embed_tokens.weight": "lm_head.weight"}.get(key)
+    return f" (as {other}, to which it is tied, is {tuple(state[other].shape)})" if other in state else ""
 
 
 def _dtype_of(state: dict[str, torch.Tensor]) -> torch.dtype:
@@ -279,7 +365,7 @@ def _check_native_state(state: dict[str, torch.Tensor], config: MiniMindConfig, 
         missing=sorted(expected.keys() - state.keys()),
         unexpected=sorted(state.keys() - expected.keys()),
         mismatched=[
-            f"{key} is {tuple(state[key].shape)}, the config wants {tuple(value.shape)}"
+            f"{key} is {tuple(state[key].shape)}, the config wants {tuple(value.shape)}{_tied_with(key, state)}"
             for key, value in expected.items()
             if key in state and state[key].shape != value.shape
         ],
@@ -293,18 +379,12 @@ def _check_native_state(state: dict[str, torch.Tensor], config: MiniMindConfig, 
 
 def _raise_if_any(path, *, missing: list[str], unexpected: list[str], mismatched: list[str]) -> None:
     problems = [
-        f"{len(keys)} {kind}: {_listing(keys)}"
+        f"{len(keys)} {kind}: {', '.join(keys)}"
         for kind, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", mismatched))
         if keys
     ]
     if problems:
         raise CheckpointError(f"{path}: tensors do not fit the model, nothing was loaded\n  " + "\n  ".join(problems))
-
-
-def _listing(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f", ... and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
 
 
 def _stack_experts(state: dict[str, torch.Tensor], config: MiniMindConfig) -> dict[str, torch.Tensor]:
@@ -383,8 +463,12 @@ def to_twin(model: MiniMindForCausalLM) -> PreTrainedModel:
     return _with_weights_of(model, model_class(config_class(**fields)))
 
 
-def from_twin(twin: PreTrainedModel) -> MiniMindForCausalLM:
+def from_twin(twin: PreTrainedModel, **overrides) -> MiniMindForCausalLM:
     """A Llama, Qwen3 or Qwen3-MoE as a MiniMind, bit for bit; the inverse of `to_twin`.
+
+    Args:
+        twin: the stock model.
+        **overrides: config fields that do not touch the weights, such as `num_labels` for another head.
 
     Raises:
         CheckpointError: the twin uses something that MiniMind has not (sliding window, MLP bias, dense MoE layers).
@@ -408,7 +492,7 @@ def from_twin(twin: PreTrainedModel) -> MiniMindForCausalLM:
     fields["family"] = "minimind2" if config.model_type == "llama" else "minimind3"
     if config.model_type == "qwen3_moe":
         fields |= {name: getattr(config, name) for name in _MOE_FIELDS}
-    return _with_weights_of(twin, MiniMindForCausalLM(MiniMindConfig(**fields)))
+    return _with_weights_of(twin, MiniMindForCausalLM(MiniMindConfig(**{**fields, **overrides})))
 
 
 def _copied(value):
@@ -418,5 +502,6 @@ def _copied(value):
 def _with_weights_of(source: PreTrainedModel, target: PreTrainedModel) -> PreTrainedModel:
     target.to(source.dtype).load_state_dict(source.state_dict())
     target.tie_weights()
+    target.generation_config = copy.deepcopy(source.generation_config)
     target.config._name_or_path = source.config._name_or_path
     return target.eval()

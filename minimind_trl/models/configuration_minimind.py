@@ -7,7 +7,9 @@ import math
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
+from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 # What the two generations do differently where a config does not say. MiniMind-3 is the default.
 FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -68,7 +70,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 2,
         "vocab_size": 556,
         "max_position_embeddings": 2048,
-        "rope_theta": 1e4,  # upstream's 1e6 is for contexts of 32k tokens and barely turns the few dimensions of a head here
         # At this width 0.02 leaves attention so flat that copying, which most tasks build on, takes far longer to form.
         "initializer_range": 0.08,
     },
@@ -170,7 +171,9 @@ class MiniMindConfig(PreTrainedConfig):
             problems.append("output_router_logits=True needs experts (num_experts > 0)")
         if problems:
             raise ValueError("MiniMindConfig: " + "; ".join(problems))
-        kwargs.setdefault("auto_map", dict(_AUTO_MAP))
+        # An upstream config names upstream's code file, which does not travel with what we save.
+        if not str(kwargs.get("auto_map", {}).get("AutoConfig", "")).endswith(_AUTO_MAP["AutoConfig"]):
+            kwargs["auto_map"] = dict(_AUTO_MAP)
         super().__post_init__(**kwargs)
 
     def _family_of(self, kwargs: dict[str, Any]) -> str:
@@ -217,8 +220,9 @@ class MiniMindConfig(PreTrainedConfig):
     def _read_rope(self, kwargs: dict[str, Any], problems: list[str]) -> None:
         scaling = kwargs.pop("rope_scaling", None) or self.rope_parameters
         wants_yarn = kwargs.pop("inference_rope_scaling", None)
-        if wants_yarn is False and scaling and scaling.get("rope_type", scaling.get("type")) == "yarn":
-            problems.append("inference_rope_scaling=False contradicts a rope_scaling of type 'yarn'; drop one of them")
+        rope_type = (scaling or {}).get("rope_type", (scaling or {}).get("type", "default"))
+        if wants_yarn is not None and scaling and wants_yarn != (rope_type == "yarn"):
+            problems.append(f"inference_rope_scaling={wants_yarn} contradicts a rope_scaling of type {rope_type!r}")
         if wants_yarn and not scaling:
             scaling = _UPSTREAM_YARN
         if scaling:
@@ -257,7 +261,7 @@ class MiniMindConfig(PreTrainedConfig):
             f"{name}={getattr(self, name)} must be at least 1"
             for name in (
                 "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-                "num_key_value_heads", "max_position_embeddings",
+                "num_key_value_heads", "head_dim", "max_position_embeddings",
             )
             if getattr(self, name) < 1
         ]  # fmt: skip
@@ -277,6 +281,15 @@ class MiniMindConfig(PreTrainedConfig):
             )
         if self.head_dim % 2:
             problems.append(f"head_dim={self.head_dim} must be even, RoPE rotates it in halves")
+        if self.hidden_act not in ACT2FN:
+            problems.append(
+                f"hidden_act={self.hidden_act!r} is not an activation of transformers, upstream uses 'silu'"
+            )
+        rope_type = (self.rope_parameters or {}).get("rope_type", "default")
+        if rope_type not in ("default", *ROPE_INIT_FUNCTIONS):
+            problems.append(
+                f"rope_type={rope_type!r} is unknown; choose one of default, {', '.join(ROPE_INIT_FUNCTIONS)}"
+            )
         if self.num_experts < 0:
             problems.append(f"num_experts={self.num_experts} must be 0 (dense) or more")
         if self.num_experts > 0:

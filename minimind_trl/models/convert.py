@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
 from .checkpoints import CheckpointError, load_model, save_native, to_twin, twin_type
@@ -31,7 +32,7 @@ def convert(
         destination: directory to create, or the `.pth` file for `to="native"`.
         to: "hf" (MiniMind with its code files), "native" (upstream's `.pth`), "llama" (dense MiniMind2), "qwen3"
             (MiniMind-3; a mixture of experts becomes Qwen3-MoE).
-        dtype: "auto" keeps the source's; "native" is always float16, as upstream's.
+        dtype: "auto" keeps the source's, or writes float16 with `to="native"`, as upstream does.
         tokenizer: where the tokenizer comes from; the source directory when that has one.
         config_overrides: config fields that a native source cannot tell.
 
@@ -50,7 +51,7 @@ def convert(
         raise CheckpointError(f"{destination}: exists already; give a new path or remove it")
     model = load_model(source, dtype=dtype, config_overrides=config_overrides)
     if to == "native":
-        save_native(model, destination)
+        save_native(model, destination, torch.float16 if dtype == "auto" else model.dtype)
         return destination
     model = _in_format(model, to)
     _save_directory(model, _tokenizer_for(source, tokenizer), destination)

@@ -253,7 +253,7 @@ class MiniMindModel(MiniMindPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
 
-        # The mask is built from the caller's cache: an empty one of our own would switch off the packing detection.
+        # Before the cache is made: an empty one would switch off the detection of packed sequences.
         causal_mask = self._causal_mask(inputs_embeds, attention_mask, position_ids, past_key_values)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
@@ -276,13 +276,15 @@ class MiniMindModel(MiniMindPreTrainedModel):
         return MoeModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
 
     def _causal_mask(self, inputs_embeds, attention_mask, position_ids, past_key_values):
+        if type(past_key_values) is DynamicCache and past_key_values.get_seq_length() == 0:
+            past_key_values = None  # transformers looks for packing only where there is no cache
         and_mask_function = None
-        if position_ids is not None and past_key_values is None and not is_tracing(position_ids):
+        if position_ids is not None and past_key_values is None:
             sequences = packed_sequences(position_ids.expand(inputs_embeds.shape[0], -1), attention_mask)
-            if sequences is not None and "flash" in self.config._attn_implementation:
+            if sequences is not None and "flash" in self.config._attn_implementation and not is_tracing(sequences):
                 attention_mask = _check_flash_packing(attention_mask, inputs_embeds.shape[0])
             elif sequences is not None and attention_mask is not None:
-                # transformers looks for packing only where there is no padding mask
+                # nor does it where there is a padding mask
                 and_mask_function = packed_sequence_mask_function(sequences)
         return create_causal_mask(
             config=self.config,
@@ -306,6 +308,8 @@ def packed_sequences(
         return sequences
     if attention_mask.ndim != 2 or attention_mask.shape != position_ids.shape:
         return None  # a prepared mask says itself who sees whom
+    if is_tracing(sequences):
+        return sequences  # a graph cannot depend on what the positions are, so it always masks by sequence
     token = attention_mask.bool()
     last = sequences.masked_fill(~token, -1).amax(-1)
     first = sequences.masked_fill(~token, sequences.shape[-1]).amin(-1)

@@ -145,20 +145,21 @@ def iter_texts(sources: Iterable[str | Path], text_field: str | None = None) -> 
         One text a row, its parts joined by newlines; of a `.txt` file, blocks of whole lines of about 64 KiB.
 
     Raises:
-        TokenizerTrainingError: a source cannot be read, or has no such column.
-        FileNotFoundError: there is no such source.
+        TokenizerTrainingError: a source does not exist, cannot be read, or has no such column.
     """
     for source in sources:
-        if Path(source).suffix == ".txt":
-            yield from _blocks(Path(source))
-            continue
         try:
+            if Path(source).suffix == ".txt":
+                yield from _blocks(Path(source))
+                continue
             for row in _rows(source):
                 columns = _text_columns(row, text_field, source)
                 yield "\n".join(chain.from_iterable(_strings(row.get(name), name, source) for name in columns))
+        except TokenizerTrainingError:
+            raise
+        except FileNotFoundError as error:
+            raise TokenizerTrainingError(f"{source}: no such file, folder or data set") from error
         except (ValueError, ConnectionError) as error:
-            if isinstance(error, TokenizerTrainingError):
-                raise
             raise TokenizerTrainingError(f"{source}: cannot be read: {error}") from error
 
 
@@ -211,8 +212,8 @@ def _strings(value: Any, column: str, source: str | Path) -> Iterator[str]:
         for item in value:
             yield from _strings(item, column, source)
     elif isinstance(value, dict):
-        # The words of a turn's header as MiniMind-3's template writes them, with the blank line that ends an assistant's
-        # think block, so that they become tokens of their own.
+        # The words of a turn's header as MiniMind-3's template writes them, with the blank line that ends an
+        # assistant's think block, so that they become tokens of their own.
         if value.get("role") in ROLES:
             yield "assistant\n" if value["role"] == "assistant" else value["role"]
         yield from (value[key] for key in ("reasoning_content", "content", "value") if isinstance(value.get(key), str))

@@ -36,13 +36,40 @@ def texts(prefix, count):
     return [{"text": f"{prefix} {i}"} for i in range(count)]
 
 
-def test_shares_are_exact_and_no_row_comes_twice(write):
+def test_shares_are_exact_no_row_comes_twice_and_the_rest_is_counted(write):
     path = write({"a": texts("a", 300), "b": texts("b", 200)}, ratios={"a": 0.75, "b": 0.25})
-    data, _ = build(path)
-    train = data["train"]
-    sources = train["source"]
-    assert abs(sources.count("a") / len(train) - 0.75) < 0.01
-    assert len(set(train["text"])) == len(train)
+    data, mixer = build(path)
+    sources, rows = list(data["train"]["source"]), list(data["train"]["text"])
+    assert abs(sources.count("a") / len(rows) - 0.75) < 0.01
+    assert len(set(rows)) == len(rows)
+    left_out = 500 - len(rows) - len(data["validation"])
+    assert mixer.describe() == f"{left_out} rows dropped: b beyond its share"
+
+
+def test_validation_rows_of_all_sources_are_mixed(write):
+    data, _ = build(write({"a": texts("a", 400), "b": texts("b", 400)}, validation={"ratio": 0.2, "seed": 0}))
+    assert len(set(list(data["validation"]["source"])[:20])) == 2
+
+
+def test_tools_and_tool_calls_of_different_rows_stay_apart(write):
+    """Arrow would give every call the union of all rows' arguments, and drop tools that the first row has not."""
+
+    def chat(i, arguments, tools):
+        call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
+        row = {"messages": [{"role": "user", "content": f"q {i}"}, call]}
+        return row | ({"tools": tools} if tools else {})
+
+    rows = [chat(i, {"city": "Rome"} if i % 2 else {"zone": i}, i % 3 and [{"name": "f", "n": i}]) for i in range(60)]
+    for row in rows[::4]:  # as upstream stores them
+        row["messages"][1]["tool_calls"] = json.dumps(row["messages"][1]["tool_calls"])
+        row["tools"] = json.dumps(row["tools"]) if "tools" in row else None
+    data, _ = build(write({"a": rows}, phase="sft", validation={"ratio": 0.3, "seed": 0}))
+    seen = {row["messages"][0]["content"]: row for split in data.values() for row in split}
+    for i in range(60):
+        converted = seen[f"q {i}"]
+        [call] = converted["messages"][1]["tool_calls"]
+        assert json.loads(call["arguments"]) == ({"city": "Rome"} if i % 2 else {"zone": i})
+        assert json.loads(converted["tools"] or "null") == ([{"name": "f", "n": i}] if i % 3 else None)
 
 
 def test_the_split_is_by_content(write):
@@ -88,7 +115,8 @@ def test_control_tokens_in_the_data_are_escaped_and_counted(write):
     ],
 )
 def test_chat_schemas(write, row, roles):
-    data, _ = build(write({"a": [vary(row, i) for i in range(60)]}, phase="sft"))
+    rows = [vary(row, i) for i in range(60)]
+    data, _ = build(write({"a": rows}, phase="sft", validation={"ratio": 0.3, "seed": 0}))
     example = data["train"][0]
     assert " ".join(message["role"] for message in example["messages"]) == roles
     assert ("tools" in example) == ("conversations" in row)
@@ -106,6 +134,10 @@ def vary(row, i):
         ([{"role": "user", "content": "q"}, {"role": "assistant", "content": " "}], "empty assistant message"),
         ([{"role": "robot", "content": "q"}, {"role": "assistant", "content": "a"}], "unknown role 'robot'"),
         ([], "no messages"),
+        ("hello", "messages are not a list of objects"),
+        (["hello"], "messages are not a list of objects"),
+        ([{"role": "assistant", "tool_calls": "[1"}], "tool_calls is not JSON"),
+        ([{"role": "assistant", "tool_calls": '[{"arguments": {}}]'}], "a tool call without a name"),
     ],
 )
 def test_unusable_conversations_are_named(write, messages, reason):
@@ -154,9 +186,12 @@ def test_files_that_are_no_mixture(tmp_path, content):
         DatasetMixer.from_yaml(path)
 
 
-def test_broken_json_names_the_file(write):
-    with pytest.raises(MixtureError, match=r"a.jsonl: not JSON lines"):
-        build(write({"a": [*texts("a", 5), '{"text": \n']}))
+@pytest.mark.parametrize(
+    ("line", "message"), [('{"text": \n', "not JSON"), ("[1]\n", "a row must be an object, found list")]
+)
+def test_a_broken_line_is_named(write, line, message):
+    with pytest.raises(MixtureError, match=rf"a\.jsonl, line 6: {message}"):
+        build(write({"a": [*texts("a", 5), line]}))
 
 
 def test_an_empty_validation_split_is_refused(write):

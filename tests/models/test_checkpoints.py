@@ -1,6 +1,7 @@
 """Upstream's files in and out, stock twins both ways, and what happens to damaged or hostile files."""
 
 import os
+import shutil
 
 import pytest
 import torch
@@ -71,6 +72,17 @@ def test_what_the_file_cannot_tell_is_printed(native, kind, capsys):
     assert ("num_experts_per_tok" in printed) == kind.startswith("moe")
 
 
+def test_what_a_file_will_not_tell_is_printed_when_it_is_written(tmp_path, capsys):
+    usual = MiniMindForCausalLM(small_config("moe3"))
+    save_native(usual, tmp_path / "usual.pth")
+    assert capsys.readouterr().out == ""
+    other = MiniMindForCausalLM(small_config("moe3", num_experts_per_tok=2, rope_theta=1e4))
+    save_native(other, tmp_path / "other.pth")
+    assert (
+        "does not tell rope_parameters={" in (printed := capsys.readouterr().out) and "num_experts_per_tok=2" in printed
+    )
+
+
 def test_a_head_count_that_does_not_fit_is_refused(tmp_path):
     save_native(MiniMindForCausalLM(small_config("dense2")), tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=r"num_attention_heads=7 does not fit.*--num_attention_heads"):
@@ -81,6 +93,7 @@ def test_native_files_are_float16_and_load_as_float32(native):
     assert {value.dtype for value in read_native_state(native).values()} == {torch.float16}
     assert load_native(native).dtype == torch.float32
     assert load_native(native, dtype="auto").dtype == torch.float16
+    assert load_native(native, dtype="bfloat16").dtype == torch.bfloat16
 
 
 def test_every_damaged_tensor_is_named(native, model):
@@ -98,6 +111,29 @@ def test_every_damaged_tensor_is_named(native, model):
         assert "model.layers.1.self_attn.k_proj.weight is (5, 64), the config wants (32, 64)" in message
 
 
+DAMAGED = {
+    "query of the first layer": ("model.layers.0.self_attn.q_proj.weight", torch.zeros(8, 64)),
+    "head": ("lm_head.weight", torch.zeros(5, 64)),
+    "final norm": ("model.norm.weight", torch.zeros(3)),
+    "a layer with a wrong number": ("model.layers.7.input_layernorm.weight", torch.ones(64)),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_one_damaged_tensor_is_named_without_a_config(native, what, kind):
+    state = read_native_state(native)
+    key, state[key] = DAMAGED[what][0], DAMAGED[what][1]
+    torch.save(state, native)
+    with pytest.raises(CheckpointError) as error:
+        load_native(native, **({} if kind.endswith("3") else HEADS))
+    assert key in str(error.value)
+
+
+def test_unknown_overrides_are_refused(native):
+    with pytest.raises(CheckpointError, match="num_atention_heads is no field"):
+        load_native(native, num_atention_heads=4)
+
+
 def test_a_pickle_that_runs_code_is_refused(tmp_path):
     class Hostile:
         def __reduce__(self):
@@ -113,6 +149,8 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path):
     ("content", "message"),
     [
         (b"", "not a readable PyTorch checkpoint"),
+        (b"just some text", "not a readable PyTorch checkpoint|refused"),
+        ({1: torch.ones(2)}, "holds no state dict"),
         (b"PK\x03\x04 cut off", "not a readable PyTorch checkpoint"),
         ([1, 2], "holds no state dict"),
         ({"weights": torch.ones(2)}, "not a MiniMind checkpoint"),
@@ -160,6 +198,28 @@ def test_twins_compute_the_same_and_come_back_bit_for_bit(model, twin):
     assert_same_tensors(again.state_dict(), model.state_dict())
 
 
+@pytest.mark.parametrize(("kind", "twin"), TWINS.items(), indirect=["kind"])
+def test_a_twin_directory_is_a_path_like_any_other(model, twin, tmp_path):
+    stock = to_twin(model)
+    stock.generation_config.temperature = 0.3
+    stock.generation_config.do_sample = True
+    stock.save_pretrained(tmp_path)
+    again = load_model(tmp_path)
+    assert_same_tensors(again.state_dict(), model.state_dict())
+    assert again.generation_config.temperature == 0.3
+    reward = load_model(tmp_path, MiniMindForSequenceClassification, num_labels=1, attn_implementation="eager")
+    assert reward.score.out_features == 1 and reward.config._attn_implementation == "eager" and not reward.training
+
+
+def test_an_incomplete_twin_directory_is_refused(tmp_path):
+    stock = to_twin(MiniMindForCausalLM(small_config("dense3")))
+    state = stock.state_dict()
+    del state["model.layers.0.self_attn.q_proj.weight"]
+    stock.save_pretrained(tmp_path, state_dict=state)
+    with pytest.raises(CheckpointError, match=r"1 missing: model.layers.0.self_attn.q_proj.weight"):
+        load_model(tmp_path)
+
+
 def test_minimind2_moe_has_no_twin():
     with pytest.raises(CheckpointError, match="no stock twin"):
         to_twin(MiniMindForCausalLM(small_config("moe2")))
@@ -187,6 +247,12 @@ def test_convert_there_and_back_again(native, tmp_path, twin, kind):
     assert_same_tensors(read_native_state(native), read_native_state(tmp_path / "back.pth"))
 
 
+def test_convert_to_native_in_float32(checkpoints, tmp_path):
+    path = tmp_path / "a.pth"
+    assert main(["convert", str(checkpoints["dense3"]), str(path), "--to", "native", "--dtype", "float32"]) == 0
+    assert {value.dtype for value in read_native_state(path).values()} == {torch.float32}
+
+
 def test_convert_takes_the_tokenizer_along(checkpoints, tmp_path):
     assert main(["convert", str(checkpoints["dense3"]), str(tmp_path / "qwen3"), "--to", "qwen3"]) == 0
     assert (tmp_path / "qwen3" / "tokenizer.json").is_file()
@@ -197,6 +263,10 @@ def test_convert_takes_the_tokenizer_along(checkpoints, tmp_path):
     [
         (["{missing}", "{new}", "--to", "hf"], "no such checkpoint directory"),
         (["{missing}.pth", "{new}", "--to", "hf"], "no such file"),
+        (["nothing/nowhere", "{new}", "--to", "hf"], "cannot be loaded"),
+        (["{empty}", "{new}", "--to", "hf"], "cannot be loaded"),
+        (["{corrupt}", "{new}", "--to", "hf"], "cannot be loaded"),
+        (["{dense3}", "{new}", "--to", "hf", "--num_attention_heads", "2"], "for a native .pth file only"),
         (["{dense3}", "{new}", "--to", "llama"], "use --to qwen3"),
         (["{moe2}", "{new}", "--to", "qwen3"], "no stock twin"),
         (["{dense3}", "{new}", "--to", "native"], "ending in .pth"),
@@ -205,7 +275,10 @@ def test_convert_takes_the_tokenizer_along(checkpoints, tmp_path):
     ],
 )
 def test_convert_refuses_in_one_line(checkpoints, tmp_path, capsys, arguments, message):
-    paths = {**checkpoints, "missing": tmp_path / "missing", "new": tmp_path / "new"}
+    paths = {**checkpoints, **{name: tmp_path / name for name in ("missing", "new", "empty", "corrupt")}}
+    paths["empty"].mkdir()
+    shutil.copytree(checkpoints["dense3"], paths["corrupt"])
+    (paths["corrupt"] / "model.safetensors").write_bytes(b"not safetensors")
     assert main(["convert", *(argument.format(**paths) for argument in arguments)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1

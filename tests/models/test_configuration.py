@@ -73,6 +73,12 @@ def test_saving_and_loading_keeps_every_field(tmp_path, kind):
         ({"num_experts": -1}, "num_experts=-1 must be 0"),
         ({"hidden_size": 100, "num_attention_heads": 8}, "hidden_size=100 must be a multiple of"),
         ({"head_dim": 15}, "head_dim=15 must be even"),
+        ({"head_dim": -2}, "head_dim=-2 must be at least 1"),
+        ({"hidden_act": "sulu"}, "hidden_act='sulu' is not an activation"),
+        (
+            {"rope_scaling": {"rope_type": "yearn", "factor": 2.0}},
+            "rope_type='yearn' is unknown; choose one of",
+        ),
         ({"num_hidden_layers": 0}, "num_hidden_layers=0 must be at least 1"),
         ({"use_moe": True, "n_routed_experts": 4, "num_experts": 8}, "n_routed_experts=4 contradicts num_experts=8"),
         ({"scoring_func": "sigmoid"}, "scoring_func='sigmoid' is not supported"),
@@ -82,6 +88,10 @@ def test_saving_and_loading_keeps_every_field(tmp_path, kind):
         (
             {"inference_rope_scaling": False, "rope_scaling": {"rope_type": "yarn", "factor": 2.0}},
             "inference_rope_scaling=False contradicts",
+        ),
+        (
+            {"inference_rope_scaling": True, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+            "inference_rope_scaling=True contradicts a rope_scaling of type 'linear'",
         ),
     ],
 )

@@ -3,7 +3,12 @@
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForTokenClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    DynamicCache,
+)
 
 from minimind_trl.models import (
     MiniMindForCausalLM,
@@ -49,6 +54,26 @@ def test_packed_rows_with_padding(model):
     logits = model(rows, position_ids=positions, attention_mask=mask).logits
     torch.testing.assert_close(logits[0], torch.cat([model(a).logits, model(b).logits], dim=1)[0], atol=1e-5, rtol=0)
     torch.testing.assert_close(logits[1, :6], model(c).logits[0], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_an_empty_cache_does_not_hide_packing(model):
+    packed, positions = random_ids(1, 9), torch.tensor([[*range(5), *range(4)]])
+    expected = model(packed, position_ids=positions).logits
+    cached = model(packed, position_ids=positions, past_key_values=DynamicCache(config=model.config)).logits
+    torch.testing.assert_close(cached, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("with_mask", [True, False])
+@torch.no_grad()
+def test_packing_holds_when_compiled(model, with_mask):
+    packed, positions = random_ids(1, 9), torch.tensor([[*range(5), *range(4)]])
+    mask = torch.ones_like(packed) if with_mask else None
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    expected = model(packed, position_ids=positions, attention_mask=mask).logits
+    actual = compiled(packed, position_ids=positions, attention_mask=mask).logits
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_left_padding_is_not_packing():
@@ -234,6 +259,12 @@ def test_lora_trains_saves_reloads_and_merges(model, tmp_path):
     merged = again.merge_and_unload()
     assert type(merged) is MiniMindForCausalLM
     torch.testing.assert_close(merged(ids).logits, trained.logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["dense3"], indirect=True)
+def test_lora_knows_where_to_go(model):
+    adapted = {name for name, _ in get_peft_model(model, LoraConfig()).named_modules() if name.endswith("_proj.lora_A")}
+    assert {name.split(".")[-2] for name in adapted} == {"q_proj", "v_proj"}
 
 
 @pytest.mark.slow
