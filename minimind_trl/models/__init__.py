@@ -9,7 +9,8 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
-from .checkpoints import CheckpointError, from_twin, load_model, load_native, save_native, to_twin
+from ..errors import CheckpointError
+from .checkpoints import load_model, load_native, save_native
 from .configuration_minimind import PRESETS, MiniMindConfig
 from .modeling_minimind import (
     MiniMindForCausalLM,
@@ -18,6 +19,7 @@ from .modeling_minimind import (
     MiniMindModel,
     MiniMindPreTrainedModel,
 )
+from .twins import from_twin, to_twin
 
 _AUTO_CLASSES = {
     AutoModel: MiniMindModel,

@@ -1,10 +1,9 @@
-"""Upstream's `.pth` files <-> MiniMind models <-> their stock twins (Llama, Qwen3, Qwen3-MoE).
+"""Checkpoints from any path, and upstream's `.pth` files in and out.
 
 A native file is a plain state dict in float16, `{stage}_{hidden}[_moe].pth`; a resume file holds one under "model". Its
 keys are ours, except that it keeps every expert's three matrices apart where we stack the experts of a layer.
 """
 
-import copy
 import dataclasses
 import os
 import pickle
@@ -16,30 +15,16 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-    Qwen3MoeConfig,
-    Qwen3MoeForCausalLM,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from ..errors import InputError
+from ..errors import CheckpointError
 from .configuration_minimind import FAMILY_DEFAULTS, MiniMindConfig
 from .modeling_minimind import MiniMindForCausalLM
+from .twins import TWIN_TYPES, from_twin
 
 NATIVE_SUFFIXES = (".pth", ".pt", ".safetensors")
-TWIN_TYPES = ("llama", "qwen3", "qwen3_moe")
 _HUB_KWARGS = ("revision", "token", "subfolder", "cache_dir", "local_files_only", "trust_remote_code")
 _MODEL_KWARGS = ("attn_implementation", "num_labels")
-
-
-class CheckpointError(InputError):
-    """A checkpoint that cannot be read, does not fit its config, or has no counterpart in the wanted format."""
 
 
 # Overrides of `load_native`: the config's fields, and the names and switches that it reads besides.
@@ -418,90 +403,3 @@ def _unstack_experts(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         else:
             native[key] = value
     return native
-
-
-# --- stock twins ------------------------------------------------------------------------------------------------------
-
-_SHARED_FIELDS = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-    "head_dim", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps", "use_cache",
-    "tie_word_embeddings", "rope_parameters", "attention_bias", "attention_dropout", "pad_token_id", "bos_token_id",
-    "eos_token_id",
-)  # fmt: skip
-_MOE_FIELDS = (
-    "num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob", "router_aux_loss_coef",
-    "output_router_logits",
-)  # fmt: skip
-
-
-def twin_type(config: MiniMindConfig) -> str:
-    """Which stock architecture computes the same function: "llama", "qwen3" or "qwen3_moe".
-
-    Raises:
-        CheckpointError: none does (MiniMind2's mixture of experts).
-    """
-    if config.num_experts == 0:
-        return "qwen3" if config.use_qk_norm else "llama"
-    if config.use_qk_norm and config.n_shared_experts == 0:
-        return "qwen3_moe"
-    raise CheckpointError(
-        "a MiniMind2 mixture of experts (shared experts, no QK norm) has no stock twin; convert it --to hf or native"
-    )
-
-
-def to_twin(model: MiniMindForCausalLM) -> PreTrainedModel:
-    """The same weights, bit for bit, as a Llama (MiniMind2), Qwen3 (MiniMind-3) or Qwen3-MoE (MiniMind-3 MoE)."""
-    kind = twin_type(model.config)
-    fields = {name: _copied(getattr(model.config, name)) for name in _SHARED_FIELDS}
-    if kind == "qwen3_moe":
-        fields |= {name: getattr(model.config, name) for name in _MOE_FIELDS}
-    config_class, model_class = {
-        "llama": (LlamaConfig, LlamaForCausalLM),
-        "qwen3": (Qwen3Config, Qwen3ForCausalLM),
-        "qwen3_moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM),
-    }[kind]
-    return _with_weights_of(model, model_class(config_class(**fields)))
-
-
-def from_twin(twin: PreTrainedModel, **overrides) -> MiniMindForCausalLM:
-    """A Llama, Qwen3 or Qwen3-MoE as a MiniMind, bit for bit; the inverse of `to_twin`.
-
-    Args:
-        twin: the stock model.
-        **overrides: config fields that do not touch the weights, such as `num_labels` for another head.
-
-    Raises:
-        CheckpointError: the twin uses something that MiniMind has not (sliding window, MLP bias, dense MoE layers).
-    """
-    config = twin.config
-    if config.model_type not in TWIN_TYPES:
-        raise CheckpointError(f"model_type {config.model_type!r} is no twin of MiniMind, use one of {TWIN_TYPES}")
-    foreign = [
-        what
-        for what, present in (
-            ("an MLP bias", getattr(config, "mlp_bias", False)),
-            ("sliding-window attention", getattr(config, "sliding_window", None) is not None),
-            ("dense layers among the experts", bool(getattr(config, "mlp_only_layers", None))),
-            ("experts in some layers only", getattr(config, "decoder_sparse_step", 1) != 1),
-        )
-        if present
-    ]
-    if foreign:
-        raise CheckpointError(f"this {config.model_type} has {' and '.join(foreign)}, which no MiniMind has")
-    fields = {name: _copied(getattr(config, name)) for name in _SHARED_FIELDS}
-    fields["family"] = "minimind2" if config.model_type == "llama" else "minimind3"
-    if config.model_type == "qwen3_moe":
-        fields |= {name: getattr(config, name) for name in _MOE_FIELDS}
-    return _with_weights_of(twin, MiniMindForCausalLM(MiniMindConfig(**{**fields, **overrides})))
-
-
-def _copied(value):
-    return dict(value) if isinstance(value, dict) else value
-
-
-def _with_weights_of(source: PreTrainedModel, target: PreTrainedModel) -> PreTrainedModel:
-    target.to(source.dtype).load_state_dict(source.state_dict())
-    target.tie_weights()
-    target.generation_config = copy.deepcopy(source.generation_config)
-    target.config._name_or_path = source.config._name_or_path
-    return target.eval()

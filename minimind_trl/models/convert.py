@@ -8,8 +8,10 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
-from .checkpoints import CheckpointError, load_model, save_native, to_twin, twin_type
+from ..errors import CheckpointError
+from .checkpoints import load_model, save_native
 from .modeling_minimind import MiniMindForCausalLM
+from .twins import to_twin, twin_type
 
 FORMATS = ("hf", "native", "llama", "qwen3")
 # Overrides for what a native file does not tell, offered as command-line options.

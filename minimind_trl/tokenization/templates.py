@@ -97,7 +97,7 @@ def training_template(generation: str) -> str:
     """
     if generation not in GENERATIONS:
         raise ValueError(f"unknown MiniMind generation {generation!r}: choose one of {', '.join(GENERATIONS)}")
-    return (Path(__file__).parent / "templates" / f"{generation}.jinja").read_text(encoding="utf-8")
+    return (Path(__file__).parent / "chat_templates" / f"{generation}.jinja").read_text(encoding="utf-8")
 
 
 def inference_template(generation: str) -> str:
