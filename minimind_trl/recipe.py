@@ -234,7 +234,7 @@ def train_sft(
     if args.eval_interval:
         rows = args.eval_batches * config.per_device_eval_batch_size * config.world_size
         trainer.eval_dataset = trainer.eval_dataset.select(range(min(rows, len(trainer.eval_dataset))))
-    _print_plan(trainer)
+    _print_plan(trainer, rows_given=len(data["train"]))
 
     metrics = {"before": _evaluate(trainer)} if args.eval_interval else {}
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
@@ -259,8 +259,12 @@ def _refuse_used_folder(output_dir: str, resume: str | None) -> None:
         raise InputError(f"--output_dir {output_dir} is not empty; give a new one, or --resume_from_checkpoint")
 
 
-def _print_plan(trainer: SFTTrainer) -> None:
+def _print_plan(trainer: SFTTrainer, rows_given: int) -> None:
     config = trainer.args
+    if not config.packing and (dropped := rows_given - len(trainer.train_dataset)):
+        trainer.accelerator.print(
+            f"data: {dropped} train rows dropped: no token to learn from within max_length={config.max_length}"
+        )
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     precision = "bf16" if config.bf16 else "fp16" if config.fp16 else "fp32"
     trainer.accelerator.print(

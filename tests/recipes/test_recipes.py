@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -67,9 +68,13 @@ def test_a_native_file_is_a_checkpoint_like_any_other(pretrained, tmp_path):
     assert from_native["before"]["eval_loss"] == pytest.approx(from_folder["before"]["eval_loss"], abs=1e-2)
 
 
-def test_evaluation_can_be_switched_off(pretrained, tmp_path):
-    options = {**QUICK, "eval_interval": 0, "max_steps": 2}
-    assert run("sft", "tiny", from_weight=pretrained, output_dir=tmp_path / "sft", **options) == {}
+def test_evaluation_can_be_switched_off_and_lost_rows_are_counted(pretrained, tmp_path):
+    options = {**QUICK, "eval_interval": 0, "max_steps": 2, "max_length": 18, "from_weight": pretrained}
+    config = ["--config", "recipes/configs/sft/tiny.yaml"]
+    result = launch("sft", *config, *as_options(output_dir=tmp_path / "sft", **options))
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "sft" / "metrics.json").read_text()) == {}
+    assert re.search(r"data: \d+ train rows dropped: no token to learn from within max_length=18", result.stdout)
 
 
 DATA = ["--data_config", "data_configs/tiny/sft.yaml"]
