@@ -97,7 +97,21 @@ def _load_pretrained(
             f"{name_or_path}: model_type {config.model_type!r} is not a MiniMind; "
             f"it must be one of minimind, {', '.join(TWIN_TYPES)}"
         )
+    if config.num_experts > 0 and (state := _unstacked_state(Path(name_or_path))):
+        config = MiniMindConfig(**{**config.to_dict(), **_only(kwargs, *_MODEL_KWARGS)})
+        return _build_native(state, config, name_or_path, dtype, model_class)
     return _from_pretrained(model_class, name_or_path, dtype=dtype, **kwargs)
+
+
+def _unstacked_state(folder: Path) -> dict[str, torch.Tensor] | None:
+    """The tensors of upstream's own Hugging Face directories of a MoE, which keep every expert apart, or None."""
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    state = {key: value for file in files for key, value in read_native_state(file).items()}
+    if not any(".mlp.experts.0." in key for key in state):
+        return None
+    if "model.embed_tokens.weight" in state:
+        state.setdefault("lm_head.weight", state["model.embed_tokens.weight"])  # safetensors store a tied tensor once
+    return state
 
 
 def _from_pretrained(model_class, name_or_path, **kwargs) -> PreTrainedModel:
@@ -170,8 +184,13 @@ def load_native(
         config = infer_config(state, path, **overrides)
     elif overrides:
         raise CheckpointError(f"{path}: give either config or {', '.join(overrides)}, not both")
-    _check_native_state(state, config, path)
+    return _build_native(state, config, path, dtype, model_class)
 
+
+def _build_native(
+    state: dict[str, torch.Tensor], config: MiniMindConfig, path, dtype, model_class: type[PreTrainedModel]
+) -> PreTrainedModel:
+    _check_native_state(state, config, path)
     model = MiniMindForCausalLM(config)
     if isinstance(dtype, str):
         dtype = _dtype_of(state) if dtype == "auto" else getattr(torch, dtype)

@@ -5,8 +5,9 @@ import json
 import pytest
 import yaml
 
-from minimind_trl.data import DatasetMixer, MixtureError
+from minimind_trl.data import DatasetMixer, MixtureError, load_mixture
 from minimind_trl.tokenization import tiny_tokenizer
+from tests.conftest import REPOSITORY
 
 
 @pytest.fixture
@@ -30,6 +31,13 @@ def write(tmp_path):
 def build(path):
     mixer = DatasetMixer.from_yaml(path)
     return mixer.build(tiny_tokenizer()), mixer
+
+
+@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("data_configs/**/*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_mixture_is_valid_and_its_files_exist(path):
+    for source in load_mixture(path).datasets:
+        for file in (source.data_files.train, source.data_files.validation):
+            assert (path.parent / source.source / file).is_file()
 
 
 def texts(prefix, count):

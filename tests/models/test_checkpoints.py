@@ -1,10 +1,12 @@
 """Upstream's files in and out, stock twins both ways, and what happens to damaged or hostile files."""
 
+import json
 import os
 import shutil
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from minimind_trl.cli import main
@@ -293,6 +295,25 @@ def test_a_pth_works_wherever_a_path_does(native, model):
     assert_same_tensors(load_model(native).half().state_dict(), model.half().state_dict())
     reward = load_model(native, MiniMindForSequenceClassification, num_labels=1)
     assert torch.equal(reward.model.norm.weight.half(), model.half().model.norm.weight)
+
+
+@pytest.mark.parametrize("kind", ["moe2", "moe3"], indirect=True)
+def test_upstreams_own_directory_of_a_moe_loads(native, model, tmp_path):
+    """Its config has the old keys, its tensors keep the experts apart, and the tied head is stored once."""
+    folder = tmp_path / "upstream"
+    folder.mkdir()
+    state = read_native_state(native)
+    del state["lm_head.weight"]
+    save_file(state, folder / "model.safetensors")
+    config = {"model_type": "minimind", "use_moe": True, "auto_map": {"AutoConfig": "model_minimind.MiniMindConfig"}}
+    for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
+        config[name] = getattr(model.config, name)
+    config["num_key_value_heads"] = 2
+    config |= {"n_routed_experts": 4, "n_shared_experts": 1} if model.config.n_shared_experts else {"num_experts": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    loaded = load_model(folder)
+    assert_same_tensors(loaded.half().state_dict(), model.half().state_dict())
+    assert loaded.config.auto_map["AutoConfig"] == "configuration_minimind.MiniMindConfig"
 
 
 def test_an_incomplete_directory_is_refused(model, tmp_path):
