@@ -70,6 +70,7 @@ def test_an_empty_cache_does_not_hide_packing(model):
 def test_packing_holds_when_compiled(model, with_mask):
     packed, positions = random_ids(1, 9), torch.tensor([[*range(5), *range(4)]])
     mask = torch.ones_like(packed) if with_mask else None
+    torch.compiler.reset()  # the graphs of other tests count towards the limit of recompilations
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     expected = model(packed, position_ids=positions, attention_mask=mask).logits
     actual = compiled(packed, position_ids=positions, attention_mask=mask).logits
@@ -271,5 +272,6 @@ def test_lora_knows_where_to_go(model):
 @torch.no_grad()
 def test_compiled_forward_gives_equal_logits(model):
     ids = random_ids(2, 9)
+    torch.compiler.reset()
     compiled = torch.compile(model, fullgraph=True)
     torch.testing.assert_close(compiled(ids).logits, model(ids).logits, atol=1e-5, rtol=1e-5)
