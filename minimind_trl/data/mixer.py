@@ -78,14 +78,21 @@ class DatasetMixer:
     def _splits(self, source: Source, tokenizer) -> tuple[Dataset, Dataset]:
         base = self.path.parent / source.source
         files = source.data_files
-        train = self._rows(source, base / files.train if files else base, tokenizer)
+        rows = self._rows(source, base / files.train if files else base, tokenizer)
+        train = self._dataset(source, rows)
         if files and files.validation:
-            return train, self._rows(source, base / files.validation, tokenizer)
-        held_out = [self._is_held_out(row) for row in train]
+            return train, self._dataset(source, self._rows(source, base / files.validation, tokenizer))
+        # Decided on the rows themselves: in the data set each holds the empty columns that other rows brought.
+        held_out = [self._is_held_out(row) for row in rows]
         return (
             train.select([i for i, out in enumerate(held_out) if not out]),
             train.select([i for i, out in enumerate(held_out) if out]),
         )
+
+    def _dataset(self, source: Source, rows: list[Row]) -> Dataset:
+        extras = [name for name in _KEPT_COLUMNS if any(name in row for row in rows)]
+        # `from_list` takes its columns from the first row, so every row gets all of them.
+        return Dataset.from_list([dict.fromkeys(extras) | row | {"source": source.name} for row in rows])
 
     def _is_held_out(self, row: Row) -> bool:
         # By content, so that a row stays on its side whatever is added, removed or reordered around it.
@@ -94,7 +101,7 @@ class DatasetMixer:
         digest = hashlib.sha256(content.encode()).digest()
         return int.from_bytes(digest[:8], "big") < rule.ratio * 2**64
 
-    def _rows(self, source: Source, file: Path, tokenizer) -> Dataset:
+    def _rows(self, source: Source, file: Path, tokenizer) -> list[Row]:
         if not file.is_file():
             raise MixtureError(f"{self.path}: datasets.{source.name}: no such file {file}")
         rows = _read_jsonl(file)
@@ -109,8 +116,7 @@ class DatasetMixer:
         converted = [row for row in (self._convert(row, converter, tokenizer) for row in rows) if row is not None]
         if not converted:
             raise MixtureError(f"{file}: no row is usable{self._reasons()}")
-        dataset = Dataset.from_list(converted)
-        return dataset.add_column("source", [source.name] * len(dataset))
+        return converted
 
     def _convert(self, row: Row, converter: Callable[[Row], Row], tokenizer) -> Row | None:
         try:

@@ -9,11 +9,12 @@ import os
 import pickle
 import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -25,7 +26,6 @@ from .twins import TWIN_TYPES, from_twin
 NATIVE_SUFFIXES = (".pth", ".pt", ".safetensors")
 _HUB_KWARGS = ("revision", "token", "subfolder", "cache_dir", "local_files_only", "trust_remote_code")
 _MODEL_KWARGS = ("attn_implementation", "num_labels")
-
 
 # Overrides of `load_native`: the config's fields, and the names and switches that it reads besides.
 _KNOWN_FIELDS = {
@@ -105,13 +105,25 @@ def _load_pretrained(
 
 def _unstacked_state(folder: Path) -> dict[str, torch.Tensor] | None:
     """The tensors of upstream's own Hugging Face directories of a MoE, which keep every expert apart, or None."""
-    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    files = sorted(folder.glob("*.safetensors"))
+    if files and not any(_keeps_experts_apart(_safetensors_keys(file)) for file in files):
+        return None  # ours: told from the headers, without reading the weights
+    files = files or sorted(folder.glob("pytorch_model*.bin"))
     state = {key: value for file in files for key, value in read_native_state(file).items()}
-    if not any(".mlp.experts.0." in key for key in state):
+    if not _keeps_experts_apart(state):
         return None
     if "model.embed_tokens.weight" in state:
         state.setdefault("lm_head.weight", state["model.embed_tokens.weight"])  # safetensors store a tied tensor once
     return state
+
+
+def _safetensors_keys(file: Path) -> list[str]:
+    with safe_open(file, framework="pt") as tensors:
+        return list(tensors.keys())
+
+
+def _keeps_experts_apart(keys: Iterable[str]) -> bool:
+    return any(".mlp.experts.0." in key for key in keys)
 
 
 def _from_pretrained(model_class, name_or_path, **kwargs) -> PreTrainedModel:

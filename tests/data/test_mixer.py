@@ -90,6 +90,20 @@ def test_the_split_is_by_content(write):
     assert not held_out & set(large["train"]["text"])
 
 
+def test_columns_of_other_rows_and_the_sources_name_do_not_move_a_row(write):
+    rows = [
+        {"messages": [{"role": "user", "content": f"q {i}"}, {"role": "assistant", "content": "a"}]} for i in range(99)
+    ]
+    thinking = {"role": "assistant", "content": "a", "reasoning_content": "r"}
+    other = {"messages": [{"role": "user", "content": "q"}, thinking], "tools": [{"name": "f"}], "skill": "s"}
+    rule = {"ratio": 0.2, "seed": 0}
+    sides = []
+    for sources in ({"a": rows}, {"b": [*rows, other]}):
+        data, _ = build(write(sources, phase="sft", validation=rule))
+        sides.append({row["messages"][0]["content"] for row in data["validation"]} - {"q"})
+    assert sides[0] == sides[1] and "skill" in data["train"].column_names
+
+
 def test_dropped_rows_are_counted_under_their_reason(write):
     rows = [*texts("a", 90), {"text": ""}, {"text": "  "}, {"text": None}]
     _, mixer = build(write({"a": rows}))
