@@ -5,6 +5,7 @@ import sys
 
 from transformers.utils.logging import disable_progress_bar
 
+from .data import commands
 from .errors import InputError
 from .models import convert
 from .tokenization import training
@@ -15,6 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     convert.add_cli(verbs)
     training.add_cli(verbs)
+    commands.add_cli(verbs)
     args = parser.parse_args(argv)
     disable_progress_bar()  # loading takes a moment, and the bars would stand between the user and the one line
     try:

@@ -1,9 +1,6 @@
 """What the recipes share: arguments, machine defaults, loading, training with evaluation, saving."""
 
-import difflib
-import json
 import math
-import os
 import re
 import sys
 from collections.abc import Callable
@@ -14,12 +11,13 @@ from typing import TypeVar
 import torch
 import yaml
 from datasets import DatasetDict
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer_utils import IntervalStrategy
 from trl import SFTConfig, SFTTrainer, TrlParser
 
-from .data import DatasetMixer
-from .errors import InputError
+from .data import LOCK, DatasetMixer, load_or_prepare
+from .errors import InputError, nearest
+from .files import write_json
 from .models import PRESETS, MiniMindConfig, MiniMindForCausalLM, load_model
 from .models.checkpoints import NATIVE_SUFFIXES
 from .tokenization import TINY_TOKENIZER_DIR, with_training_template
@@ -44,6 +42,13 @@ class RecipeArguments:
     )
     num_attention_heads: int | None = field(
         default=None, metadata={"help": "Of a MiniMind2 .pth file, which does not tell it (default 8)."}
+    )
+    use_prepared: bool = field(
+        default=False,
+        metadata={"help": "Reuse the mixture prepared in --prepared_dir while nothing it was made from has changed."},
+    )
+    prepared_dir: str = field(
+        default="prepared", metadata={"help": "Where --use_prepared keeps mixtures, a folder PHASE_CONFIG for each."}
     )
     eval_interval: int = field(default=500, metadata={"help": "Steps between evaluations; 0 switches them off."})
     eval_batches: int = field(default=100, metadata={"help": "Batches per evaluation and process, at most."})
@@ -127,13 +132,8 @@ def parse_arguments(*dataclasses: type) -> tuple:
             raise
         known = [option for action in parser._actions for option in action.option_strings]
         unknown = re.findall(r"'--?([\w-]+)", str(error)) if "argument" in str(error) else []
-        hints = [f"--{name}{_nearest(f'--{name}', known)}" for name in unknown]
+        hints = [f"--{name}{nearest(f'--{name}', known)}" for name in unknown]
         raise InputError(f"unknown option {'; '.join(hints)}" if hints else str(error)) from error
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def load_tokenizer(args: RecipeArguments) -> PreTrainedTokenizerBase:
@@ -186,8 +186,10 @@ def load_or_create_model(args: RecipeArguments, tokenizer: PreTrainedTokenizerBa
 
 def load_data(
     args: RecipeArguments, config: SFTConfig, tokenizer: PreTrainedTokenizerBase, phases: tuple[str, ...]
-) -> DatasetDict:
-    """The mixture's train and validation rows; sets `config.max_length` from the mixture where it is unset.
+) -> tuple[DatasetDict, DatasetMixer]:
+    """The mixture's train and validation rows, and the mixer, which tells what became of the others.
+
+    Sets `config.max_length` from the mixture where it is unset.
 
     Raises:
         InputError: the mixture cannot be built, or is for another phase.
@@ -198,11 +200,24 @@ def load_data(
         raise InputError(f"{args.data_config}: phase {metadata.phase!r}, but this recipe trains {' or '.join(phases)}")
     if config.max_length is None:
         config.max_length = metadata.max_seq_length or 1024
-    data = mixer.build(tokenizer)
-    print(f"data: {len(data['train'])} train and {len(data['validation'])} validation rows of {args.data_config}")
-    if notes := mixer.describe():
-        print(f"data: {notes}")
-    return data
+    if args.use_prepared:
+        data = load_or_prepare(mixer, Path(args.prepared_dir) / mixer.name, tokenizer)
+    else:
+        data = mixer.build(tokenizer)
+    for line in (args.data_config, *mixer.describe().splitlines()):
+        print(f"data: {line}")
+    return data, mixer
+
+
+class MixtureLockCallback(TrainerCallback):
+    """Puts `mixture.lock.json` into every checkpoint."""
+
+    def __init__(self, mixer: DatasetMixer, tokenizer: PreTrainedTokenizerBase):
+        self.lock = mixer.lock(tokenizer)
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            write_json(Path(args.output_dir) / f"checkpoint-{state.global_step}" / LOCK, self.lock)
 
 
 def train_sft(
@@ -211,6 +226,7 @@ def train_sft(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     data: DatasetDict,
+    mixer: DatasetMixer,
 ) -> dict[str, dict[str, float]]:
     """Train with TRL's SFTTrainer, evaluating before, during and after; save model, tokenizer and metrics.json.
 
@@ -228,6 +244,7 @@ def train_sft(
         processing_class=with_training_template(tokenizer) if config.assistant_only_loss else tokenizer,
         train_dataset=data["train"],
         eval_dataset=data["validation"] if args.eval_interval else None,
+        callbacks=[MixtureLockCallback(mixer, tokenizer)],
     )
     if len(trainer.train_dataset) == 0:
         raise InputError(f"no training row has a token to learn from within max_length={config.max_length}")
@@ -243,7 +260,9 @@ def train_sft(
     trainer.save_model()
     if trainer.is_world_process_zero():
         tokenizer.save_pretrained(config.output_dir)  # the inference template, in place of the training twin
-        _write_json(Path(config.output_dir) / "metrics.json", metrics)
+        write_json(Path(config.output_dir) / "metrics.json", metrics)
+        write_json(Path(config.output_dir) / LOCK, mixer.lock(tokenizer))
+        _write_model_card(trainer, mixer)
         _print_result(metrics, config.output_dir)
     trainer.end()
     return metrics
@@ -289,7 +308,7 @@ def _print_result(metrics: dict[str, dict[str, float]], output_dir: str) -> None
     print(f"saved to {output_dir}")
 
 
-def _write_json(path: Path, content: dict) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+def _write_model_card(trainer: SFTTrainer, mixer: DatasetMixer) -> None:
+    trainer.create_model_card()
+    card = Path(trainer.args.output_dir) / "README.md"
+    card.write_text(f"{card.read_text(encoding='utf-8').rstrip()}\n\n## Training data\n\n{mixer.markdown()}", "utf-8")

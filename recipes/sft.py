@@ -33,8 +33,8 @@ def main() -> None:
     args, config = parse_arguments(RecipeArguments, ConversationSFTConfig)
     tokenizer = load_tokenizer(args)
     model = load_or_create_model(args, tokenizer, config.seed)
-    data = load_data(args, config, tokenizer, phases=("sft", "distill"))
-    train_sft(args, config, model, tokenizer, data)
+    data, mixer = load_data(args, config, tokenizer, phases=("sft", "distill"))
+    train_sft(args, config, model, tokenizer, data, mixer)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,17 @@
 """Mixture files to trainer-ready data sets."""
 
-from .config import Mixture, MixtureError, load_mixture
+from ..errors import MixtureError
+from .config import Mixture, load_mixture
 from .mixer import DatasetMixer
+from .prepared import LOCK, load_or_prepare, load_prepared, prepare
 
-__all__ = ["DatasetMixer", "Mixture", "MixtureError", "load_mixture"]
+__all__ = [
+    "LOCK",
+    "DatasetMixer",
+    "Mixture",
+    "MixtureError",
+    "load_mixture",
+    "load_or_prepare",
+    "load_prepared",
+    "prepare",
+]

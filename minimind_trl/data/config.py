@@ -1,111 +1,338 @@
-"""The mixture file: what a `data_configs/*.yaml` may say, checked as a whole before anything is read."""
+"""The mixture file: what a `data_configs/**/*.yaml` may say, checked as a whole before anything is read."""
 
-import difflib
+import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from ..errors import InputError
+from ..errors import MixtureError, nearest
+from .filters import BUILTIN_FILTERS, FilterSpec
+from .schemas import PHASES, REWARD_COLUMNS, SCHEMAS, known_columns
 
 Phase = Literal["pretrain", "midtrain", "sft", "distill", "dpo", "reward", "rlaif"]
+Format = Literal["huggingface", "jsonl", "json", "csv", "parquet", "arrow"]
+SchemaName = Literal[
+    "text", "messages", "conversations", "alpaca", "qa", "prompt_completion", "preference", "prompt"
+]  # fmt: skip
+_SUFFIXES = {".jsonl": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow"}
+_COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+
+Where = tuple[str | int, ...]
 
 
-class MixtureError(InputError):
-    """A mixture file, or the data that it names, cannot be used as it is."""
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _as_data_files(value: Any) -> Any:
+    return {"train": value} if isinstance(value, str | list) else value
+
+
+def _as_dedup(value: Any) -> Any:
+    return {"method": value} if isinstance(value, str) else value
+
+
+Names = Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
 
 class Metadata(_Strict):
     phase: Phase
     description: str = ""
-    version: str = ""
+    version: Annotated[str, BeforeValidator(str)] = ""
+    total_tokens: Annotated[int, Field(gt=0)] | None = None
+    """Training tokens, at most, counted when a tokenizer is given; `size: {tokens: N}` demands them."""
     max_seq_length: Annotated[int, Field(gt=0)] | None = None
     """Tokens per row; the recipe's `max_length` where the command line sets none."""
 
 
 class DataFiles(_Strict):
-    train: str
-    validation: str | None = None
-    """Rows held out for good. Without it, `validation.ratio` of the training rows are held out."""
+    train: Names
+    validation: Names | None = None
+    """Rows held out for good. Without it, `validation.ratio` of the rows are held out."""
 
 
-class Source(_Strict):
+class Origin(_Strict):
+    """Where rows come from."""
+
     name: str
     source: str
-    """A folder, or a single `.jsonl` file, relative to the mixture file."""
-    format: Literal["jsonl"] = "jsonl"
-    data_files: DataFiles | None = None
-    mix_ratio: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of the mixture's training rows."""
+    """A Hub id, or a file or folder relative to the mixture file."""
+    format: Format | None = None
+    """Default: by the file's ending; without one, the Hub."""
+    config_name: str | None = None
+    data_dir: str | None = None
+    data_files: Annotated[DataFiles, BeforeValidator(_as_data_files)] | None = None
+    revision: str | None = None
+    splits: Names = ["train"]
+
+    @property
+    def format_or_default(self) -> str:
+        """The declared format, or the one that the file names tell."""
+        names = [self.source, *(self.data_files.train if self.data_files else [])]
+        told = (format_of(name) for name in names)
+        return self.format or next((known for known in told if known), "huggingface")
+
+
+class EvalSet(Origin):
+    field: str
+    """The column, or dotted path, whose text must not be trained on."""
+    splits: Names = ["test"]
+
+
+class Source(Origin):
+    mix_ratio: Annotated[float, Field(gt=0, le=1, strict=True)] = 1.0
+    """Share of the mixture's rows."""
+    schema_: Annotated[SchemaName | None, Field(alias="schema")] = None
+    fields: dict[str, str] = {}
+    """The schema's name for a column: this source's name for it (a dotted path reaches inside)."""
+    text_field: str | None = None
+    """Short for `fields: {text: ...}`; used by the schema `text`."""
+    keep_columns: list[str] | None = None
+    """Columns passed through beside the phase's own. Default: in phase rlaif `answer`, `gt` and `skill`."""
+    validation_splits: Names | None = None
+    max_samples: Annotated[int, Field(gt=0)] | None = None
+    max_repetition: Annotated[int, Field(ge=1)] = 1
+    filters: list[FilterSpec] = []
+
+
+class Size(_Strict):
+    rows: Annotated[int, Field(gt=0)] | None = None
+    tokens: Annotated[int, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _one(self):
+        if (self.rows is None) == (self.tokens is None):
+            raise ValueError("give exactly one of rows and tokens")
+        return self
+
+
+class Dedup(_Strict):
+    method: Literal["exact", "near", "none"] = "exact"
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.8
+    """Jaccard similarity of the word 5-grams from which two rows count as near-duplicates."""
+
+
+class Decontaminate(_Strict):
+    against: Annotated[list[EvalSet], Field(min_length=1)]
+    ngram: Annotated[int, Field(ge=2)] = 13
+    """Words (characters in scripts without spaces) in a row that a training row must not share; 13 as for GPT-3."""
 
 
 class Validation(_Strict):
     ratio: Annotated[float, Field(gt=0, lt=1)] = 0.05
     seed: int = 42
+    stratified: bool = True
+    """Whether the sources have their shares in the validation split too; else every held-out row is in it."""
 
 
 class Mixture(_Strict):
     metadata: Metadata
     datasets: Annotated[list[Source], Field(min_length=1)]
     validation: Validation = Validation()
+    seed: int = 42
+    """Of sampling and shuffling; the split has `validation.seed`."""
+    size: Size | None = None
+    streaming: Annotated[bool, Field(strict=True)] = False
+    dedup: Annotated[Dedup, BeforeValidator(_as_dedup)] = Dedup()
+    decontaminate: Decontaminate | None = None
 
-    @model_validator(mode="after")
-    def _check_sources(self):
-        names = [source.name for source in self.datasets]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"datasets: the name {', '.join(twice)} is used twice")
-        total = sum(source.mix_ratio for source in self.datasets)
-        if abs(total - 1) > 1e-3:
-            proposal = ", ".join(f"{source.name}: {source.mix_ratio / total:.4g}" for source in self.datasets)
-            raise ValueError(f"datasets: mix_ratio sums to {total:.4g}, not 1; normalised values: {proposal}")
-        return self
+
+def format_of(name: str) -> str | None:
+    """The format that a file's ending tells, if any; a compression's ending is looked through."""
+    path = Path(name)
+    path = path.with_suffix("") if path.suffix in _COMPRESSIONS else path
+    return _SUFFIXES.get(path.suffix)
 
 
 def load_mixture(path: str | Path) -> Mixture:
     """Read and check a mixture file.
 
     Raises:
-        MixtureError: no such file, not YAML, or invalid; every problem is listed with its field's path.
+        MixtureError: no such file, not YAML, or invalid; every problem is listed with its line and its field's path.
     """
     path = Path(path)
-    if not path.is_file():
-        raise MixtureError(f"{path}: no such mixture file")
+    node, content = _parsed(path)
+    if (folder := str(path.parent.resolve())) not in sys.path:
+        sys.path.append(folder)  # where a filter `module:function` of this mixture may be
+    problems = [*_duplicate_keys(node), *_across_fields(content)]
+    mixture = None
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise MixtureError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise MixtureError(f"{path}: a mixture file is a mapping with 'metadata' and 'datasets'")
-    try:
-        return Mixture.model_validate(content)
+        mixture = Mixture.model_validate(content)
     except ValidationError as error:
-        problems = [_describe(problem) for problem in error.errors()]
-        raise MixtureError(f"{path}: {len(problems)} problem(s)\n  " + "\n  ".join(problems)) from error
+        problems += [_describe(problem) for problem in error.errors()]
+    if mixture is None or problems:
+        raise MixtureError(_listed(path, node, problems))
+    return mixture
 
 
-def _describe(problem: dict) -> str:
-    where = ".".join(str(part) for part in problem["loc"])
+def _parsed(path: Path) -> tuple[yaml.MappingNode, dict]:
+    """The file's YAML, as nodes that know their lines and as plain values."""
+    if not path.is_file():
+        hint = nearest(path.name, (file.name for file in path.parent.glob("*.yaml")))
+        raise MixtureError(f"{path}: no such mixture file{hint}")
+    try:
+        text = path.read_text(encoding="utf-8")
+        node, content = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
+    except UnicodeDecodeError as error:
+        raise MixtureError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    except OSError as error:
+        raise MixtureError(f"{path}: cannot be read: {error.strerror}") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise MixtureError(f"{path}, line {mark.line + 1}: not valid YAML: {_one_line(error.problem)}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2024-13-01
+        raise MixtureError(f"{path}: not valid YAML: {_one_line(error)}") from error
+    if not isinstance(node, yaml.MappingNode):
+        raise MixtureError(f"{path}: a mixture file is a mapping with 'metadata' and 'datasets'")
+    return node, content
+
+
+def _one_line(error: Any) -> str:
+    return " ".join(str(error).split())
+
+
+def _duplicate_keys(node: yaml.Node, where: Where = (), above: tuple = ()) -> Iterator[tuple[Where, str]]:
+    """YAML would let the last of two equal keys win silently."""
+    if node in above:
+        return  # an alias of what it stands in
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            yield from _duplicate_keys(item, (*where, index), (*above, node))
+    if not isinstance(node, yaml.MappingNode):
+        return
+    seen: dict[str, int] = {}
+    for key, value in node.value:
+        name = (*where, str(key.value))
+        if name[-1] in seen:
+            yield name, f"given twice (first in line {seen[name[-1]]})"
+        seen.setdefault(name[-1], key.start_mark.line + 1)
+        yield from _duplicate_keys(value, name, (*above, node))
+
+
+def _across_fields(content: dict) -> Iterator[tuple[Where, str]]:
+    """What no single field tells; on the raw content, so that it is reported beside the fields' own problems."""
+    sources = content.get("datasets")
+    sources = dict(enumerate(sources)) if isinstance(sources, list) else {}
+    sources = {index: source for index, source in sources.items() if isinstance(source, dict)}
+    names: dict[str, int] = {}
+    for index, source in sources.items():
+        name = str(source.get("name", ""))
+        if name and name in names:
+            yield ("datasets", index, "name"), f"the name {name!r} is taken by datasets.{names[name]}"
+        names.setdefault(name, index)
+        yield from _schema_problems(content, index, source)
+    yield from _ratio_sum(list(sources.values()))
+    if content.get("streaming") is True:
+        yield from _not_in_a_stream(content, sources)
+
+
+def _schema_problems(content: dict, index: int, source: dict) -> Iterator[tuple[Where, str]]:
+    """A schema that the phase does not take, and `fields` for columns that no schema of it reads."""
+    metadata, schema, fields = content.get("metadata"), source.get("schema"), source.get("fields")
+    phase = metadata.get("phase") if isinstance(metadata, dict) else None
+    if not isinstance(phase, str) or phase not in PHASES:
+        return
+    _, usable = PHASES[phase]
+    schema = schema if isinstance(schema, str) and schema in SCHEMAS else None
+    if schema and schema not in usable:
+        yield ("datasets", index, "schema"), f"{schema!r} does not fit phase {phase}, which takes {', '.join(usable)}"
+    kept = source.get("keep_columns") or []
+    read = [name for known in ([schema] if schema else usable) for name in known_columns(known)]
+    known = [*read, *REWARD_COLUMNS, *(kept if isinstance(kept, list) else [])]
+    for name in fields if isinstance(fields, dict) else []:
+        if name not in known:
+            hint = nearest(str(name), known) or f"; known: {', '.join(dict.fromkeys(read))}"
+            yield ("datasets", index, "fields", name), f"no schema of phase {phase} reads {name!r}{hint}"
+
+
+def _ratio_sum(sources: list[dict]) -> Iterator[tuple[Where, str]]:
+    ratios = [source.get("mix_ratio", 1.0) for source in sources]
+    if not ratios or not all(isinstance(ratio, int | float) and 0 < ratio <= 1 for ratio in ratios):
+        return
+    if abs(sum(ratios) - 1) > 1e-3:
+        proposal = ", ".join(
+            f"{source.get('name')}: {ratio / sum(ratios):.4g}" for source, ratio in zip(sources, ratios, strict=True)
+        )
+        yield ("datasets",), f"mix_ratio sums to {sum(ratios):.4g}, not 1; normalised values: {proposal}"
+
+
+def _not_in_a_stream(content: dict, sources: dict[int, dict]) -> Iterator[tuple[Where, str]]:
+    """What needs all rows at once; a stream sees them one by one."""
+    metadata, size, dedup = (content.get(name) for name in ("metadata", "size", "dedup"))
+    unknown = "a stream's tokens are not known ahead; set size.rows, or the recipe's max_steps"
+    if isinstance(metadata, dict) and metadata.get("total_tokens"):
+        yield ("metadata", "total_tokens"), unknown
+    if isinstance(size, dict) and size.get("tokens"):
+        yield ("size", "tokens"), unknown
+    if dedup is not None and dedup not in ("none", {"method": "none"}):
+        yield ("dedup",), "a stream does not remember its rows, so that duplicates cannot be found; use none"
+    for index, source in sources.items():
+        if "max_samples" in source:
+            yield ("datasets", index, "max_samples"), "a random sample needs the whole source; set size.rows instead"
+
+
+def _describe(problem: dict) -> tuple[Where, str]:
+    where, found = _in_file(problem["loc"]), problem["input"]
     if problem["type"] == "extra_forbidden":
-        return f"{where}: unknown key{_nearest(problem['loc'])}"
+        return where, f"unknown key{nearest(str(where[-1]), _known_keys(problem['loc']), listed=True)}"
+    if problem["type"] == "missing":
+        return where, "is missing"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{where}: {message} (found {problem['input']!r})" if where else message
+    if problem["type"] == "literal_error":
+        message += nearest(str(found), re.findall(r"'([^']*)'", problem["ctx"]["expected"]))
+    shown = repr(found)
+    return where, message if found is None or isinstance(found, dict | list) else f"{message} (found {shown:.80})"
 
 
-def _nearest(location: tuple) -> str:
-    model: type[BaseModel] = Mixture
-    for part in location[:-1]:
-        if isinstance(part, str):
-            model = {
-                "metadata": Metadata,
-                "datasets": Source,
-                "data_files": DataFiles,
-                "validation": Validation,
-            }[part]
-    known = list(model.model_fields)
-    close = difflib.get_close_matches(str(location[-1]), known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known keys are {', '.join(known)}"
+def _in_file(where: Where) -> Where:
+    """Without the type of a filter, which pydantic puts after its number and which is no key of the file."""
+    tags = [place for place in range(2, len(where)) if where[place - 2] == "filters" and where[place] != "type"]
+    return tuple(part for place, part in enumerate(where) if place not in tags)
+
+
+def _known_keys(where: Where) -> list[str]:
+    """The keys of the mapping in which an unknown one was found."""
+    models = {
+        "metadata": Metadata,
+        "datasets": Source,
+        "data_files": DataFiles,
+        "validation": Validation,
+        "size": Size,
+        "dedup": Dedup,
+        "decontaminate": Decontaminate,
+        "against": EvalSet,
+        **{name: model for name, model in BUILTIN_FILTERS.items()},
+    }
+    parents = [part for part in where[:-1] if isinstance(part, str) and part in models]
+    model = models[parents[-1]] if parents else Mixture
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _listed(path: Path, node: yaml.Node, problems: list[tuple[Where, str]]) -> str:
+    placed = sorted((_line(node, where), ".".join(map(str, where)), text) for where, text in problems)
+    lines = [f"{path}, line {line}: {f'{where}: ' if where else ''}{text}" for line, where, text in placed]
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _line(node: yaml.Node, where: Where) -> int:
+    """The line of the deepest part of a location that the file has."""
+    line = node.start_mark.line + 1
+    for part in where:
+        if isinstance(node, yaml.MappingNode):
+            found = [(key, value) for key, value in node.value if key.value == str(part)]
+            if not found:
+                continue  # a missing key, or the long form of a short one
+            key, node = found[-1]
+            line = key.start_mark.line + 1
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+    return line

@@ -1,162 +1,460 @@
 """Mixture file in, `DatasetDict` with train and validation out, every dropped row counted under its reason."""
 
-import hashlib
-import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator
+from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from datasets import Dataset, DatasetDict, concatenate_datasets
+import numpy as np
+import pyarrow.compute as pc
+from datasets import Dataset, DatasetDict, IterableDatasetDict, concatenate_datasets
+from datasets.exceptions import DatasetGenerationError
+from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
-from ..tokenization import escape_control_tokens
-from .config import Mixture, MixtureError, Source, load_mixture
-from .schemas import Row, RowError, converter_for
+from ..errors import MixtureError
+from ..files import atomic_path
+from . import selection
+from .config import EvalSet, Mixture, Source, load_mixture
+from .duplicates import NGrams, near_duplicates
+from .filters import CustomFilter
+from .prepared import SPLITS, write_split
+from .report import MixtureReport, SourceReport, describe_split
+from .rows import FACTS, RowConverter, converter_code
+from .schemas import plain_text
+from .selection import Pool
+from .sources import DataFile, open_source
+from .streaming import build_stream
 
-# The column that a phase's trainer reads, and the checkable extras that are kept beside it.
-_COLUMN = {"pretrain": "text", "midtrain": "text", "sft": "messages", "distill": "messages"}
-_KEPT_COLUMNS = ("skill", "answer")
+_EXAMPLES = 3
+_MOSTLY = 0.5  # a source of which more rows than this cannot be converted is taken for a mistake
 
 
 class DatasetMixer:
-    """Builds the data sets of one mixture file; local JSONL for the stages that TRL's SFTTrainer trains."""
+    """Builds the data sets of one mixture file.
+
+    Each source is read, converted and filtered once, row by row, into an Arrow file in the cache of `datasets`, where a
+    second build finds it. What is decided over all rows (duplicates, split, shares, order) is decided on row numbers.
+    """
 
     def __init__(self, mixture: Mixture, path: Path):
         self.mixture = mixture
         self.path = path
-        self.drops: Counter[str] = Counter()
-        self.escaped = 0
-        if mixture.metadata.phase not in _COLUMN:
-            raise MixtureError(
-                f"{path}: phase {mixture.metadata.phase!r} cannot be built yet, use one of {list(_COLUMN)}"
-            )
+        self.report: MixtureReport | None = None
+        """What became of every row; set by `build`, for a stream None."""
+        self.seen: dict[str, Counter[str]] = {}
+        """Of a stream: rows read so far and dropped, by source."""
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> "DatasetMixer":
         """Read a mixture file.
 
         Raises:
-            MixtureError: the file or one of its fields is not valid.
+            MixtureError: the file or one of its fields is not valid; all problems are listed.
         """
         return cls(load_mixture(path), Path(path))
 
-    def build(self, tokenizer: PreTrainedTokenizerBase) -> DatasetDict:
-        """Read, convert, split and mix.
+    @property
+    def name(self) -> str:
+        """`{phase}_{config}`, from which prepared files have their names."""
+        return f"{self.mixture.metadata.phase}_{self.path.stem}"
 
-        Args:
-            tokenizer: whose control tokens are escaped where they are spelled inside the text (and counted).
+    def validate_mixture(self, tokenizer: PreTrainedTokenizerBase | None = None) -> list[str]:
+        """Check, without building, that every source is there and its first rows can be converted.
 
         Returns:
-            `DatasetDict` with "train" and "validation", columns `text` or `messages` (+ `tools`), `source`, and the
-            checkable extras `skill` and `answer` where the rows have them.
+            one line for each source: its files, rows looked at, schema.
 
         Raises:
-            MixtureError: a file is missing or not JSONL, has no usable columns, or a split comes out empty.
+            MixtureError: with the problems of all sources.
         """
-        train, validation = {}, {}
+        found = [self._attempt(source, tokenizer) for source in self.mixture.datasets]
+        problems = [error for _, error in found if error]
+        try:
+            self._forbidden  # noqa: B018 - opens the evaluation sets, which must be there too
+        except MixtureError as error:
+            problems.append(str(error))
+        if problems:
+            raise MixtureError("\n".join(problems))
+        return [line for line, _ in found]
+
+    def made_from(self, tokenizer: PreTrainedTokenizerBase | None = None) -> dict[str, str]:
+        """What decides how the mixture comes out; equal where a build would give the same rows."""
+        content = self.mixture.model_dump_json(exclude={"metadata": {"description", "version"}}, by_alias=True)
+        found = {"mixture file": Hasher.hash(content)}
         for source in self.mixture.datasets:
-            train[source.name], validation[source.name] = self._splits(source, tokenizer)
-        # Shuffled, because an evaluation on the first so many rows must see every source.
-        held_out = concatenate_datasets(list(validation.values())).shuffle(seed=self.mixture.validation.seed)
-        mixed = DatasetDict(train=self._share(train), validation=held_out)
-        for split, rows in mixed.items():
-            if len(rows) == 0:
-                raise MixtureError(
-                    f"{self.path}: the {split} split is empty{self._reasons()}; add rows, or change validation.ratio"
-                )
-        if "tools" in mixed["train"].column_names and not any(any(rows["tools"]) for rows in mixed.values()):
-            mixed = mixed.remove_columns("tools")
-        return mixed
+            files = self.files(source) + self.files(source, validation=True)
+            found[f"data of {source.name}"] = Hasher.hash([file.digest for file in files])
+        if self.mixture.decontaminate:
+            sets = map(self._evaluation_files, self.mixture.decontaminate.against)
+            found["evaluation sets"] = Hasher.hash([file.digest for files in sets for file in files])
+        found["tokenizer"] = tokenizer_digest(tokenizer) or "none"
+        return found | _libraries()
+
+    def lock(self, tokenizer: PreTrainedTokenizerBase | None = None) -> dict[str, Any]:
+        """The content of `mixture.lock.json`: what the mixture was made from, and what became of the rows."""
+        if self.report:
+            return {"made_from": self.made_from(tokenizer)} | self.report.model_dump()
+        metadata, sources = self.mixture.metadata, self.mixture.datasets
+        return {
+            "made_from": self.made_from(tokenizer),
+            **{"config": self.path.stem, "phase": metadata.phase, "description": metadata.description},
+            **{"seed": self.mixture.seed, "validation": self.mixture.validation.model_dump(), "streaming": True},
+            "sources": [
+                {
+                    **{"name": source.name, "source": source.source, "target_share": source.mix_ratio},
+                    "files": self._pins(self.files(source) + self.files(source, validation=True)),
+                    "read_so_far": dict(self.seen.get(source.name, {})),
+                }
+                for source in sources
+            ],
+        }
+
+    def build(self, tokenizer: PreTrainedTokenizerBase | None = None) -> DatasetDict | IterableDatasetDict:
+        """Read, convert, filter, split and mix.
+
+        Args:
+            tokenizer: escapes control tokens that are spelled inside the text, counts tokens, and renders the
+                conversations of a text phase. None does none of it.
+
+        Returns:
+            "train" and "validation": columns `text`, or `messages` and `tools`, or `prompt`, `chosen`, `rejected`, or
+            `prompt` and what rewards need; and `source`. `tools` only where a row has any. A streaming mixture gives
+            an `IterableDatasetDict`.
+
+        Raises:
+            MixtureError: a source cannot be read or used, a share not be met, or a split comes out empty.
+        """
+        if self.mixture.streaming:
+            return build_stream(self, tokenizer)
+        parts = [self._read(index, tokenizer) for index in range(len(self.mixture.datasets))]
+        pool = _pool(parts)
+        for part in parts:
+            self._check_usable(part, pool)
+        self._select(parts, pool)
+        try:
+            train = selection.share_train(pool, self.mixture, count_tokens=tokenizer is not None)
+            validation = selection.share_validation(pool, self.mixture)
+        except MixtureError as error:
+            raise MixtureError(f"{self.path}: {error}{self._dropped(pool)}") from error
+        self._parts, self._pool = parts, pool
+        self.report = self._report(parts, pool, train, validation, tokenizer)
+        rows = _joined(parts)
+        return DatasetDict(train=_cut(rows, train), validation=_cut(rows, validation))
 
     def describe(self) -> str:
-        """What was dropped or changed, one line; empty where nothing was."""
-        notes = [f"{count} rows dropped: {reason}" for reason, count in self.drops.most_common()]
-        if self.escaped:
-            notes.append(f"{self.escaped} control tokens inside the text escaped")
-        return "; ".join(notes)
-
-    def _splits(self, source: Source, tokenizer) -> tuple[Dataset, Dataset]:
-        base = self.path.parent / source.source
-        files = source.data_files
-        rows = self._rows(source, base / files.train if files else base, tokenizer)
-        train = self._dataset(source, rows)
-        if files and files.validation:
-            return train, self._dataset(source, self._rows(source, base / files.validation, tokenizer))
-        # Decided on the rows themselves: in the data set each holds the empty columns that other rows brought.
-        held_out = [self._is_held_out(row) for row in rows]
-        return (
-            train.select([i for i, out in enumerate(held_out) if not out]),
-            train.select([i for i, out in enumerate(held_out) if out]),
+        """What became of the rows, one line for each source and the totals; of a stream, as far as it was read."""
+        if self.report:
+            return "\n".join(self.report.lines())
+        return "\n".join(
+            f"{name}: streamed, {', '.join(f'{count:,} {what}' for what, count in counts.items()) or 'not read yet'}"
+            for name, counts in self.seen.items()
         )
 
-    def _dataset(self, source: Source, rows: list[Row]) -> Dataset:
-        extras = [name for name in _KEPT_COLUMNS if any(name in row for row in rows)]
-        # `from_list` takes its columns from the first row, so every row gets all of them.
-        return Dataset.from_list([dict.fromkeys(extras) | row | {"source": source.name} for row in rows])
+    def markdown(self) -> str:
+        """The mixture, for a model card."""
+        if self.report:
+            return self.report.markdown()
+        return f"Streaming mixture `{self.path.stem}` (phase {self.mixture.metadata.phase}):\n\n" + "".join(
+            f"- {source.source}: share {source.mix_ratio:.2%}\n" for source in self.mixture.datasets
+        )
 
-    def _is_held_out(self, row: Row) -> bool:
-        # By content, so that a row stays on its side whatever is added, removed or reordered around it.
-        rule = self.mixture.validation
-        content = json.dumps([rule.seed, row], sort_keys=True, ensure_ascii=False)
-        digest = hashlib.sha256(content.encode()).digest()
-        return int.from_bytes(digest[:8], "big") < rule.ratio * 2**64
+    def prepare_dataset(
+        self, output_file: str | Path, split: str = "train", tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> Path:
+        """Write one split as JSON lines.
 
-    def _rows(self, source: Source, file: Path, tokenizer) -> list[Row]:
-        if not file.is_file():
-            raise MixtureError(f"{self.path}: datasets.{source.name}: no such file {file}")
-        rows = _read_jsonl(file)
-        wanted = _COLUMN[self.mixture.metadata.phase]
-        columns = list(dict.fromkeys(name for row in rows for name in row))
-        converter = converter_for(columns, wanted)
-        if converter is None:
-            raise MixtureError(
-                f"{file}: columns {', '.join(columns) or 'none'} cannot be turned into {wanted!r} for phase "
-                f"{self.mixture.metadata.phase}"
-            )
-        converted = [row for row in (self._convert(row, converter, tokenizer) for row in rows) if row is not None]
-        if not converted:
-            raise MixtureError(f"{file}: no row is usable{self._reasons()}")
-        return converted
+        Args:
+            output_file: the file; or a folder, for a file named `{phase}_{config}_{split}.jsonl`.
+            split: "train" or "validation".
 
-    def _convert(self, row: Row, converter: Callable[[Row], Row], tokenizer) -> Row | None:
+        Returns:
+            the file's path.
+
+        Raises:
+            MixtureError: as of `build`; or there is no such split, or the file cannot be written.
+        """
+        if split not in SPLITS:
+            raise MixtureError(f"no split {split!r}; choose {' or '.join(SPLITS)}")
+        if self.mixture.streaming:
+            raise MixtureError(f"{self.path}: a streaming mixture is read while it is trained on, not prepared")
+        path = Path(output_file)
+        path = path if path.suffix == ".jsonl" else path / f"{self.name}_{split}.jsonl"
+        rows = self.build(tokenizer)[split]
         try:
-            converted = converter(row)
-        except RowError as error:
-            self.drops[str(error)] += 1
-            return None
-        converted, escaped = escape_control_tokens(converted, tokenizer)
-        self.escaped += escaped
-        return converted | {name: row[name] for name in _KEPT_COLUMNS if name in row}
+            with atomic_path(path) as temporary:
+                write_split(rows, temporary)
+        except OSError as error:
+            raise MixtureError(f"{path}: cannot be written: {error.strerror or error}") from error
+        return path
 
-    def _share(self, rows: dict[str, Dataset]) -> Dataset:
-        """The largest mixture in which every source has exactly its share, without repeating a row."""
-        ratios = {source.name: source.mix_ratio for source in self.mixture.datasets}
-        size = min(len(rows[name]) / ratio for name, ratio in ratios.items())
-        seed = self.mixture.validation.seed
-        parts = []
-        for name, ratio in ratios.items():
-            count = round(size * ratio)
-            parts.append(rows[name].shuffle(seed=seed).select(range(count)))
-            if left_out := len(rows[name]) - count:
-                self.drops[f"{name} beyond its share"] += left_out
-        return concatenate_datasets(parts).shuffle(seed=seed)
+    def converter(
+        self, source: Source, files: list[DataFile], tokenizer: PreTrainedTokenizerBase | None, stream: bool = False
+    ) -> RowConverter:
+        """The converter of a source, chosen by the first row of its files; with `stream`, without downloading more.
 
-    def _reasons(self) -> str:
-        return f" ({self.describe()})" if self.drops else ""
+        Raises:
+            MixtureError: the source has no rows, or none that fit the phase.
+        """
+        firsts = [(file, *row) for file in files for row in file.head(1, stream)]
+        if not firsts:
+            raise MixtureError(f"{', '.join(file.name for file in files)}: no rows (datasets.{source.name})")
+        file, number, row = firsts[0]
+        filled = [name for name, value in row.items() if value is not None]
+        try:
+            converter = RowConverter(
+                source, self.mixture.metadata.phase, list(row), file.at(number), tokenizer, self._forbidden, filled
+            )
+        except MixtureError as error:
+            raise MixtureError(f"{self.path}: {error}") from error
+        missing = [name for name in converter.extras if not any(converter.has(name, first) for *_, first in firsts)]
+        if missing:
+            raise MixtureError(
+                f"{file.at(number)}: no column {missing[0]!r}, which datasets.{source.name}.keep_columns asks for "
+                f"(columns: {', '.join(row)})"
+            )
+        return converter
+
+    def fate(self, source: Source, file: int, number: int) -> str:
+        """What became of a row of the last build: "train", "validation", or the reason it was dropped for.
+
+        Args:
+            file: index among the source's files, those that it holds out itself at the end.
+            number: line or row in the file, from 1.
+        """
+        index = self.mixture.datasets.index(source)
+        files, numbers = (_fact([self._parts[index]], name) for name in ("_file", "_number"))
+        [place] = np.flatnonzero((files == file) & (numbers == number))
+        fate = self._pool.fates[self._pool.fate[self._pool.source == index][place]]
+        return fate if fate in SPLITS else f"dropped: {fate}"
+
+    def files(self, source: Source, validation: bool = False) -> list[DataFile]:
+        """The files or Hub splits of a source, those that it holds out itself or the others."""
+        try:
+            return open_source(source, self.path.parent, validation)
+        except MixtureError as error:
+            raise MixtureError(f"{self.path}: datasets.{error}") from error
+
+    @cached_property
+    def _forbidden(self) -> NGrams | None:
+        """What no row may share a run of words with."""
+        rules = self.mixture.decontaminate
+        return NGrams(self._evaluation_texts(), rules.ngram) if rules else None
+
+    def _evaluation_files(self, evaluation: EvalSet) -> list[DataFile]:
+        try:
+            return open_source(evaluation, self.path.parent)
+        except MixtureError as error:
+            raise MixtureError(f"{self.path}: decontaminate.against.{error}") from error
+
+    def _evaluation_texts(self) -> Iterator[str]:
+        for evaluation in self.mixture.decontaminate.against:
+            for file in self._evaluation_files(evaluation):
+                for number, row in file.read():
+                    value = row.get(evaluation.field)
+                    if not isinstance(value, str):
+                        raise MixtureError(
+                            f"{self.path}: decontaminate.against.{evaluation.name}: {file.at(number)} has no text in "
+                            f"{evaluation.field!r} (columns: {', '.join(row)})"
+                        )
+                    yield value
+
+    def _attempt(self, source: Source, tokenizer) -> tuple[str, str]:
+        try:
+            files = self.files(source)
+            converter = self.converter(source, files + self.files(source, validation=True), tokenizer, stream=True)
+            heads = [(file, number, row) for file in files for number, row in file.head(100, stream=True)]
+            traced = converter.trace(row for *_, row in heads)
+            for (file, number, _), row in zip(heads, traced, strict=True):
+                converter.refuse_other_schema(row, file.at(number))
+            failed = [(file.at(n), row.reason) for (file, n, _), row in zip(heads, traced, strict=True) if row.unusable]
+            if len(failed) > _MOSTLY * len(heads):
+                raise MixtureError(_mostly_unusable(source.name, len(failed), len(heads), failed[:_EXAMPLES]))
+        except MixtureError as error:
+            return "", str(error)
+        return f"{source.name}: {len(files)} file(s), schema {converter.schema}, first {len(heads)} rows looked at", ""
+
+    def _read(self, index: int, tokenizer) -> "_Part":
+        source = self.mixture.datasets[index]
+        files = self.files(source)
+        own = self.files(source, validation=True)
+        converter = self.converter(source, files + own, tokenizer)
+        key = [
+            converter_code(), self.mixture.metadata.phase, source.model_dump_json(exclude={"mix_ratio", "max_samples"}),
+            [file.digest for file in files + own], converter.schema, converter.extras,
+            tokenizer_digest(tokenizer), self._forbidden and (sorted(self._forbidden.runs), self._forbidden.size),
+            [rule.code for rule in source.filters if isinstance(rule, CustomFilter)],
+        ]  # fmt: skip
+        try:
+            rows = Dataset.from_generator(
+                lambda: converter.rows(files + own), features=converter.features, fingerprint=Hasher.hash(key)
+            )
+        except DatasetGenerationError as error:
+            if isinstance(error.__cause__, MixtureError):
+                raise error.__cause__ from None
+            raise
+        return _Part(index, source, files, own, converter, rows)
+
+    def _check_usable(self, part: "_Part", pool: Pool) -> None:
+        rows = part.rows.data
+        unusable = int(pc.sum(rows.column("_unusable")).as_py() or 0)
+        where = f"{self.path}: datasets.{part.source.name}"
+        if unusable > _MOSTLY * len(part.rows):
+            numbers = np.flatnonzero(rows.column("_unusable").to_numpy())[:_EXAMPLES]
+            examples = [(part.at(int(number)), part.rows[int(number)]["_reason"]) for number in numbers]
+            raise MixtureError(
+                f"{self.path}: " + _mostly_unusable(part.source.name, unusable, len(part.rows), examples)
+            )
+        mine = (pool.source == part.index) & ~pool.held_out
+        if not np.any(pool.live & mine):
+            raise MixtureError(f"{where}: no row is left{_listed(pool.reasons_of(part.index))}")
+
+    def _select(self, parts: list["_Part"], pool: Pool) -> None:
+        selection.drop_leaks(pool)
+        if self.mixture.dedup.method != "none":
+            selection.drop_duplicates(pool, self.mixture)
+        if self.mixture.dedup.method == "near":
+            self._drop_near_duplicates(parts, pool)
+        pool.drop(
+            pool.live & _fact(parts, "_contaminated").astype(bool), "shares a run of words with an evaluation set"
+        )
+        selection.sample_sources(pool, self.mixture)
+        selection.split(pool, self.mixture)
+
+    def _drop_near_duplicates(self, parts: list["_Part"], pool: Pool) -> None:
+        # Rows that a source holds out come first, and the others in an order that does not depend on the files'.
+        live = np.flatnonzero(pool.live)
+        order = live[np.lexsort((pool.key[live], ~pool.held_out[live]))]
+        rows = _joined(parts).select(order)
+        pool.drop(order[near_duplicates(map(plain_text, rows), self.mixture.dedup.threshold)], "near-duplicate")
+
+    def _dropped(self, pool: Pool) -> str:
+        told = [
+            f"datasets.{source.name}:{_listed(reasons)}"
+            for index, source in enumerate(self.mixture.datasets)
+            if (reasons := pool.reasons_of(index))
+        ]
+        return f" ({'; '.join(told)})" if told else ""
+
+    def _report(self, parts, pool: Pool, train: np.ndarray, validation: np.ndarray, tokenizer) -> MixtureReport:
+        tokens = None if tokenizer is None else pool.tokens
+        total = sum(source.mix_ratio for source in self.mixture.datasets)
+        escaped = _fact(parts, "_escaped")
+        sources = [
+            SourceReport(
+                name=part.source.name,
+                source=part.source.source,
+                row_schema=part.converter.schema,
+                files=self._pins(part.files + part.own),
+                rows_in=len(part.rows),
+                dropped=pool.reasons_of(part.index),
+                escaped=int(escaped[(pool.source == part.index) & pool.live].sum()),
+                target_share=part.source.mix_ratio / total,
+                train=describe_split(train, pool.source[train] == part.index, tokens),
+                validation=describe_split(validation, pool.source[validation] == part.index, tokens),
+            )
+            for part in parts
+        ]
+        metadata = self.mixture.metadata
+        return MixtureReport(
+            config=self.path.stem,
+            phase=metadata.phase,
+            description=metadata.description,
+            seed=self.mixture.seed,
+            validation=self.mixture.validation.model_dump(),
+            notes=self._notes(parts, tokenizer),
+            sources=sources,
+            train=describe_split(train, np.ones(len(train), dtype=bool), tokens),
+            held_out=describe_split(validation, np.ones(len(validation), dtype=bool), tokens),
+        )
+
+    def _pins(self, files: list[DataFile]) -> list[dict[str, str]]:
+        # Relative to the mixture file, because the lock travels with checkpoints.
+        base = f"{self.path.parent}/"
+        return [{"name": file.name.removeprefix(base), "digest": file.digest} for file in files]
+
+    def _notes(self, parts: list["_Part"], tokenizer) -> list[str]:
+        """What the file says and the mixture does not follow."""
+        notes = [
+            f"{part.source.name}: text_field is not used by schema {part.converter.schema}"
+            for part in parts
+            if part.source.text_field and part.converter.schema != "text"
+        ]
+        budget = self.mixture.metadata.total_tokens
+        if budget and tokenizer is None:
+            notes.append(f"total_tokens {budget:,} is not applied: no tokenizer was given to count them")
+        return notes
 
 
-def _read_jsonl(file: Path) -> list[Row]:
-    # Not by `load_dataset`: Arrow would give all objects of a column the union of their keys, tool arguments included.
-    rows = []
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise MixtureError(f"{file}, line {number}: not JSON ({error})") from error
-            if not isinstance(row, dict):
-                raise MixtureError(f"{file}, line {number}: a row must be an object, found {type(row).__name__}")
-            rows.append(row)
-    return rows
+class _Part:
+    """One source, converted."""
+
+    def __init__(self, index: int, source: Source, files, own, converter: RowConverter, rows: Dataset):
+        self.index, self.source, self.files, self.own = index, source, files, own
+        self.converter, self.rows = converter, rows
+
+    def at(self, number: int) -> str:
+        """The place of a converted row in its file."""
+        row = self.rows[number]
+        return (self.files + self.own)[row["_file"]].at(row["_number"])
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase | None) -> str | None:
+    """What of a tokenizer decides how rows come out: vocabulary, added tokens, chat template."""
+    if tokenizer is None:
+        return None
+    return Hasher.hash([tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template])
+
+
+def _pool(parts: list[_Part]) -> Pool:
+    sizes = [len(part.rows) for part in parts]
+    held_out = [part.rows.data.column("_file").to_numpy() >= len(part.files) for part in parts]
+    pool = Pool(
+        source=np.repeat(np.arange(len(parts), dtype=np.int16), sizes),
+        held_out=np.concatenate(held_out),
+        key=_fact(parts, "_key").view(np.uint64),
+        group=_fact(parts, "_group").view(np.uint64),
+        tokens=_fact(parts, "_tokens"),
+        fate=np.zeros(sum(sizes), dtype=np.int16),
+    )
+    start = 0
+    for part in parts:
+        reasons = part.rows.data.column("_reason").combine_chunks().dictionary_encode()
+        codes = reasons.indices.fill_null(-1).to_numpy()
+        for code, reason in enumerate(reasons.dictionary.to_pylist()):
+            pool.drop(start + np.flatnonzero(codes == code), reason)
+        start += len(part.rows)
+    return pool
+
+
+def _fact(parts: list[_Part], name: str) -> np.ndarray:
+    columns = [part.rows.data.column(name) for part in parts]
+    return np.concatenate(
+        [pc.fill_null(column, False if name == "_contaminated" else 0).to_numpy() for column in columns]
+    )
+
+
+def _joined(parts: list[_Part]) -> Dataset:
+    rows = concatenate_datasets([part.rows for part in parts])
+    without_tools = "tools" in rows.column_names and rows.data.column("tools").null_count == len(rows)
+    return rows.remove_columns(["tools"]) if without_tools else rows
+
+
+def _cut(rows: Dataset, taken: np.ndarray) -> Dataset:
+    return rows.select(taken).remove_columns(list(FACTS))
+
+
+def _libraries() -> dict[str, str]:
+    return {name: version(name) for name in ("minimind-trl", "datasets", "transformers")}
+
+
+def _mostly_unusable(name: str, failed: int, total: int, examples: list[tuple[str, str]]) -> str:
+    shown = "".join(f"\n  {where}: {reason}" for where, reason in examples)
+    return f"datasets.{name}: {failed} of {total} rows cannot be used, such as{shown}"
+
+
+def _listed(reasons: dict[str, int]) -> str:
+    told = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+    return f" ({told})" if told else ""

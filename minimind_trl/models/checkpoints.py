@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from ..errors import CheckpointError
+from ..files import atomic_path
 from .configuration_minimind import FAMILY_DEFAULTS, MiniMindConfig
 from .modeling_minimind import MiniMindForCausalLM
 from .twins import TWIN_TYPES, from_twin
@@ -232,13 +233,8 @@ def save_native(model: MiniMindForCausalLM, path: str | os.PathLike, dtype: torc
         raise CheckpointError(f"{path}: weights not finite as {dtype}: {', '.join(too_large)}; save it as float32")
     if untold := _untold(model.config):
         print(f"{path}: the file does not tell {', '.join(untold)}, which upstream's loader must be given")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with atomic_path(path) as temporary:
         torch.save({key: value.to(dtype).contiguous() for key, value in state.items()}, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _untold(config: MiniMindConfig) -> list[str]:

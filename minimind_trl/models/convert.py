@@ -2,13 +2,13 @@
 
 import argparse
 import os
-import shutil
 from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
 from ..errors import CheckpointError
+from ..files import atomic_path
 from .checkpoints import load_model, save_native
 from .modeling_minimind import MiniMindForCausalLM
 from .twins import to_twin, twin_type
@@ -83,17 +83,10 @@ def _tokenizer_for(source, tokenizer):
 
 def _save_directory(model: PreTrainedModel, tokenizer, destination: Path) -> None:
     """Write beside the destination and rename, so that an interrupted conversion leaves nothing half-written."""
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    temporary = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
-    try:
+    with atomic_path(destination) as temporary:
         model.save_pretrained(temporary)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
-        if destination.exists():
-            destination.rmdir()  # empty, as checked before
-        os.replace(temporary, destination)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def add_cli(verbs) -> None:

@@ -7,51 +7,69 @@ import yaml
 
 from minimind_trl.data import DatasetMixer, MixtureError, load_mixture
 from minimind_trl.tokenization import tiny_tokenizer
-from tests.conftest import REPOSITORY
 
 
-@pytest.fixture
-def write(tmp_path):
-    """Write JSONL files and a mixture over them: `write({"a": rows}, ratios={"a": 1.0})` gives the mixture's path."""
-
-    def write_mixture(sources: dict[str, list], phase="pretrain", ratios=None, **extra):
-        datasets = []
-        for name, rows in sources.items():
-            text = "".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows)
-            (tmp_path / f"{name}.jsonl").write_text(text, encoding="utf-8")
-            ratio = (ratios or {}).get(name, 1 / len(sources))
-            datasets.append({"name": name, "source": f"{name}.jsonl", "mix_ratio": ratio})
-        path = tmp_path / "mixture.yaml"
-        path.write_text(yaml.safe_dump({"metadata": {"phase": phase}, "datasets": datasets, **extra}))
-        return path
-
-    return write_mixture
-
-
-def build(path):
+def build(path, tokenizer=None):
     mixer = DatasetMixer.from_yaml(path)
-    return mixer.build(tiny_tokenizer()), mixer
-
-
-@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("data_configs/**/*.yaml")), ids=lambda path: path.stem)
-def test_every_shipped_mixture_is_valid_and_its_files_exist(path):
-    for source in load_mixture(path).datasets:
-        for file in (source.data_files.train, source.data_files.validation):
-            assert (path.parent / source.source / file).is_file()
+    return mixer.build(tokenizer), mixer
 
 
 def texts(prefix, count):
     return [{"text": f"{prefix} {i}"} for i in range(count)]
 
 
+def chat(question, answer="a", **extra):
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}], **extra}
+
+
 def test_shares_are_exact_no_row_comes_twice_and_the_rest_is_counted(write):
-    path = write({"a": texts("a", 300), "b": texts("b", 200)}, ratios={"a": 0.75, "b": 0.25})
-    data, mixer = build(path)
+    data, mixer = build(write({"a": texts("a", 300), "b": texts("b", 200)}, ratios={"a": 0.75, "b": 0.25}))
     sources, rows = list(data["train"]["source"]), list(data["train"]["text"])
-    assert abs(sources.count("a") / len(rows) - 0.75) < 0.01
+    assert abs(sources.count("a") - 0.75 * len(rows)) < 1
     assert len(set(rows)) == len(rows)
-    left_out = 500 - len(rows) - len(data["validation"])
-    assert mixer.describe() == f"{left_out} rows dropped: b beyond its share"
+    for source, rows_in in zip(mixer.report.sources, (300, 200), strict=True):
+        assert source.rows_in == rows_in
+        assert source.train.rows + source.validation.rows + sum(source.dropped.values()) == rows_in
+
+
+def test_a_sample_is_of_the_whole_source_not_its_head(write):
+    data, _ = build(write({"a": texts("a", 1000)}, options={"max_samples": 200}))
+    numbers = [int(text.split()[1]) for text in data["train"]["text"]]
+    assert 170 < len(numbers) <= 200
+    assert 400 < sum(numbers) / len(numbers) < 600
+
+
+def test_repetition_fills_a_share_only_as_far_as_allowed(write):
+    sources, ratios = {"a": texts("a", 100), "b": texts("b", 100)}, {"a": 0.8, "b": 0.2}
+    once, _ = build(write(sources, ratios=ratios))
+    assert len(once["train"]) <= 120
+    thrice, mixer = build(write(sources, ratios=ratios, options={"max_repetition": 3}))
+    rows = list(thrice["train"]["text"])
+    assert len(rows) == pytest.approx(3 * len(once["train"]), abs=5)
+    assert max(rows.count(row) for row in rows) == 3
+    assert mixer.report.sources[0].train.repeated == pytest.approx(200 / 300 * 0.8 * len(rows), abs=3)
+    held_out = list(thrice["validation"]["text"])
+    assert len(set(held_out)) == len(held_out)
+
+
+def test_a_size_out_of_reach_names_the_binding_source_and_the_largest(write):
+    path = write({"a": texts("a", 400), "b": texts("b", 100)}, ratios={"a": 0.5, "b": 0.5}, size={"rows": 300})
+    with pytest.raises(
+        MixtureError, match=r"size.rows 300 is out of reach: datasets.b .* the largest size is 1\d\d rows"
+    ):
+        build(path)
+
+
+@pytest.mark.parametrize("how", [{"metadata": {"total_tokens": 500}}, {"size": {"tokens": 500}}])
+def test_a_budget_in_tokens_is_kept_to_within_one_row(write, how):
+    _, mixer = build(write({"a": texts("a", 300), "b": texts("b", 300)}, **how), tiny_tokenizer())
+    longest = max(source.train.length_percentiles["95%"] for source in mixer.report.sources) + 2
+    assert 500 - 2 * longest <= mixer.report.train.tokens <= 500
+
+
+def test_total_tokens_without_a_tokenizer_is_said_not_to_be_applied(write):
+    _, mixer = build(write({"a": texts("a", 100)}, metadata={"total_tokens": 500}))
+    assert "total_tokens 500 is not applied: no tokenizer was given to count them" in mixer.describe()
 
 
 def test_validation_rows_of_all_sources_are_mixed(write):
@@ -59,19 +77,28 @@ def test_validation_rows_of_all_sources_are_mixed(write):
     assert len(set(list(data["validation"]["source"])[:20])) == 2
 
 
+@pytest.mark.parametrize("stratified", [True, False])
+def test_stratified_validation_keeps_the_shares(write, stratified):
+    sources = {"a": texts("a", 1000), "b": texts("b", 400)}
+    rule = {"ratio": 0.2, "seed": 0, "stratified": stratified}
+    data, _ = build(write(sources, ratios={"a": 0.5, "b": 0.5}, validation=rule))
+    share = list(data["validation"]["source"]).count("b") / len(data["validation"])
+    assert share == pytest.approx(0.5 if stratified else 400 / 1400, abs=0.01 if stratified else 0.06)
+
+
 def test_tools_and_tool_calls_of_different_rows_stay_apart(write):
     """Arrow would give every call the union of all rows' arguments, and drop tools that the first row has not."""
 
-    def chat(i, arguments, tools):
+    def called(i, arguments, tools):
         call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
         row = {"messages": [{"role": "user", "content": f"q {i}"}, call]}
         return row | ({"tools": tools} if tools else {})
 
-    rows = [chat(i, {"city": "Rome"} if i % 2 else {"zone": i}, i % 3 and [{"name": "f", "n": i}]) for i in range(60)]
+    rows = [called(i, {"city": "Rome"} if i % 2 else {"zone": i}, i % 3 and [{"name": "f", "n": i}]) for i in range(60)]
     for row in rows[::4]:  # as upstream stores them
         row["messages"][1]["tool_calls"] = json.dumps(row["messages"][1]["tool_calls"])
         row["tools"] = json.dumps(row["tools"]) if "tools" in row else None
-    data, _ = build(write({"a": rows}, phase="sft", validation={"ratio": 0.3, "seed": 0}))
+    data, _ = build(write({"a": rows}, phase="sft", validation={"ratio": 0.3, "seed": 0}), tiny_tokenizer())
     seen = {row["messages"][0]["content"]: row for split in data.values() for row in split}
     for i in range(60):
         converted = seen[f"q {i}"]
@@ -80,10 +107,19 @@ def test_tools_and_tool_calls_of_different_rows_stay_apart(write):
         assert json.loads(converted["tools"] or "null") == ([{"name": "f", "n": i}] if i % 3 else None)
 
 
+def test_the_tools_column_is_there_only_where_a_row_has_tools(write):
+    rows = [chat(f"q {i}") for i in range(60)]
+    without, _ = build(write({"a": rows}, phase="sft"))
+    assert without["train"].column_names == ["messages", "source"]
+    using, _ = build(write({"a": [*rows, chat("q", tools=[{"name": "f"}])]}, phase="sft"))
+    assert using["train"].column_names == ["messages", "tools", "source"]
+
+
 def test_the_split_is_by_content(write):
     """A row stays on its side when rows are added and reordered, and no row is on both sides."""
-    small, _ = build(write({"a": texts("a", 300)}, validation={"ratio": 0.2, "seed": 1}))
-    large, _ = build(write({"a": texts("b", 50) + texts("a", 300)[::-1]}, validation={"ratio": 0.2, "seed": 1}))
+    rule = {"ratio": 0.2, "seed": 1}
+    small, _ = build(write({"a": texts("a", 300)}, validation=rule))
+    large, _ = build(write({"a": texts("b", 50) + texts("a", 300)[::-1]}, validation=rule))
     held_out = set(small["validation"]["text"])
     assert 30 < len(held_out) < 90
     assert held_out == {text for text in large["validation"]["text"] if text.startswith("a")}
@@ -91,9 +127,7 @@ def test_the_split_is_by_content(write):
 
 
 def test_columns_of_other_rows_and_the_sources_name_do_not_move_a_row(write):
-    rows = [
-        {"messages": [{"role": "user", "content": f"q {i}"}, {"role": "assistant", "content": "a"}]} for i in range(99)
-    ]
+    rows = [chat(f"q {i}") for i in range(99)]
     thinking = {"role": "assistant", "content": "a", "reasoning_content": "r"}
     other = {"messages": [{"role": "user", "content": "q"}, thinking], "tools": [{"name": "f"}], "skill": "s"}
     rule = {"ratio": 0.2, "seed": 0}
@@ -101,121 +135,164 @@ def test_columns_of_other_rows_and_the_sources_name_do_not_move_a_row(write):
     for sources in ({"a": rows}, {"b": [*rows, other]}):
         data, _ = build(write(sources, phase="sft", validation=rule))
         sides.append({row["messages"][0]["content"] for row in data["validation"]} - {"q"})
-    assert sides[0] == sides[1] and "skill" in data["train"].column_names
+    assert sides[0] == sides[1]
+
+
+def test_rows_that_a_source_holds_out_itself_are_the_validation_split(write, tmp_path):
+    path = write({"a": texts("a", 60)})
+    (tmp_path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*texts("h", 9), *texts("a", 3)]))
+    mixture = yaml.safe_load(path.read_text())
+    mixture["datasets"][0] |= {"source": ".", "data_files": {"train": "a.jsonl", "validation": "held.jsonl"}}
+    path.write_text(yaml.safe_dump(mixture))
+    data, mixer = build(path)
+    assert len(data["validation"]) == 12 and len(data["train"]) == 57
+    assert not set(data["train"]["text"]) & set(data["validation"]["text"])
+    assert mixer.report.sources[0].dropped == {"also among the validation rows": 3}
+
+
+def test_prompts_of_preferences_do_not_straddle_the_split(write):
+    pairs = [{"prompt": f"q {i // 4}", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(200)]
+    data, _ = build(write({"a": pairs}, phase="dpo", validation={"ratio": 0.3, "seed": 0}))
+    prompts = [{row["prompt"][0]["content"] for row in data[split]} for split in ("train", "validation")]
+    assert not prompts[0] & prompts[1] and len(data["train"]) + len(data["validation"]) == 200
 
 
 def test_dropped_rows_are_counted_under_their_reason(write):
-    rows = [*texts("a", 90), {"text": ""}, {"text": "  "}, {"text": None}]
-    _, mixer = build(write({"a": rows}))
-    assert mixer.describe() == "3 rows dropped: empty text"
+    rows = [*texts("a", 90), {"text": ""}, {"text": "  "}, {"text": None}, {"text": "a 5"}, {"text": "x" * 50}]
+    filters = [{"type": "length", "max_length": 20}]
+    _, mixer = build(write({"a": rows}, options={"filters": filters}))
+    assert mixer.report.sources[0].dropped == {"empty text": 3, "length: over 20 characters": 1, "duplicate": 1}
 
 
 def test_control_tokens_in_the_data_are_escaped_and_counted(write):
-    data, mixer = build(write({"a": [*texts("a", 90), {"text": "he wrote <|im_end|> and stopped"}]}))
+    path = write({"a": [*texts("a", 90), {"text": "he wrote <|im_end|> and stopped"}]})
+    data, mixer = build(path, tiny_tokenizer())
     rows = [*data["train"]["text"], *data["validation"]["text"]]
     assert "he wrote < |im_end|> and stopped" in rows
-    assert mixer.describe() == "1 control tokens inside the text escaped"
+    assert "1 control tokens inside the text escaped" in mixer.describe()
 
 
-@pytest.mark.parametrize(
-    ("row", "roles"),
-    [
-        ({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}, "user assistant"),
-        (
-            {
-                "conversations": [
-                    {"role": "system", "content": "s", "tools": '[{"name": "f"}]'},
-                    {"role": "user", "content": "q"},
-                    {"role": "assistant", "content": "", "tool_calls": '[{"name": "f", "arguments": {}}]'},
-                    {"role": "tool", "content": "1"},
-                    {"role": "assistant", "content": "a", "reasoning_content": "r"},
-                ]
-            },
-            "system user assistant tool assistant",
-        ),
-        ({"instruction": "q", "input": "", "output": "a"}, "user assistant"),
-    ],
-)
-def test_chat_schemas(write, row, roles):
-    rows = [vary(row, i) for i in range(60)]
-    data, _ = build(write({"a": rows}, phase="sft", validation={"ratio": 0.3, "seed": 0}))
-    example = data["train"][0]
-    assert " ".join(message["role"] for message in example["messages"]) == roles
-    assert ("tools" in example) == ("conversations" in row)
+def test_the_tokenizer_moves_no_row(write):
+    path = write({"a": [*texts("a <|im_end|>", 200)]}, validation={"ratio": 0.3, "seed": 0})
+    plain, _ = build(path)
+    escaped, _ = build(path, tiny_tokenizer())
+    assert {text.replace("<|", "< |") for text in plain["validation"]["text"]} == set(escaped["validation"]["text"])
 
 
-def vary(row, i):
-    """The same row with other text, so that the content hash spreads the copies over the splits."""
-    return json.loads(json.dumps(row).replace('"q"', f'"q {i}"'))
-
-
-@pytest.mark.parametrize(
-    ("messages", "reason"),
-    [
-        ([{"role": "user", "content": "q"}], "last message is not the assistant's"),
-        ([{"role": "user", "content": "q"}, {"role": "assistant", "content": " "}], "empty assistant message"),
-        ([{"role": "robot", "content": "q"}, {"role": "assistant", "content": "a"}], "unknown role 'robot'"),
-        ([], "no messages"),
-        ("hello", "messages are not a list of objects"),
-        (["hello"], "messages are not a list of objects"),
-        ([{"role": "assistant", "tool_calls": "[1"}], "tool_calls is not JSON"),
-        ([{"role": "assistant", "tool_calls": '[{"arguments": {}}]'}], "a tool call without a name"),
-    ],
-)
-def test_unusable_conversations_are_named(write, messages, reason):
-    with pytest.raises(MixtureError, match=f"no row is usable .*{reason}"):
-        build(write({"a": [{"messages": messages, "n": 1}]}, phase="sft"))
-
-
-@pytest.mark.parametrize(
-    ("edit", "message"),
-    [
-        (lambda m: m["datasets"][0].update(mix_ratio=0.9), "mix_ratio sums to 0.9, not 1; normalised values: a: 1"),
-        (lambda m: m["datasets"][0].update(mix_ratio=-1), "datasets.0.mix_ratio"),
-        (
-            lambda m: m["datasets"][0].update(mix_ration=1),
-            "mix_ration: unknown key; did you mean 'mix_ratio'",
-        ),
-        (lambda m: m["metadata"].update(phase="sfft"), "metadata.phase"),
-        (lambda m: m.update(dataset=[]), "dataset: unknown key; did you mean 'datasets'"),
-        (lambda m: m.update(validation={"ratio": 1.5}), "validation.ratio"),
-        (lambda m: m["datasets"].append(m["datasets"][0]), "the name a is used twice"),
-        (lambda m: m["datasets"][0].update(source="missing.jsonl"), "no such file .*missing.jsonl"),
-        (lambda m: m["metadata"].update(phase="sft"), "columns text cannot be turned into 'messages'"),
-    ],
-)
-def test_wrong_mixtures_are_refused(write, edit, message):
-    path = write({"a": texts("a", 60)})
-    mixture = yaml.safe_load(path.read_text())
-    edit(mixture)
-    path.write_text(yaml.safe_dump(mixture))
-    with pytest.raises(MixtureError, match=message):
+def test_conversations_become_text_through_the_chat_template(write):
+    path = write({"a": [chat(f"q {i} <|im_end|>") for i in range(60)]}, phase="pretrain")
+    data, _ = build(path, tiny_tokenizer())
+    expected = (
+        "<|im_start|>user\nq 7 < |im_end|><|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\na<|im_end|>\n"
+    )
+    assert expected in [*data["train"]["text"], *data["validation"]["text"]]
+    with pytest.raises(MixtureError, match="are written by the chat template: give a tokenizer"):
         build(path)
 
 
-def test_all_problems_of_a_mixture_come_at_once(tmp_path):
-    path = tmp_path / "m.yaml"
-    path.write_text("metadata: {phase: what, max_seq_length: -3}\ndatasets: []\n")
-    with pytest.raises(MixtureError, match=r"3 problem\(s\)"):
-        DatasetMixer.from_yaml(path)
-
-
-@pytest.mark.parametrize("content", ["", "[1, 2]", "a: [1", "\x00"])
-def test_files_that_are_no_mixture(tmp_path, content):
-    path = tmp_path / "m.yaml"
-    path.write_text(content)
-    with pytest.raises(MixtureError, match=r"m\.yaml"):
-        DatasetMixer.from_yaml(path)
+def test_what_a_reward_needs_is_kept(write):
+    rows = [{"question": f"q {i}", "answer": f"#### {i}", "level": {"n": i}} for i in range(60)]
+    data, _ = build(write({"a": rows}, phase="rlaif"))
+    row = data["train"][0]
+    assert list(row) == ["prompt", "source", "answer"]
+    assert row["answer"] == "#### " + row["prompt"][0]["content"].split()[1]
+    data, _ = build(write({"a": rows}, phase="rlaif", options={"keep_columns": ["answer", "level"]}))
+    assert data["train"][0]["level"] == {"n": int(data["train"][0]["answer"].split()[1])}
 
 
 @pytest.mark.parametrize(
-    ("line", "message"), [('{"text": \n', "not JSON"), ("[1]\n", "a row must be an object, found list")]
+    "answer", ["3", "true", '"x"', "[1, 2]", "null", "x", 3, 2.5, True, None, [1, "2"], {"a": "1"}]
 )
-def test_a_broken_line_is_named(write, line, message):
-    with pytest.raises(MixtureError, match=rf"a\.jsonl, line 6: {message}"):
-        build(write({"a": [*texts("a", 5), line]}))
+@pytest.mark.parametrize("streaming", [False, True])
+def test_kept_columns_stay_what_they_are(write, answer, streaming):
+    """`datasets` would read the text "3" as a number."""
+    rows = [{"prompt": f"q {i}", "answer": answer} for i in range(60)]
+    data, _ = build(write({"a": rows}, phase="rlaif", streaming=streaming))
+    assert [row["answer"] for row in data["train"].take(3)] == [answer] * 3
 
 
-def test_an_empty_validation_split_is_refused(write):
-    with pytest.raises(MixtureError, match="the validation split is empty"):
-        build(write({"a": texts("a", 3)}, validation={"ratio": 0.001, "seed": 0}))
+def test_a_source_whose_rows_mostly_fail_is_an_error_with_three_examples(write):
+    rows = [*texts("a", 10), *({"text": ""} for _ in range(20))]
+    with pytest.raises(MixtureError) as caught:
+        build(write({"a": rows}))
+    lines = str(caught.value).splitlines()
+    assert "datasets.a: 20 of 30 rows cannot be used, such as" in lines[0]
+    assert len(lines) == 4 and lines[1].endswith("a.jsonl, line 11: empty text")
+
+
+def test_decontamination_drops_what_an_evaluation_set_asks(write, tmp_path):
+    asked = "how many apples has the farmer left when he has sold seven of his twelve apples today"
+    (tmp_path / "test.jsonl").write_text(json.dumps({"question": asked}) + "\n")
+    against = [{"name": "exam", "source": "test.jsonl", "field": "question"}]
+    rows = [*texts("a", 90), {"text": f"Question: {asked.upper()}? Answer: five."}]
+    _, mixer = build(write({"a": rows}, decontaminate={"against": against}))
+    assert mixer.report.sources[0].dropped == {"shares a run of words with an evaluation set": 1}
+
+
+def test_a_second_build_comes_from_the_cache(write, monkeypatch):
+    path = write({"a": texts("a", 90)})
+    first, _ = build(path)
+    monkeypatch.setattr("minimind_trl.data.rows.RowConverter.trace", lambda *_: pytest.fail("converted again"))
+    second, _ = build(path)
+    assert list(first["train"]) == list(second["train"])
+
+
+def test_validate_looks_at_every_source_and_builds_nothing(write, monkeypatch):
+    path = write({"a": texts("a", 90), "b": [{"body": "x"}], "c": [chat("q")]})
+    with pytest.raises(MixtureError) as caught:
+        DatasetMixer.from_yaml(path).validate_mixture()
+    assert "b.jsonl, line 1: columns body cannot be turned into 'text'" in str(caught.value)
+    assert "datasets.c: messages rows in phase pretrain are written by the chat template" in str(caught.value)
+    monkeypatch.setattr("datasets.Dataset.from_generator", lambda *_, **__: pytest.fail("built"))
+    lines = DatasetMixer.from_yaml(write({"a": texts("a", 90)})).validate_mixture()
+    assert lines == ["a: 1 file(s), schema text, first 90 rows looked at"]
+
+
+@pytest.mark.parametrize("form", ["json", "csv", "parquet", "arrow", "jsonl.gz"])
+def test_formats(tmp_path, form):
+    """The same rows in every format give the same mixture."""
+    import gzip
+
+    from datasets import Dataset
+
+    rows = [{"instruction": f"say {i}", "input": "", "output": f"it's, {i}"} for i in range(60)]
+    table, file = Dataset.from_list(rows), tmp_path / f"rows.{form}"
+    if form == "json":
+        file.write_text(json.dumps(rows))
+    elif form == "jsonl.gz":
+        file.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    elif form == "arrow":
+        table.save_to_disk(tmp_path / "folder")
+    else:
+        getattr(table, f"to_{form}")(file)
+    source = (
+        {"name": "a", "source": "folder", "format": "arrow"} if form == "arrow" else {"name": "a", "source": file.name}
+    )
+    path = tmp_path / "m.yaml"
+    path.write_text(yaml.safe_dump({"metadata": {"phase": "sft"}, "datasets": [source]}))
+    data, mixer = build(path)
+    answers = {row["messages"][1]["content"] for split in data.values() for row in split}
+    assert answers == {f"it's, {i}" for i in range(60)}
+    assert mixer.report.sources[0].row_schema == "alpaca"
+
+
+def test_files_of_the_kind_that_minimind_users_have_stay_valid(tmp_path):
+    path = tmp_path / "m.yaml"
+    path.write_text(
+        """
+metadata: {phase: sft, description: "...", total_tokens: 10_000_000, max_seq_length: 512, version: "1.0"}
+datasets:
+  - name: alpaca_instructions
+    source: tatsu-lab/alpaca
+    mix_ratio: 1.0
+    format: huggingface
+    text_field: text
+    splits: [train]
+    max_samples: 50000
+    filters: [{type: length, min_length: 20, max_length: 2000}, {type: quality, min_score: 0.2}]
+validation: {ratio: 0.05, seed: 42, stratified: true}
+"""
+    )
+    mixture = load_mixture(path)
+    assert mixture.metadata.total_tokens == 10_000_000
+    assert [rule.type for rule in mixture.datasets[0].filters] == ["length", "quality"]

@@ -86,7 +86,7 @@ SFT = [*DATA, "--output_dir", "{new}"]
     [
         (
             ["--preset", "tiny", *SFT, "--learning_rat", "1"],
-            "unknown option --learning_rat (did you mean --learning_rate?)",
+            "unknown option --learning_rat; did you mean '--learning_rate'?",
         ),
         (["--preset", "tiny", "--from_weight", "x", *SFT], "exactly one of --preset"),
         (["--preset", "minimind4", *SFT, "--tokenizer", "{tokenizer}"], "'minimind4' is unknown; choose one of tiny"),

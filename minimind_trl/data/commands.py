@@ -1,0 +1,172 @@
+"""`minimind-trl data {check,build,show,explain} CONFIG`."""
+
+import argparse
+import json
+from pathlib import Path
+
+import datasets
+from rich.console import Console
+from rich.text import Text
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from ..errors import InputError, MixtureError, nearest
+from ..tokenization import tiny_tokenizer, with_training_template
+from . import schemas
+from .mixer import DatasetMixer
+from .prepared import LOCK, load_or_prepare
+from .rows import Traced
+from .schemas import Row
+from .sources import DataFile
+
+_EXAMPLES = 2
+
+
+def add_cli(verbs: argparse._SubParsersAction) -> None:
+    """Add the `data` verb and its four actions."""
+    parser = verbs.add_parser("data", help="check, build, show and explain data mixtures")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, run, what in (
+        ("check", _check, "validate a mixture file and look at the first rows of every source, without building"),
+        ("build", _build, f"write the mixture as JSON lines beside its {LOCK}"),
+        ("show", _show, "print shares, rows, tokens, lengths, drops, and examples with the trained part marked"),
+        ("explain", _explain, "follow one row of a source until it is trained on, held out or dropped"),
+    ):
+        action = actions.add_parser(name, help=what, description=what)
+        action.add_argument("config", metavar="CONFIG", help="mixture file, such as data_configs/tiny/sft.yaml")
+        action.add_argument("--tokenizer", help="directory or Hub id; 'tiny' is the one that comes with the package")
+        action.set_defaults(run=run)
+        if name == "build":
+            action.add_argument("--output_dir", type=Path, help="default: prepared/PHASE_CONFIG")
+        if name == "explain":
+            action.add_argument("--source", help="name of a source in the mixture (default: the first)")
+            action.add_argument("--file", type=int, default=1, help="which of its files or splits, from 1")
+            action.add_argument("--row", type=int, required=True, help="line or row in it, from 1")
+
+
+def load_tokenizer(name: str | None) -> PreTrainedTokenizerBase | None:
+    """A tokenizer by directory or Hub id; "tiny" is ours.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name is None or name == "tiny":
+        return tiny_tokenizer() if name else None
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise InputError(f"no tokenizer at {name}: {str(error).splitlines()[0]}") from error
+
+
+def _check(args: argparse.Namespace) -> None:
+    datasets.disable_progress_bars()
+    mixer = DatasetMixer.from_yaml(args.config)
+    for line in mixer.validate_mixture(load_tokenizer(args.tokenizer)):
+        print(line)
+    print(f"{args.config}: valid, phase {mixer.mixture.metadata.phase}; nothing was built")
+
+
+def _build(args: argparse.Namespace) -> None:
+    mixer = DatasetMixer.from_yaml(args.config)
+    folder = args.output_dir or Path("prepared") / mixer.name
+    data = load_or_prepare(mixer, folder, load_tokenizer(args.tokenizer))
+    print(mixer.describe())
+    print(f"{folder}: {len(data['train']):,} train and {len(data['validation']):,} validation rows, {LOCK}")
+
+
+def _show(args: argparse.Namespace) -> None:
+    datasets.disable_progress_bars()
+    mixer = DatasetMixer.from_yaml(args.config)
+    tokenizer = load_tokenizer(args.tokenizer)
+    data = mixer.build(tokenizer)
+    console = Console()
+    if mixer.report:
+        console.print(mixer.report.table())
+        for line in (*mixer.report.drops(), *mixer.report.notes):
+            console.print(line, highlight=False)
+    for number, row in enumerate(data["train"].take(_EXAMPLES), start=1):
+        console.rule(f"train row {number}, from {row['source']}")
+        console.print(_marked(row, tokenizer) if tokenizer else schemas.plain_text(row), highlight=False)
+    if tokenizer is None:
+        console.print("[dim]with --tokenizer the examples are rendered, and their trained part is marked")
+
+
+def _explain(args: argparse.Namespace) -> None:
+    datasets.disable_progress_bars()
+    mixer = DatasetMixer.from_yaml(args.config)
+    tokenizer = load_tokenizer(args.tokenizer)
+    by_name = {source.name: source for source in mixer.mixture.datasets}
+    source = by_name.get(args.source or next(iter(by_name)))
+    if source is None:
+        raise MixtureError(f"{args.config}: no source {args.source!r}{nearest(args.source, list(by_name))}")
+    files = mixer.files(source) + mixer.files(source, validation=True)
+    if not 1 <= args.file <= len(files):
+        raise MixtureError(f"--file {args.file}: {source.name} has {len(files)} file(s)")
+    raw = _row(files[args.file - 1], args.row)
+    [traced] = mixer.converter(source, files, tokenizer).trace([raw])
+    console = Console()
+    _tell(console, f"row: {files[args.file - 1].at(args.row)}", json.dumps(raw, ensure_ascii=False, default=str))
+    _tell_steps(console, traced, tokenizer)
+    if traced.reason is None and not mixer.mixture.streaming:
+        mixer.build(tokenizer)
+        _tell(console, "mixture", mixer.fate(source, args.file - 1, args.row))
+
+
+def _row(file: DataFile, wanted: int) -> Row:
+    number = 0
+    for number, row in file.read():
+        if number == wanted:
+            return row
+    raise MixtureError(f"{file.name}: no row at {file.unit} {wanted} (the last is {number})")
+
+
+def _tell_steps(console: Console, traced: Traced, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    if traced.unusable:
+        _tell(console, "convert", f"dropped: {traced.reason}")
+        return
+    _tell(console, "convert", json.dumps(traced.row, ensure_ascii=False))
+    if traced.reason:
+        _tell(console, "filter", f"dropped: {traced.reason}")
+        return
+    _tell(console, "filter", "kept")
+    if tokenizer is None:
+        _tell(console, "tokens", "not counted: give --tokenizer")
+        return
+    _tell(console, "escape", f"{traced.escaped} control tokens inside the text")
+    _tell(console, "tokens", f"{traced.tokens}; trained on is what is marked:")
+    console.print(_marked(traced.trained, tokenizer), highlight=False)
+
+
+def _tell(console: Console, step: str, what: str) -> None:
+    console.print(Text(f"{step}: ", style="bold") + Text(what))
+
+
+def _marked(row: Row, tokenizer: PreTrainedTokenizerBase) -> Text:
+    """A row as the model sees it, in green and between marks what its loss counts on."""
+    tools = json.loads(row["tools"]) if row.get("tools") else None
+    if "text" in row:
+        return _spans(tokenizer, tokenizer(row["text"])["input_ids"], None)
+    if "messages" in row:
+        return _rendered(tokenizer, row["messages"], tools)
+    if "chosen" not in row:
+        options = {"tools": tools, "add_generation_prompt": True, "return_dict": False}
+        return _spans(tokenizer, tokenizer.apply_chat_template(row["prompt"], **options), [])
+    better, worse = (_rendered(tokenizer, row["prompt"] + row[side], tools) for side in ("chosen", "rejected"))
+    return Text("chosen:\n", style="bold") + better + Text("\nrejected:\n", style="bold") + worse
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[Row], tools: list | None) -> Text:
+    options = {"tools": tools, "return_dict": True, "return_assistant_tokens_mask": True}
+    rendered = with_training_template(tokenizer).apply_chat_template(messages, **options)
+    return _spans(tokenizer, rendered["input_ids"], rendered["assistant_masks"])
+
+
+def _spans(tokenizer: PreTrainedTokenizerBase, ids: list[int], mask: list[int] | None) -> Text:
+    """Tokens as text; runs of trained ones stand between ⟦ and ⟧."""
+    mask = [1] * len(ids) if mask is None else mask or [0] * len(ids)
+    text, start = Text(), 0
+    while start < len(ids):
+        end = next((i for i in range(start, len(ids)) if mask[i] != mask[start]), len(ids))
+        part = tokenizer.decode(ids[start:end], skip_special_tokens=False)
+        text.append(f"⟦{part}⟧" if mask[start] else part, style="green" if mask[start] else "")
+        start = end
+    return text

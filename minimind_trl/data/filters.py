@@ -1,0 +1,343 @@
+"""Row filters of a mixture file: `filters: [{type: length, min_length: 20}, {type: "my_module:my_function"}]`.
+
+Each filter is one class: its fields are the keys that a mixture file may set, its `reason` is the decision.
+"""
+
+import importlib
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any, Literal
+
+from datasets.fingerprint import Hasher
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from ..errors import MixtureError, nearest
+from .quality import code_of, code_quality_score, parses, quality_score
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass
+class Candidate:
+    """One row as the filters see it."""
+
+    row: dict[str, Any]
+    """The converted row, as the trainer would get it."""
+    raw: dict[str, Any]
+    """The row as the source has it."""
+    text: str
+    """All text of the row as a person reads it."""
+    tokens: int | None = None
+    """Length in tokens as trained; None where no tokenizer was given."""
+
+
+class Filter(BaseModel):
+    """Keeps a row, or gives the short reason it is dropped and counted under."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    type: str
+
+    @property
+    def needs_tokenizer(self) -> bool:
+        """Whether `Candidate.tokens` must be set."""
+        return False
+
+    def reason(self, candidate: Candidate) -> str | None:
+        """None keeps the row.
+
+        Raises:
+            MixtureError: the filter cannot be applied to it.
+        """
+        raise NotImplementedError
+
+
+class LengthFilter(Filter):
+    """Keeps texts of `min_length` to `max_length` characters or tokens, both included."""
+
+    type: Literal["length"] = "length"
+    min_length: Annotated[int, Field(ge=0)] | None = None
+    max_length: Annotated[int, Field(ge=1)] | None = None
+    unit: Literal["characters", "tokens"] = "characters"
+
+    @model_validator(mode="after")
+    def _check_bounds(self):
+        if self.min_length is None and self.max_length is None:
+            raise ValueError("set min_length, max_length or both")
+        if None not in (self.min_length, self.max_length) and self.min_length > self.max_length:
+            raise ValueError(f"min_length {self.min_length} is over max_length {self.max_length}")
+        return self
+
+    @property
+    def needs_tokenizer(self) -> bool:
+        return self.unit == "tokens"
+
+    def reason(self, candidate: Candidate) -> str | None:
+        length = candidate.tokens if self.needs_tokenizer else len(candidate.text)
+        if length is None:
+            raise MixtureError("a length filter in tokens needs a tokenizer")
+        if self.min_length is not None and length < self.min_length:
+            return f"length: under {self.min_length} {self.unit}"
+        if self.max_length is not None and length > self.max_length:
+            return f"length: over {self.max_length} {self.unit}"
+        return None
+
+
+class QualityFilter(Filter):
+    """Keeps texts whose `quality_score` is at least `min_score`."""
+
+    type: Literal["quality"] = "quality"
+    min_score: Share = 0.5
+
+    def reason(self, candidate: Candidate) -> str | None:
+        if quality_score(candidate.text) < self.min_score:
+            return f"quality: score under {self.min_score}"
+        return None
+
+
+class CodeQualityFilter(Filter):
+    """Keeps source code whose `code_quality_score` is at least `min_score` and, with `language`, that parses.
+
+    Of a text with fenced blocks (a chat) only the blocks count, for `language: python` those marked as Python.
+    """
+
+    type: Literal["code_quality"] = "code_quality"
+    min_score: Share = 0.5
+    language: Literal["python"] | None = None
+
+    def reason(self, candidate: Candidate) -> str | None:
+        if code_quality_score(candidate.text) < self.min_score:
+            return f"code_quality: score under {self.min_score}"
+        if self.language and not all(map(parses, code_of(candidate.text, ("python", "python3", "py")))):
+            return f"code_quality: not {self.language}"
+        return None
+
+
+class LanguageFilter(Filter):
+    """Keeps texts in one of the languages `keep` (ISO 639-1 codes), as py3langid tells them.
+
+    A text that nobody could tell (a number, a formula, "Hello": py3langid finds no language with a probability of 0.2)
+    stays, unless `min_confidence` asks for more. Source code is sometimes taken for Latin: filter texts only.
+    """
+
+    type: Literal["language"] = "language"
+    keep: Annotated[list[str], Field(min_length=1)]
+    min_confidence: Share = 0.0
+
+    @field_validator("keep")
+    @classmethod
+    def _check_codes(cls, keep: list[str]) -> list[str]:
+        known = _identifier().labels
+        for code in keep:
+            if code not in known:
+                meant = {"chinese": "zh", "cn": "zh"}.get(code.lower(), code.lower()[:2])  # else "english", "zh-CN"
+                hint = nearest(meant, known) or f" (known: {', '.join(known)})"
+                raise ValueError(f"unknown language {code!r}{hint}")
+        return keep
+
+    def reason(self, candidate: Candidate) -> str | None:
+        language, confidence = _identifier().classify(candidate.text[:3000])  # enough to tell, and fast
+        if language not in self.keep and confidence >= 0.2:
+            return f"language: {language}"
+        if confidence < self.min_confidence:
+            return f"language: under {self.min_confidence} sure"
+        return None
+
+
+class RegexFilter(Filter):
+    """Keeps or drops the rows in which `pattern` is found: in the text, or in `field` of the source's row."""
+
+    type: Literal["regex"] = "regex"
+    pattern: str
+    action: Literal["keep", "drop"] = "drop"
+    field: str | None = None
+
+    @field_validator("pattern")
+    @classmethod
+    def _check_pattern(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from None
+        return pattern
+
+    def reason(self, candidate: Candidate) -> str | None:
+        text = candidate.text if self.field is None else value_at(candidate.raw, self.field)
+        if not isinstance(text, str):
+            return f"regex: no text in {self.field!r}"
+        found = re.search(self.pattern, text) is not None
+        if found == (self.action == "keep"):
+            return None
+        return f"regex: {self.pattern!r} {'found' if found else 'not found'}"
+
+
+class FieldFilter(Filter):
+    """Keeps rows by the value of `field` in the source's row ("a.b" looks into objects): listed, or in a range."""
+
+    type: Literal["field"] = "field"
+    field: str
+    keep: Annotated[list[Any], Field(min_length=1)] | None = None
+    drop: Annotated[list[Any], Field(min_length=1)] | None = None
+    min: float | None = None
+    max: float | None = None
+
+    @model_validator(mode="after")
+    def _check_choice(self):
+        ranged = self.min is not None or self.max is not None
+        if [self.keep is not None, self.drop is not None, ranged].count(True) != 1:
+            raise ValueError("set exactly one of keep, drop and a range (min, max or both)")
+        if None not in (self.min, self.max) and self.min > self.max:
+            raise ValueError(f"min {self.min:.12g} is over max {self.max:.12g}")
+        return self
+
+    def reason(self, candidate: Candidate) -> str | None:
+        value = value_at(candidate.raw, self.field)
+        if value is None:  # absent, or Parquet's null for it
+            return f"field: no {self.field!r}"
+        if listing := self.keep or self.drop:
+            # Not `in`: to Python, True is 1.
+            listed = any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in listing)
+            return None if listed == bool(self.keep) else f"field: {self.field!r} {'' if listed else 'not '}listed"
+        if not isinstance(value, int | float) or isinstance(value, bool) or value != value:
+            return f"field: {self.field!r} is not a number"
+        if self.min is not None and value < self.min:
+            return f"field: {self.field!r} under {self.min:.12g}"
+        if self.max is not None and value > self.max:
+            return f"field: {self.field!r} over {self.max:.12g}"
+        return None
+
+
+class CustomFilter(Filter):
+    """`type: "module:function"`, called as `function(row, **other_keys)` with the converted row.
+
+    True keeps the row, False drops it, and so does a text, as the reason. Naming a function imports its module, so read
+    a mixture file of others before you load it.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    @field_validator("type")
+    @classmethod
+    def _check_function(cls, name: str) -> str:
+        _imported(name)
+        return name
+
+    @property
+    def code(self) -> str:
+        """Hash of the function, so that a cached result is not used for another one."""
+        return Hasher.hash(_imported(self.type))
+
+    @model_validator(mode="after")
+    def _check_parameters(self):
+        signature = inspect.signature(_imported(self.type))
+        try:
+            signature.bind({}, **self.model_extra)
+        except TypeError as error:
+            known = ", ".join(list(signature.parameters)[1:]) or "none"
+            raise ValueError(f"{self.type}: {error} (parameters after the row: {known})") from None
+        return self
+
+    def reason(self, candidate: Candidate) -> str | None:
+        try:
+            answer = _imported(self.type)(candidate.row, **self.model_extra)
+        except Exception as error:
+            raise MixtureError(f"filter {self.type} failed: {type(error).__name__}: {error}") from error
+        if isinstance(answer, bool):
+            return None if answer else f"{self.type}: dropped"
+        if isinstance(answer, str) and answer:
+            return f"{self.type}: {answer}"
+        raise MixtureError(f"filter {self.type} returned {answer!r}, not True, False or a reason to drop the row")
+
+
+BUILTIN_FILTERS: dict[str, type[Filter]] = {
+    "length": LengthFilter,
+    "quality": QualityFilter,
+    "code_quality": CodeQualityFilter,
+    "language": LanguageFilter,
+    "regex": RegexFilter,
+    "field": FieldFilter,
+}
+
+
+def _check_type(spec: Any) -> Any:
+    if isinstance(spec, Filter):
+        return spec
+    if not isinstance(spec, dict):
+        raise ValueError("a filter is a mapping such as {type: length, min_length: 20}")
+    name = spec.get("type")
+    if isinstance(name, str) and (":" in name or name in BUILTIN_FILTERS):
+        return spec
+    known = f" (known: {', '.join(BUILTIN_FILTERS)}, module:function)"
+    named = (
+        f"unknown filter {name!r}{nearest(str(name), BUILTIN_FILTERS)}" if "type" in spec else "a filter needs a type"
+    )
+    # By hand for its place: a tagged union would report it on the filter instead of its type.
+    problem = InitErrorDetails(type=PydanticCustomError("unknown_filter", named + known), loc=("type",), input=name)
+    raise ValidationError.from_exception_data("Filter", [problem])
+
+
+def _tag(spec: Any) -> str:
+    name = spec["type"] if isinstance(spec, dict) else spec.type
+    return "custom" if ":" in name else name
+
+
+FilterSpec = Annotated[
+    Annotated[LengthFilter, Tag("length")]
+    | Annotated[QualityFilter, Tag("quality")]
+    | Annotated[CodeQualityFilter, Tag("code_quality")]
+    | Annotated[LanguageFilter, Tag("language")]
+    | Annotated[RegexFilter, Tag("regex")]
+    | Annotated[FieldFilter, Tag("field")]
+    | Annotated[CustomFilter, Tag("custom")],
+    Discriminator(_tag),
+    BeforeValidator(_check_type),
+]
+"""A filter of a mixture file. Its errors are at `(i, type or "custom", key)`, those of the type at `(i, "type")`."""
+
+
+@cache
+def _identifier():
+    try:
+        from py3langid.langid import MODEL_FILE, LanguageIdentifier
+    except ImportError:
+        raise ValueError("the language filter needs py3langid: pip install minimind-trl[data]") from None
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    # Without the dialects that have three letters: to the full model, short Chinese is Cantonese.
+    identifier.set_languages([code for code in identifier.labels if len(code) == 2])
+    return identifier
+
+
+@cache
+def _imported(name: str) -> Callable[..., bool | str]:
+    module_name, _, function_name = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise ValueError(f"cannot import {module_name!r}: {type(error).__name__}: {error}") from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        hint = nearest(function_name, [key for key, value in vars(module).items() if callable(value)])
+        raise ValueError(f"{module_name} has no function {function_name!r}{hint}")
+    return function
+
+
+def value_at(row: Any, path: str) -> Any:
+    """The value at a dotted path, or of the column that has that very name; None where there is none."""
+    if path in row:
+        return row[path]
+    for key in path.split("."):
+        row = row.get(key) if isinstance(row, dict) else None
+    return row

@@ -1,0 +1,354 @@
+"""Data sets of the Hugging Face Hub: one split at one revision, and one readable line where that cannot be had."""
+
+import ast
+import hashlib
+import json
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from glob import has_magic
+from pathlib import Path
+from typing import TypeVar
+
+import datasets
+from datasets import Dataset, DatasetBuilder, IterableDataset
+from datasets.exceptions import DatasetsError
+from datasets.naming import camelcase_to_snakecase
+from datasets.packaged_modules.cache.cache import Cache
+from huggingface_hub import HfApi, HfFileSystem, constants, get_token
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils import httpx
+
+from ..errors import InputError, MixtureError, nearest
+
+Patterns = str | list[str] | dict[str, str | list[str]]
+Result = TypeVar("Result")
+
+TRIES = 5
+BASE_DELAY = 1.0
+"""Seconds before the second try; each further wait is twice as long, or what the Hub's Retry-After says."""
+LONGEST_DELAY = 60.0
+
+_SHA = re.compile("[0-9a-f]{40}")
+_EXPECTED = (OSError, ValueError, RuntimeError, EntryNotFoundError, DatasetsError, httpx.HTTPError)
+_log = logging.getLogger(__name__)
+
+
+class _HubTrouble(ConnectionError):
+    """`datasets` had some request fail and turned to what it last cached of the data set, of whatever revision."""
+
+
+def resolve_revision(repo: str, revision: str | None = None) -> str:
+    """The commit that a branch, a tag or (by default) the main branch stands for now; offline, when it was last loaded.
+
+    Raises:
+        MixtureError: no such data set or revision, no access to it, the Hub cannot be reached, or not cached (offline).
+    """
+    if repo.count("/") != 1:
+        raise MixtureError(f"{repo!r}: a data set of the Hub is named owner/name")
+    if _is_offline():
+        return _cached_revision(repo, revision)
+    if _SHA.fullmatch(revision or ""):
+        return revision
+    with hub_errors(repo, revision):
+        return _persist(lambda: HfApi().dataset_info(repo, revision=revision).sha)
+
+
+def load_hub_split(
+    repo: str,
+    *,
+    split: str,
+    config_name: str | None = None,
+    data_dir: str | None = None,
+    data_files: Patterns | None = None,
+    revision: str | None = None,
+    streaming: bool = False,
+) -> Dataset | IterableDataset:
+    """Load one split, pinned to the commit that `revision` stands for; offline, from what the same arguments loaded.
+
+    Args:
+        repo: "owner/name".
+        split: a split, or several or a part of one in the notation of `datasets`.
+        config_name: which of the data set's configs; by default its default one.
+        data_dir: the folder in the repo to take the files from.
+        data_files: paths or patterns in the repo, or such for each split; without splits, all of them are "train".
+        revision: a branch, a tag or a commit; the main branch by default.
+        streaming: read while iterating, without downloading first. What fails then is not translated: `hub_errors`.
+
+    Raises:
+        MixtureError: the Hub has no such data set, revision, config, split or files, refuses access or cannot be
+            reached, or the mode is offline and nothing is cached.
+    """
+    sha = resolve_revision(repo, revision)
+    offline = _is_offline()
+    with hub_errors(repo, revision):
+        if offline:
+            builder = _cached_builder(repo, sha, _config_id(config_name, data_dir, data_files))
+            splits = list(builder.info.splits)
+        else:
+            _persist(lambda: _check_files(repo, sha, data_dir, data_files))
+            builder = _persist(lambda: _builder(repo, sha, config_name, data_dir, data_files))
+            splits = list(builder.config.data_files)
+        _check_split(repo, split, splits)
+        if streaming:
+            return _persist(lambda: builder.as_streaming_dataset(split=split))
+        if not offline:
+            _persist(builder.download_and_prepare)
+            remember_revision(repo, revision, sha)
+        return builder.as_dataset(split=split)
+
+
+def remember_revision(repo: str, revision: str | None, sha: str) -> None:
+    """Note for offline use which commit a branch or tag stood for when its data was loaded."""
+    if revision != sha:
+        ref = _ref_file(repo, revision)
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        ref.write_text(sha)
+
+
+@contextmanager
+def hub_errors(repo: str, revision: str | None = None) -> Iterator[None]:
+    """Turn what `datasets` and the Hub raise into one readable line; wrap it around the iteration over a stream, too.
+
+    Raises:
+        MixtureError: instead of any error of reading from the Hub.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except _EXPECTED as error:
+        raise MixtureError(f"{repo}: {_explain(error, repo, revision)}") from error
+
+
+def _persist(call: Callable[[], Result]) -> Result:
+    """Call again, ever more slowly, while the Hub is out of reach, overloaded or drops the connection."""
+    for number in range(TRIES - 1):
+        try:
+            return call()
+        except _EXPECTED as error:
+            if not _is_transient(error):
+                raise
+            delay = _delay(error, number)
+            _log.warning("The Hub: %s; next try in %g s", _symptom(error), delay)
+            time.sleep(delay)
+    return call()
+
+
+def _builder(repo, sha, config_name, data_dir, data_files) -> DatasetBuilder:
+    for card in ("README.md", ".huggingface.yaml"):
+        # Cached here, because `datasets` takes a Hub that fails on one of these for a data set that has no configs.
+        try:
+            HfApi().hf_hub_download(repo, card, repo_type="dataset", revision=sha)
+        except RemoteEntryNotFoundError:
+            continue
+    path = f"hf://datasets/{repo}"  # a bare name could be a local folder
+    try:
+        builder = datasets.load_dataset_builder(
+            path,
+            name=config_name,
+            data_dir=data_dir,
+            data_files=data_files,
+            revision=sha,
+            config_id=_config_id(config_name, data_dir, data_files),
+        )
+    except ValueError as error:
+        if "find cache for" in str(error):
+            raise _HubTrouble from None
+        known = re.search(r"[Aa]vailable(?: configs)?: (\[.*\])", str(error))
+        if known is None:
+            raise
+        configs = ast.literal_eval(known[1])
+        if config_name is None:
+            raise MixtureError(f"{repo}: config_name is needed, one of: {_enumerate(configs)}") from None
+        raise MixtureError(f"{repo}: no config {config_name!r}{_choice(config_name, configs)}") from None
+    if isinstance(builder, Cache):
+        raise _HubTrouble
+    return builder
+
+
+def list_files(repo: str, revision: str, patterns: list[str], data_dir: str | None = None) -> list[str]:
+    """Names of the files of a data set at a commit that match patterns; offline, of those that were downloaded.
+
+    Raises:
+        MixtureError: a pattern matches nothing, or the Hub cannot be reached.
+    """
+    if _is_offline():
+        snapshot = _snapshot(repo, revision)
+        wanted = [_join(data_dir, pattern) for pattern in patterns]
+        found = [path.relative_to(snapshot).as_posix() for pattern in wanted for path in sorted(snapshot.glob(pattern))]
+        if not found:
+            raise MixtureError(f"{repo}: offline, and {', '.join(wanted)} is not cached at {revision}")
+        return found
+    with hub_errors(repo, revision):
+        return [name for pattern in patterns for name in _persist(lambda p=pattern: _glob(repo, revision, data_dir, p))]
+
+
+def download_file(repo: str, name: str, revision: str) -> Path:
+    """A file of a data set at a commit, from the cache where it is there.
+
+    Raises:
+        MixtureError: it cannot be had.
+    """
+    with hub_errors(repo, revision):
+        return Path(_persist(lambda: HfApi().hf_hub_download(repo, name, repo_type="dataset", revision=revision)))
+
+
+def _check_files(repo: str, sha: str, data_dir: str | None, data_files: Patterns | None):
+    for pattern in _patterns(data_files) or (["**"] if data_dir else []):
+        _glob(repo, sha, data_dir, pattern)
+
+
+def _glob(repo: str, sha: str, data_dir: str | None, pattern: str) -> list[str]:
+    files = HfFileSystem(endpoint=datasets.config.HF_ENDPOINT)
+    root, wanted = f"datasets/{repo}@{sha}/", _join(data_dir, pattern)
+    # The last character as a class of characters: for a path without wildcards, any failure is "not there".
+    glob = wanted if has_magic(wanted) else re.sub("(.)$", r"[\1]", wanted)
+    found = [path for path, entry in files.glob(root + glob, detail=True).items() if entry["type"] == "file"]
+    if not found:
+        known = [path.removeprefix(root) for path in files.find(root)]
+        raise MixtureError(f"{repo}: no file matches {wanted!r}{_choice(wanted, known)}")
+    return sorted(path.removeprefix(root) for path in found)
+
+
+def _join(data_dir: str | None, pattern: str) -> str:
+    return "/".join(part.strip("/") for part in (data_dir, pattern) if part)
+
+
+def _patterns(data_files: Patterns | None) -> list[str]:
+    if isinstance(data_files, dict):
+        return [pattern for patterns in data_files.values() for pattern in _patterns(patterns)]
+    return [data_files] if isinstance(data_files, str) else list(data_files or [])
+
+
+def _check_split(repo: str, split: str, splits: list[str]):
+    for part in split.split("+"):
+        name = part.split("[")[0].strip()
+        if name not in splits:
+            raise MixtureError(f"{repo}: no split {name!r}{_choice(name, splits)}")
+
+
+def _choice(wanted: str, known: list[str]) -> str:
+    return f"{nearest(wanted, known)}; there are: {_enumerate(known)}"
+
+
+def _enumerate(names: list[str]) -> str:
+    return ", ".join(sorted(names)[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "") or "none"
+
+
+def _config_id(config_name: str | None, data_dir: str | None, data_files: Patterns | None) -> str:
+    """The name of the folder in the cache of `datasets`; its own names cannot be told without asking the Hub."""
+    name = config_name or "default"
+    if data_dir is None and data_files is None:
+        return name
+    return f"{name}-{hashlib.sha256(json.dumps([data_dir, data_files], sort_keys=True).encode()).hexdigest()[:16]}"
+
+
+def _is_offline() -> bool:
+    return datasets.config.HF_HUB_OFFLINE or constants.is_offline_mode()
+
+
+def _cached_folders(repo: str, config_id: str = "*", sha: str = "*") -> list[Path]:
+    owner, name = repo.split("/")
+    cache = Path(datasets.config.HF_DATASETS_CACHE).expanduser() / f"{owner}___{camelcase_to_snakecase(name)}"
+    return sorted(folder for folder in cache.glob(f"{config_id}/*/{sha}") if _SHA.fullmatch(folder.name))
+
+
+def _snapshot(repo: str, sha: str) -> Path:
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="dataset") / "snapshots" / sha
+
+
+def _ref_file(repo: str, revision: str | None) -> Path:
+    # Where huggingface_hub keeps which commit a name stood for.
+    folder = repo_folder_name(repo_id=repo, repo_type="dataset")
+    return Path(constants.HF_HUB_CACHE) / folder / "refs" / (revision or constants.DEFAULT_REVISION)
+
+
+def _cached_revision(repo: str, revision: str | None) -> str:
+    if _SHA.fullmatch(revision or ""):
+        sha = revision
+    else:
+        ref = _ref_file(repo, revision)
+        sha = ref.read_text().strip() if ref.is_file() else None
+    snapshots = [folder.name for folder in _snapshot(repo, "*").parent.glob("*")]
+    known = {folder.name for folder in _cached_folders(repo)} | set(snapshots)
+    if sha not in known:
+        cached = f"only {_enumerate(list(known))}" if known else "nothing of this data set"
+        raise MixtureError(
+            f"{repo}: offline, and revision {revision or 'main'!r} is not cached ({cached} is); load it online once"
+        )
+    return sha
+
+
+def _cached_builder(repo: str, sha: str, config_id: str) -> Cache:
+    folders = _cached_folders(repo, config_id, sha)
+    if not folders:
+        raise MixtureError(
+            f"{repo}: offline, and this config (or data_dir, data_files) is not cached at {sha}; load it online once"
+        )
+    version = folders[-1].parent.name
+    return Cache(repo_id=repo, dataset_name=repo.split("/")[1], config_name=config_id, version=version, hash=sha)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
+
+
+def _status(error: BaseException) -> int | None:
+    return next((e.response.status_code for e in _chain(error) if isinstance(e, HfHubHTTPError)), None)
+
+
+def _is_transient(error: BaseException) -> bool:
+    status = _status(error)
+    if status is not None:
+        return status in (408, 429) or status >= 500
+    lost = (httpx.TransportError, ConnectionError, TimeoutError, LocalEntryNotFoundError)
+    if any(isinstance(e, lost) for e in _chain(error)):
+        return True
+    # Of these two, only the text is left when they come out of `datasets` and `huggingface_hub`.
+    return "LocalEntryNotFoundError" in str(error) or "Consistency check failed" in str(error)
+
+
+def _delay(error: BaseException, number: int) -> float:
+    response = next((e.response for e in _chain(error) if isinstance(e, HfHubHTTPError)), None)
+    wanted = response.headers.get("Retry-After", "") if response is not None else ""
+    return min(float(wanted) if wanted.isdigit() else BASE_DELAY * 2**number, LONGEST_DELAY)
+
+
+def _symptom(error: BaseException) -> str:
+    # Never the text of a transport error: it may quote the header that holds the token.
+    status = _status(error)
+    return f"answers {status}" if status else f"cannot be reached ({type(list(_chain(error))[-1]).__name__})"
+
+
+def _explain(error: BaseException, repo: str, revision: str | None) -> str:
+    causes, status = list(_chain(error)), _status(error)
+    login = "log in with `hf auth login` or set HF_TOKEN"
+    if _is_transient(error):
+        tried = f"tried at least {TRIES} times; HF_HUB_OFFLINE=1 uses the cache"
+        return f"the Hub ({constants.ENDPOINT}) {_symptom(error)}, {tried}"
+    if any(isinstance(cause, GatedRepoError) for cause in causes):
+        return f"a gated data set: ask for access at {constants.ENDPOINT}/datasets/{repo}, then {login}"
+    if any(isinstance(cause, RevisionNotFoundError) for cause in causes):
+        return f"no revision {revision!r} on the Hub"
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes) or status == 404:
+        private = "your token may not read it" if get_token() else f"needs a token: {login}"
+        return f"no such data set on the Hub, or it is private and {private}"
+    if status in (401, 403):
+        return f"the Hub refuses the token that was sent ({status}); {login}"
+    text = str(causes[-1]).split("on the Hugging Face Hub either: ")[-1]
+    return f"cannot be loaded: {' '.join(text.split())}"

@@ -1,0 +1,199 @@
+"""Prepared mixtures: two JSONL files and the lock that says what they were made from."""
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset, DatasetDict, Features, Json, Value
+from filelock import FileLock
+from transformers import PreTrainedTokenizerBase
+
+from ..errors import MixtureError
+from ..files import atomic_path, file_digest, write_json
+from .report import MixtureReport
+from .schemas import COLUMNS, PHASES, Row
+
+if TYPE_CHECKING:
+    from .mixer import DatasetMixer
+
+LOCK = "mixture.lock.json"
+SPLITS = ("train", "validation")
+
+
+def prepare(mixer: "DatasetMixer", folder: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> DatasetDict:
+    """Build a mixture and write it into a folder, all of it or nothing.
+
+    The folder holds `{phase}_{config}_train.jsonl`, `{phase}_{config}_validation.jsonl` and `mixture.lock.json`.
+
+    Raises:
+        MixtureError: the mixture cannot be built or is a stream, the folder holds something else, or cannot be written.
+    """
+    if mixer.mixture.streaming:
+        raise MixtureError(f"{mixer.path}: a streaming mixture is read while it is trained on; it cannot be prepared")
+    _refuse_foreign(folder, mixer)
+    data = mixer.build(tokenizer)
+    try:
+        with atomic_path(folder) as temporary:
+            temporary.mkdir()
+            files = {name: write_split(rows, temporary / f"{mixer.name}_{name}.jsonl") for name, rows in data.items()}
+            content = {"columns": data["train"].column_names, "prepared": files}
+            write_json(temporary / LOCK, mixer.lock(tokenizer) | content)
+    except OSError as error:
+        raise MixtureError(f"{folder}: cannot be written: {error.strerror or error}") from error
+    return data
+
+
+def load_or_prepare(
+    mixer: "DatasetMixer", folder: Path, tokenizer: PreTrainedTokenizerBase | None = None
+) -> DatasetDict:
+    """The prepared mixture where it still matches what it was made from; else say what changed, and prepare it.
+
+    Of several processes one prepares and the others wait on a file lock, however long it takes.
+
+    Raises:
+        MixtureError: as of `prepare`.
+    """
+    _refuse_foreign(folder, mixer)
+    lock = folder.with_name(f".{folder.name}.lock")
+    missing = [parent for parent in (folder.parent, *folder.parent.parents) if not parent.exists()]
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock):
+            return _load_or_prepare(mixer, folder, tokenizer)
+    except (OSError, MixtureError) as error:
+        _clean_up(lock, missing)
+        if isinstance(error, MixtureError):
+            raise
+        raise MixtureError(f"{folder}: cannot be used: {error.strerror or error}") from error
+
+
+def _load_or_prepare(mixer: "DatasetMixer", folder: Path, tokenizer) -> DatasetDict:
+    if not folder.exists() or not any(folder.iterdir()):
+        return prepare(mixer, folder, tokenizer)
+    if changes := what_changed(mixer, folder, tokenizer):
+        print(f"prepared data: {folder} is rebuilt: {'; '.join(changes)}", file=sys.stderr)
+        return prepare(mixer, folder, tokenizer)
+    mixer.report = MixtureReport.model_validate(read_lock(folder))
+    return load_prepared(folder)
+
+
+def _clean_up(lock: Path, made: list[Path]) -> None:
+    """Leave nothing behind of an attempt that failed; folders that hold something stay."""
+    with suppress(OSError):
+        lock.unlink()
+        for folder in made:
+            folder.rmdir()
+
+
+def load_prepared(folder: Path) -> DatasetDict:
+    """Read a prepared mixture, as it was written.
+
+    Raises:
+        MixtureError: there is none, or a file was changed or cut off.
+    """
+    lock = read_lock(folder)
+    if damage := _damage(folder, lock):
+        raise MixtureError(f"{folder}: {'; '.join(damage)}; build it again")
+    own = COLUMNS[PHASES[lock["phase"]][0]] | {"source": Value("string")}
+    features = Features({name: own.get(name, Json()) for name in lock["columns"]})
+    return DatasetDict(
+        {
+            name: Dataset.from_generator(
+                _read,
+                features,
+                gen_kwargs={"path": folder / file["name"], "encoded": set(lock["columns"]) - set(own)},
+                fingerprint=file["sha256"],
+            )
+            for name, file in lock["prepared"].items()
+        }
+    )
+
+
+def what_changed(mixer: "DatasetMixer", folder: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> list[str]:
+    """Why a prepared folder cannot be reused, in a few words each; nothing where it can."""
+    try:
+        lock = read_lock(folder)
+    except MixtureError as error:
+        return [str(error)]
+    now, then = mixer.made_from(tokenizer), lock.get("made_from", {})
+    changed = [f"{name} changed{_told(then.get(name), now[name])}" for name in now if then.get(name) != now[name]]
+    return changed + _damage(folder, lock)
+
+
+def read_lock(folder: Path) -> dict[str, Any]:
+    """The lock of a prepared folder.
+
+    Raises:
+        MixtureError: it is missing or not readable.
+    """
+    path = folder / LOCK
+    try:
+        lock = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MixtureError(f"{folder}: no {LOCK}: not a prepared mixture, or one that was cut off") from None
+    except (OSError, ValueError) as error:
+        raise MixtureError(f"{path}: not readable ({error})") from error
+    if not isinstance(lock, dict) or not {"phase", "columns", "prepared", "made_from"} <= set(lock):
+        raise MixtureError(f"{path}: not the lock of a prepared mixture")
+    return lock
+
+
+def write_split(rows: Dataset, path: Path) -> dict[str, Any]:
+    """Write rows as JSON lines; keys without a value are left out of messages.
+
+    Returns:
+        name, number of rows and sha256 of the file.
+    """
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for row in rows:
+            line = (json.dumps(_without_nulls(row), ensure_ascii=False) + "\n").encode()
+            digest.update(line)
+            file.write(line)
+    return {"name": path.name, "rows": len(rows), "sha256": digest.hexdigest()}
+
+
+def _read(path: Path, encoded: set[str]) -> Iterator[Row]:
+    with path.open(encoding="utf-8") as lines:
+        for row in map(json.loads, lines):
+            yield row | {name: json.dumps(row[name], ensure_ascii=False) for name in encoded}
+
+
+def _without_nulls(row: Row) -> Row:
+    messages = ("messages", "prompt", "chosen", "rejected")
+    return {
+        name: [{key: part for key, part in turn.items() if part is not None} for turn in value]
+        if name in messages
+        else value
+        for name, value in row.items()
+    }
+
+
+def _refuse_foreign(folder: Path, mixer: "DatasetMixer") -> None:
+    if folder.is_file():
+        raise MixtureError(f"{folder} is a file; give a folder")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    lock = read_lock(folder)
+    if (found := f"{lock['phase']}_{lock.get('config')}") != mixer.name:
+        raise MixtureError(f"{folder} holds another mixture, {found}; give another folder for {mixer.name}")
+
+
+def _damage(folder: Path, lock: dict[str, Any]) -> list[str]:
+    found = []
+    for file in lock["prepared"].values():
+        path = folder / file["name"]
+        if not path.is_file():
+            found.append(f"{file['name']} is missing")
+        elif file_digest(path) != file["sha256"]:
+            found.append(f"{file['name']} is not as it was written (cut off, or changed)")
+    return found
+
+
+def _told(then: Any, now: Any) -> str:
+    simple = isinstance(then, int | str | float) and isinstance(now, int | str | float)
+    return f" ({then} -> {now})" if simple and len(f"{then}{now}") < 80 else ""

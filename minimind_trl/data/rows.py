@@ -1,0 +1,332 @@
+"""One source's rows into the columns of a phase, beside what the mixer needs to know of each.
+
+No row is left out here: one that cannot be used keeps its place, without its content and with the reason, so that
+whatever is counted later adds up to the rows that came in.
+"""
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from datasets import Features, Json, Value
+from transformers import PreTrainedTokenizerBase
+
+from ..errors import MixtureError, nearest
+from ..tokenization import escape_control_tokens
+from . import schemas
+from .config import Source
+from .duplicates import NGrams
+from .filters import Candidate, value_at
+from .schemas import COLUMNS, PHASES, REWARD_COLUMNS, SCHEMAS, Row, RowError
+from .sources import DataFile
+
+# What the mixer needs to know of every row, kept in columns beside the phase's own until the mixture is cut.
+FACTS = {
+    "_reason": Value("string"),  # why it is dropped; null where it is not
+    "_unusable": Value("bool"),  # dropped because it could not be converted, not by a filter
+    "_file": Value("uint16"),
+    "_number": Value("uint32"),  # its line or row in that file, from 1
+    "_key": Value("int64"),  # hash of its content: equal for duplicates
+    "_group": Value("int64"),  # hash of what must not be on both sides of the split
+    "_tokens": Value("uint32"),
+    "_escaped": Value("uint32"),  # control tokens that were spelled inside it
+    "_contaminated": Value("bool"),
+}
+_BATCH = 500
+
+
+@dataclass
+class Traced:
+    """A row on its way: what it became, and why it went no further."""
+
+    raw: Row
+    row: Row | None = None
+    """In the phase's columns."""
+    content: bytes = b""
+    """The same, as it is hashed."""
+    trained: Row | None = None
+    """With its control tokens escaped, and conversations of a text phase rendered."""
+    reason: str | None = None
+    unusable: bool = False
+    other_schema: str | None = None
+    """Set where it could not be converted because it is of another schema than the source's first row."""
+    escaped: int = 0
+    tokens: int | None = None
+    texts: tuple[str, ...] = ()
+    """What is tokenized, of a preference pair both sides."""
+
+
+class RowConverter:
+    """Converts, validates, filters and measures the rows of one source.
+
+    Args:
+        source: of the mixture.
+        phase: of the mixture.
+        columns: names of the source's columns, from its first row.
+        where: the first row's place, for messages.
+        filled: those of them that are not null in the first row (default: all), which tell its schema.
+        tokenizer: escapes control tokens, counts tokens, renders conversations into texts; None does none of it.
+        forbidden: texts that a row must not share a run of words with.
+
+    Raises:
+        MixtureError: no converter fits the columns, or a filter or the phase needs a tokenizer.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        phase: str,
+        columns: list[str],
+        where: str,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        forbidden: NGrams | None = None,
+        filled: list[str] | None = None,
+    ):
+        self.source, self.phase, self.tokenizer, self.forbidden = source, phase, tokenizer, forbidden
+        self.fields = source.fields | ({"text": source.text_field} if source.text_field else {})
+        renamed = self._known(columns)
+        filled = self._known(columns if filled is None else filled)
+        self.schema = self._schema(renamed, filled, columns, where)
+        self.fits = schemas.fitting_schemas(filled, phase)
+        self.fields = schemas.spellings(renamed, self.schema) | self.fields
+        known = {*renamed, *self.fields}
+        self.extras = self._extras(known, where)
+        self._check_tokenizer(where)
+
+    @property
+    def features(self) -> Features:
+        """Of the rows that it gives: the phase's columns, those passed through, and `FACTS`."""
+        own = COLUMNS[PHASES[self.phase][0]] | {"source": Value("string")}
+        return Features(own | {name: Json() for name in self.extras} | FACTS)
+
+    def rows(self, files: list[DataFile], stream: bool = False) -> Iterator[Row]:
+        """Every row of the files, with its facts; with `stream` the Hub's files are not downloaded first."""
+        for index, file in enumerate(files):
+            numbered = file.read_remote() if stream and file.read_remote else file.read()
+            while batch := list(islice(numbered, _BATCH)):
+                for (number, _), traced in zip(batch, self.trace(raw for _, raw in batch), strict=True):
+                    self.refuse_other_schema(traced, file.at(number))
+                    yield self.with_facts(traced) | {"_file": index, "_number": number}
+
+    def refuse_other_schema(self, traced: Traced, where: str) -> None:
+        """Stop at a row of another schema, which dropping would lose; unless the mixture file sets `schema`.
+
+        Raises:
+            MixtureError: it is one.
+        """
+        if traced.other_schema and self.source.schema_ is None:
+            raise MixtureError(
+                f"{where}: a row of schema {traced.other_schema!r} in datasets.{self.source.name}, whose first row is "
+                f"of schema {self.schema!r}: split the file, or set schema, which drops the others"
+            )
+
+    def trace(self, raws: Iterable[Row]) -> list[Traced]:
+        """Take rows through convert, validate, escape, count and filter; a batch at a time, as tokenizers like it."""
+        traced = [self._converted(raw) for raw in raws]
+        if self.tokenizer is not None:
+            self._count_tokens(traced)
+        for row in traced:
+            if row.reason is None:
+                row.reason = self._filtered(row)
+        return traced
+
+    def _known(self, columns: list[str]) -> list[str]:
+        """The columns with those that `fields` finds in them."""
+        return sorted({*columns, *self._mapped(columns)})
+
+    def _mapped(self, columns: list[str]) -> list[str]:
+        return [name for name, path in self.fields.items() if path in columns or path.split(".")[0] in columns]
+
+    def _schema(self, renamed: list[str], filled: list[str], columns: list[str], where: str) -> str:
+        wanted, usable = PHASES[self.phase]
+        # A table has the same columns in every row, some of them always null.
+        found = schemas.detect_schema(filled, self.phase) or schemas.detect_schema(renamed, self.phase)
+        name = self.source.schema_ or found
+        if name is None:
+            needs = "; ".join(f"{known} ({', '.join(SCHEMAS[known].columns)})" for known in usable)
+            raise MixtureError(
+                f"{where}: columns {', '.join(columns)} cannot be turned into {wanted!r} for phase {self.phase}; "
+                f"it takes {needs}: map them with fields"
+            )
+        if name not in usable:
+            raise MixtureError(
+                f"datasets.{self.source.name}: schema {name!r} does not fit phase {self.phase}, "
+                f"which takes {', '.join(usable)}"
+            )
+        mapped = [one for one in SCHEMAS[name].columns if one in self.fields and one not in self._mapped(columns)]
+        if missing := mapped or schemas.missing_columns(renamed, name):
+            column = self.fields.get(missing[0], missing[0])
+            raise MixtureError(
+                f"{where}: no column {column!r} for schema {name!r}"
+                + (nearest(column, columns) or f" (columns: {', '.join(columns)}); map it with fields")
+            )
+        return name
+
+    def _extras(self, known: set[str], where: str) -> list[str]:
+        wanted = self.source.keep_columns
+        if wanted is None:
+            return [name for name in REWARD_COLUMNS if name in known] if self.phase == "rlaif" else []
+        return wanted
+
+    def _check_tokenizer(self, where: str) -> None:
+        told = f"{where}: datasets.{self.source.name}:"
+        if self.tokenizer is None and self._flattens:
+            raise MixtureError(
+                f"{told} {self.schema} rows in phase {self.phase} are written by the chat template: give a tokenizer"
+            )
+        if self.tokenizer is None and any(rule.needs_tokenizer for rule in self.source.filters):
+            raise MixtureError(f"{told} a length filter in tokens needs a tokenizer: give one")
+        if self.tokenizer is not None and self._renders and not self.tokenizer.chat_template:
+            raise MixtureError(f"{told} conversations, but the tokenizer has no chat template to write them")
+
+    @cached_property
+    def _renders(self) -> bool:
+        return SCHEMAS[self.schema].kind != "text"
+
+    @cached_property
+    def _flattens(self) -> bool:
+        return self._renders and PHASES[self.phase][0] == "text"
+
+    def _converted(self, raw: Row) -> Traced:
+        traced = Traced(raw)
+        try:
+            row = self._renamed(raw)
+            schema = SCHEMAS[self.schema]
+            traced.row = schemas.to_phase(schema.convert(row), schema.kind, self.phase)
+            extras = {name: row.get(name) for name in self.extras}
+            traced.content = _checked_content(traced.row, extras)
+            traced.trained, traced.escaped = traced.row, 0
+            if self.tokenizer is not None:
+                traced.trained, traced.escaped = escape_control_tokens(traced.row, self.tokenizer)
+                traced.texts = self._texts(traced.trained)
+            if self._flattens:
+                traced.trained = {"text": traced.texts[0]}
+            traced.trained = traced.trained | extras
+        except RowError as error:
+            traced.reason, traced.unusable = str(error), True
+            traced.other_schema = self._other_schema(raw)
+        except RecursionError:
+            traced.reason, traced.unusable = "nested too deeply", True
+        return traced
+
+    def _renamed(self, raw: Row) -> Row:
+        """The row under its schema's names.
+
+        Raises:
+            RowError: it has none of the schema's columns.
+        """
+        row = raw | {name: value_at(raw, path) for name, path in self.fields.items()} if self.fields else raw
+        own = SCHEMAS[self.schema].columns
+        if empty := [self.fields[name] for name in own if name in self.fields and row[name] is None]:
+            raise RowError(f"nothing in column {empty[0]!r}")
+        if missing := [name for name in own if name not in row]:
+            other = self._other_schema(raw)
+            among = f": a row of schema {other!r} among rows of {self.schema!r}" if other else ""
+            raise RowError(f"no column {missing[0]!r}{among}")
+        return row
+
+    def _other_schema(self, raw: Row) -> str | None:
+        """The schema of a row that lacks its source's, unless the first row fitted it as well."""
+        filled = self._known([name for name, value in raw.items() if value is not None])
+        if not schemas.missing_columns(filled, self.schema):
+            return None
+        return next((name for name in schemas.fitting_schemas(filled, self.phase) if name not in self.fits), None)
+
+    def _texts(self, row: Row) -> tuple[str, ...]:
+        if "text" in row:
+            return (row["text"],)
+        tools = json.loads(row["tools"]) if row.get("tools") else None
+        if "messages" in row:
+            return (self._render(row["messages"], tools),)
+        if "chosen" in row:
+            return tuple(self._render(row["prompt"] + row[side], tools) for side in ("chosen", "rejected"))
+        return (self._render(row["prompt"], tools, add_generation_prompt=True),)
+
+    def _render(self, messages: list[Row], tools: list | None, **options: Any) -> str:
+        try:
+            return self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **options)
+        except Exception as error:  # a template may refuse a row in any way
+            raise RowError(f"the chat template refuses it: {type(error).__name__}") from error
+
+    def _count_tokens(self, traced: list[Traced]) -> None:
+        texts = [(row, text) for row in traced for text in row.texts]
+        if not texts:
+            return
+        plain = SCHEMAS[self.schema].kind == "text"
+        ids = self.tokenizer([text for _, text in texts], add_special_tokens=plain, verbose=False)["input_ids"]
+        for (row, _), tokens in zip(texts, ids, strict=True):
+            # The trainer ends a plain text with the end-of-text token. Of a pair the longer side meets the limits.
+            row.tokens = max(row.tokens or 0, len(tokens) + plain)
+
+    def _filtered(self, traced: Traced) -> str | None:
+        if not self.source.filters:
+            return None
+        candidate = Candidate(traced.row, traced.raw, schemas.plain_text(traced.row), traced.tokens)
+        reasons = (rule.reason(candidate) for rule in self.source.filters)
+        return next((reason for reason in reasons if reason), None)
+
+    def has(self, name: str, raw: Row) -> bool:
+        """Whether a row has a column, under its own name or one that `fields` gives it."""
+        return name in raw or (name in self.fields and value_at(raw, self.fields[name]) is not None)
+
+    def with_facts(self, traced: Traced) -> Row:
+        """A row's columns and `FACTS`; of a row that is dropped only the facts."""
+        if traced.reason is not None:
+            return {"_reason": traced.reason, "_unusable": traced.unusable}
+        extras = {name: traced.trained[name] for name in self.extras}
+        key = _hash(_serialised(traced.row | extras) if self.phase == "rlaif" else traced.content)
+        # What a prompt's other answers teach must not be asked in the validation split.
+        group = _hash(_serialised(traced.row["prompt"])) if "prompt" in traced.row else key
+        return traced.trained | {
+            # Encoded here, because `Json` takes a text that looks like JSON, such as "3", for what it looks like.
+            **{name: json.dumps(value, ensure_ascii=False) for name, value in extras.items()},
+            "source": self.source.name,
+            "_unusable": False,
+            "_key": key,
+            "_group": group,
+            "_tokens": traced.tokens,
+            "_escaped": traced.escaped,
+            "_contaminated": self.forbidden is not None and self.forbidden.overlap(schemas.plain_text(traced.row)),
+        }
+
+
+def converter_code() -> str:
+    """Hash of the code that decides what becomes of a row, part of every cache's key."""
+    package = Path(importlib.util.find_spec(__package__).origin).parent
+    files = [package / f"{name}.py" for name in ("duplicates", "filters", "quality", "rows", "schemas", "sources")]
+    files += [package.parent / "tokenization" / "control_tokens.py"]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _checked_content(row: Row, extras: Row) -> bytes:
+    """The row serialised.
+
+    Raises:
+        RowError: it could be converted and still not be stored or trained on.
+    """
+    try:
+        content = _serialised(row)
+    except UnicodeEncodeError:
+        raise RowError("text is not valid Unicode (half of a surrogate pair)") from None
+    if len(content) > schemas.MAX_CHARACTERS:
+        raise RowError(f"over {schemas.MAX_CHARACTERS // 1_000_000} MB of text")
+    for name, value in extras.items():
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except (TypeError, ValueError):  # such as a date in Parquet; or half of a surrogate pair
+            raise RowError(f"column {name!r} is nothing that JSON can hold") from None
+    return content
+
+
+def _hash(content: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big", signed=True)
+
+
+def _serialised(content: Any) -> bytes:
+    return json.dumps(content, sort_keys=True, ensure_ascii=False, default=str).encode()

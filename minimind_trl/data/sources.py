@@ -1,0 +1,281 @@
+"""Where rows come from: local files, row by row with their line numbers, and the Hub.
+
+Local JSON is not read by `load_dataset`: Arrow would give all objects of a column the union of their keys, tool
+arguments included, and its errors do not tell the line.
+"""
+
+import codecs
+import csv
+import io
+import json
+import lzma
+import sys
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow.parquet
+from datasets import Dataset, IterableDataset, load_from_disk
+
+from ..errors import MixtureError, nearest
+from ..files import file_digest
+from .config import Origin, Source, format_of
+from .hub import download_file, hub_errors, list_files, load_hub_split, remember_revision, resolve_revision
+
+Row = dict[str, Any]
+Rows = Iterator[tuple[int, Row]]
+_BATCH = 1000
+
+
+@dataclass
+class DataFile:
+    """A file, or a split of a Hub data set."""
+
+    name: str
+    """As messages show it."""
+    digest: str
+    """sha256 of a file, commit of a Hub data set."""
+    unit: str
+    """What its rows are counted in: "line" or "row", from 1."""
+    read: Callable[[], Rows]
+    """The rows; those of the Hub are downloaded first."""
+    stream: Callable[[], IterableDataset] | None = None
+    """The rows as `datasets` streams them from the Hub."""
+    read_remote: Callable[[], Rows] | None = None
+    """The rows of a JSON file on the Hub, as they come."""
+    repo: str | None = None
+
+    def at(self, number: int) -> str:
+        """A row's place, for messages."""
+        return f"{self.name}, {self.unit} {number}"
+
+    def head(self, count: int, stream: bool) -> list[tuple[int, Row]]:
+        """The first rows; with `stream` those of the Hub come without downloading the rest."""
+        if not stream or self.repo is None:
+            return list(islice(self.read(), count))
+        with hub_errors(self.repo):
+            if self.read_remote:
+                return list(islice(self.read_remote(), count))
+            return list(enumerate(self.stream().take(count), start=1))
+
+
+def open_source(source: Origin, base: Path, validation: bool = False) -> list[DataFile]:
+    """The files or Hub splits of a source.
+
+    Args:
+        base: folder of the mixture file, from which paths count.
+        validation: the rows that the source holds out itself, in place of those to train on; often none.
+
+    Raises:
+        MixtureError: a file, data set, revision, configuration or split is not there, or cannot be read.
+    """
+    if source.format_or_default == "huggingface":
+        return _open_hub(source, base, validation)
+    return [_open_file(source, path) for path in _paths(source, base, validation)]
+
+
+def _open_hub(source: Origin, base: Path, validation: bool) -> list[DataFile]:
+    if (base / source.source).exists() or Path(source.source).is_absolute():
+        raise MixtureError(
+            f"{source.name}: {source.source} is a local path: set format (jsonl, json, csv, parquet or arrow)"
+        )
+    files = source.data_files
+    splits = getattr(source, "validation_splits", None) if validation else source.splits
+    if validation and files and files.validation:
+        splits = ["validation"]
+    if not splits:
+        return []
+    revision = resolve_revision(source.source, source.revision)
+    patterns = files and (files.validation if validation else files.train)
+    if patterns and all(format_of(pattern) in ("json", "jsonl") for pattern in patterns):
+        names = list_files(source.source, revision, patterns, source.data_dir)
+        return [_hub_json(source, name, revision) for name in names]
+    arguments = {
+        "config_name": source.config_name,
+        "data_dir": source.data_dir,
+        "data_files": files and {name: paths for name, paths in files.model_dump().items() if paths},
+        "revision": revision,
+    }
+    return [_hub_split(source, split, revision, arguments) for split in splits]
+
+
+def _hub_json(source: Origin, name: str, revision: str) -> DataFile:
+    """A JSON file that the mixture names: `datasets` would fail on columns that only later rows have."""
+    repo, kind = source.source, format_of(name)
+
+    def read() -> Rows:
+        path = download_file(repo, name, revision)
+        remember_revision(repo, source.revision, revision)
+        return _JSON[kind](path, f"{repo}/{name}")
+
+    def read_remote() -> Rows:
+        return _JSON[kind](f"hf://datasets/{repo}@{revision}/{name}", f"{repo}/{name}")
+
+    unit = "line" if kind == "jsonl" else "row"
+    return DataFile(f"{repo}/{name}", revision, unit, read, read_remote=read_remote, repo=repo)
+
+
+def _hub_split(source: Origin, split: str, revision: str, arguments: dict) -> DataFile:
+    repo = source.source
+
+    def read() -> Rows:
+        dataset = load_hub_split(repo, split=split, **arguments)
+        remember_revision(repo, source.revision, revision)
+        for start in range(0, len(dataset), _BATCH):
+            yield from enumerate(_as_rows(dataset[start : start + _BATCH]), start=start + 1)
+
+    def stream() -> IterableDataset:
+        return load_hub_split(repo, split=split, streaming=True, **arguments)
+
+    shown = "/".join(part for part in (repo, arguments["config_name"], arguments["data_dir"]) if part)
+    return DataFile(f"{shown} ({split})", revision, "row", read, stream, repo=repo)
+
+
+def _paths(source: Origin, base: Path, validation: bool) -> list[Path]:
+    root = base / source.source
+    files = source.data_files
+    if isinstance(source, Source) and (source.validation_splits or source.splits != ["train"]):
+        raise MixtureError(f"{source.name}: splits are a Hub data set's; name the files: data_files: {{train: ...}}")
+    folder = root / source.data_dir if source.data_dir else root
+    patterns = (files.validation or []) if files and validation else files.train if files else []
+    if validation or patterns:
+        return [path for pattern in patterns for path in _matching(source, folder, pattern)]
+    if not folder.exists():
+        raise MixtureError(f"{source.name}: no such file {folder}{_neighbour(folder)}{_hub_hint(source)}")
+    if folder.is_file() or source.format_or_default == "arrow":
+        return [folder]
+    found = sorted(path for path in folder.iterdir() if format_of(path.name) == source.format_or_default)
+    if not found:
+        raise MixtureError(f"{source.name}: no {source.format_or_default} file in {folder}")
+    return found
+
+
+def _matching(source: Origin, folder: Path, pattern: str) -> list[Path]:
+    found = sorted(folder.glob(pattern)) if any(sign in pattern for sign in "*?[") else [folder / pattern]
+    missing = [path for path in found if not path.exists()]
+    if missing or not found:
+        path = missing[0] if missing else folder / pattern
+        raise MixtureError(f"{source.name}: no such file {path}{_neighbour(path)}{_hub_hint(source)}")
+    return found
+
+
+def _hub_hint(source: Origin) -> str:
+    looks = source.source.count("/") == 1 and not source.source.startswith(".") and source.format is None
+    return "; of a data set on the Hub, set format: huggingface" if looks else ""
+
+
+def _neighbour(path: Path) -> str:
+    return nearest(path.name, [other.name for other in path.parent.glob("*")])
+
+
+def _open_file(source: Origin, path: Path) -> DataFile:
+    kind = source.format_or_default
+    try:
+        digest = file_digest(path)
+    except OSError as error:
+        raise MixtureError(f"{source.name}: cannot read {path}: {error.strerror}") from error
+    unit = "line" if kind in ("jsonl", "csv") else "row"
+    return DataFile(str(path), digest, unit, lambda: _read_file(kind, path))
+
+
+def _read_file(kind: str, path: Path) -> Rows:
+    try:
+        yield from _READERS[kind](path)
+    except MixtureError:
+        raise
+    except (pyarrow.ArrowException, OSError, EOFError, ValueError, ImportError, zlib.error, lzma.LZMAError) as error:
+        told = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+        raise MixtureError(f"{path}: not a readable {kind} file ({told})") from error
+
+
+def _read_jsonl(path: Path | str, name: str | None = None) -> Rows:
+    name = name or path
+    with fsspec.open(str(path), "rb", compression="infer") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield number, _object(_parse(line.rstrip(), f"{name}, line {number}"), f"{name}, line {number}")
+
+
+def _read_json(path: Path | str, name: str | None = None) -> Rows:
+    """An array of objects; or JSON lines, which many call `.json`."""
+    name = name or path
+    with fsspec.open(str(path), "rb", compression="infer") as file:
+        if file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()[:1] != b"[":
+            yield from _read_jsonl(path, name)
+            return
+        file.seek(0)
+        for number, row in enumerate(_parse(file.read(), str(name)), start=1):
+            yield number, _object(row, f"{name}, row {number}")
+
+
+def _parse(content: bytes, where: str) -> Any:
+    try:
+        return json.loads(content.removeprefix(codecs.BOM_UTF8).decode("utf-8"))
+    except UnicodeDecodeError as error:
+        byte = content[error.start]
+        raise MixtureError(f"{where}: not UTF-8 text (byte 0x{byte:02x} at position {error.start})") from error
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno} column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
+        raise MixtureError(f"{where}: not JSON ({error.msg.removesuffix(' at')} at {place})") from error
+    except RecursionError as error:
+        raise MixtureError(f"{where}: JSON nested too deeply to read") from error
+    except ValueError as error:  # a number of more than 4,300 digits
+        raise MixtureError(f"{where}: not readable JSON ({error})") from error
+
+
+def _object(row: Any, where: str) -> Row:
+    if not isinstance(row, dict):
+        raise MixtureError(f"{where}: a row must be an object, found {type(row).__name__}")
+    return row
+
+
+def _read_csv(path: Path) -> Rows:
+    csv.field_size_limit(sys.maxsize)
+    with fsspec.open(path, "rb", compression="infer") as file:
+        reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
+        try:
+            if doubled := [name for name, count in Counter(reader.fieldnames or ()).items() if count > 1]:
+                raise MixtureError(f"{path}, line 1: the column {doubled[0]!r} is there twice")
+            for row in reader:
+                if None in row or None in row.values():
+                    raise MixtureError(f"{path}, line {reader.line_num}: not as many fields as the header has")
+                yield reader.line_num, row
+        except UnicodeDecodeError as error:
+            raise MixtureError(
+                f"{path}, after line {reader.reader.line_num}: not UTF-8 text ({error.reason})"
+            ) from error
+        except csv.Error as error:
+            raise MixtureError(f"{path}, line {reader.reader.line_num}: not CSV ({error})") from error
+
+
+def _read_parquet(path: Path) -> Rows:
+    with pyarrow.parquet.ParquetFile(path) as file:
+        batches = (batch.to_pylist() for batch in file.iter_batches(_BATCH))
+        yield from enumerate((row for batch in batches for row in batch), start=1)
+
+
+def _read_arrow(path: Path) -> Rows:
+    """A file of the `datasets` library, or a folder of its `save_to_disk`."""
+    dataset = load_from_disk(str(path)) if path.is_dir() else Dataset.from_file(str(path))
+    if not isinstance(dataset, Dataset):
+        raise MixtureError(f"{path} holds the splits {', '.join(dataset)}: name one, as {path / next(iter(dataset))}")
+    for start in range(0, len(dataset), _BATCH):
+        yield from enumerate(_as_rows(dataset[start : start + _BATCH]), start=start + 1)
+
+
+def _as_rows(columns: dict[str, list]) -> list[Row]:
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+_JSON = {"jsonl": _read_jsonl, "json": _read_json}
+_READERS: dict[str, Callable[[Path], Rows]] = {
+    **_JSON,
+    "csv": _read_csv,
+    "parquet": _read_parquet,
+    "arrow": _read_arrow,
+}

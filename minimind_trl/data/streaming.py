@@ -1,0 +1,124 @@
+"""A streaming mixture: rows are converted as they are read, and nothing is known of the whole.
+
+So there is no deduplication and no total; shares hold in expectation, and a source that runs dry ends the mixture.
+The split is by content hash, as always.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+from datasets import (
+    Features,
+    IterableDataset,
+    IterableDatasetDict,
+    Value,
+    concatenate_datasets,
+    interleave_datasets,
+)
+
+from . import selection
+from .rows import FACTS, RowConverter
+from .schemas import Row
+from .sources import DataFile
+
+if TYPE_CHECKING:
+    from .mixer import DatasetMixer
+
+_BUFFER = 10_000  # rows that are shuffled among each other
+
+
+def build_stream(mixer: "DatasetMixer", tokenizer) -> IterableDatasetDict:
+    """The train and validation streams of a mixture; `mixer.seen` counts, as the training stream is read."""
+    mixture = mixer.mixture
+    total = sum(source.mix_ratio for source in mixture.datasets)
+    ratios = [source.mix_ratio / total for source in mixture.datasets]
+    sources = [_Stream(mixer, index, tokenizer) for index in range(len(ratios))]
+
+    def mixed(streams: list[IterableDataset], seed: int) -> IterableDataset:
+        rows = interleave_datasets(streams, probabilities=ratios, seed=seed, stopping_strategy="first_exhausted")
+        return _decoded(
+            rows.remove_columns(list(FACTS)), sorted({name for s in sources for name in s.converter.extras})
+        )
+
+    train = mixed([source.train() for source in sources], mixture.seed)
+    if mixture.size:
+        train = train.take(mixture.size.rows)
+    validation = mixed([source.validation() for source in sources], mixture.validation.seed)
+    return IterableDatasetDict(train=train, validation=validation)
+
+
+class _Stream:
+    """One source, as streams of its two sides."""
+
+    def __init__(self, mixer: "DatasetMixer", index: int, tokenizer):
+        self.mixture = mixer.mixture
+        self.source = self.mixture.datasets[index]
+        self.files = mixer.files(self.source)
+        self.own = mixer.files(self.source, validation=True)
+        self.converter = mixer.converter(self.source, self.files + self.own, tokenizer, stream=True)
+        self.seen = mixer.seen.setdefault(self.source.name, Counter())
+
+    def train(self) -> IterableDataset:
+        rows = self._converted(self.files).filter(_counted(self.seen))
+        if not self.own:
+            rows = rows.filter(lambda row: not self._held_out(row))
+        rows = rows.shuffle(seed=self.mixture.seed, buffer_size=_BUFFER)
+        return rows.repeat(self.source.max_repetition) if self.source.max_repetition > 1 else rows
+
+    def validation(self) -> IterableDataset:
+        rows = self._converted(self.own or self.files).filter(lambda row: row["_reason"] is None)
+        return rows if self.own else rows.filter(self._held_out)
+
+    def _held_out(self, row: Row) -> bool:
+        return bool(selection.is_held_out(np.array([row["_group"]]).view(np.uint64), self.mixture.validation)[0])
+
+    def _converted(self, files: list[DataFile]) -> IterableDataset:
+        # As text until the end: of what is `Json`, every step of a stream takes a text "3" for a number once more.
+        extras = dict.fromkeys(self.converter.extras, Value("string"))
+        features = Features(self.converter.features | extras)
+        if files[0].stream is None:
+            return IterableDataset.from_generator(_convert, features, gen_kwargs=dict(files=files, by=[self.converter]))
+        streams = [_mapped(file.stream(), file, index, self.converter, features) for index, file in enumerate(files)]
+        return concatenate_datasets(streams)
+
+
+def _convert(files: list[DataFile], by: list[RowConverter]) -> Iterator[Row]:
+    # A list of one, because `datasets` shards the lists it is given, and takes those of equal length to be one.
+    yield from by[0].rows(files, stream=True)
+
+
+def _mapped(
+    rows: IterableDataset, file: DataFile, index: int, converter: RowConverter, features: Features
+) -> IterableDataset:
+    def convert(columns: dict[str, list], numbers: list[int]) -> dict[str, list]:
+        raws = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        converted = []
+        for traced, number in zip(converter.trace(raws), numbers, strict=True):
+            converter.refuse_other_schema(traced, file.at(number + 1))
+            converted.append(converter.with_facts(traced) | {"_file": index, "_number": number + 1})
+        return {name: [row.get(name) for row in converted] for name in features}
+
+    columns = rows.column_names or list(next(iter(rows)))
+    return rows.map(convert, with_indices=True, batched=True, batch_size=100, remove_columns=columns, features=features)
+
+
+def _decoded(rows: IterableDataset, columns: list[str]) -> IterableDataset:
+    if not columns:
+        return rows
+    return rows.map(lambda row: row | {name: json.loads(row[name]) if row.get(name) else None for name in columns})
+
+
+def _counted(seen: Counter) -> Callable[[Row], bool]:
+    reached: dict[int, int] = {}  # by file; a source that is begun again, by an epoch or ahead of one, counts once
+
+    def keep(row: Row) -> bool:
+        if row["_number"] > reached.get(row["_file"], 0):
+            reached[row["_file"]] = row["_number"]
+            seen["rows read"] += 1
+            seen.update([row["_reason"]] if row["_reason"] else [])
+        return row["_reason"] is None
+
+    return keep

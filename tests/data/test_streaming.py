@@ -1,0 +1,79 @@
+"""Streaming mixtures: the same rows on the same sides, shares in expectation, nothing known of the whole."""
+
+import pytest
+
+from minimind_trl.data import DatasetMixer, MixtureError, load_mixture, prepare
+from tests.data.test_mixer import build, texts
+
+
+def rows(split):
+    return [row["text"] for row in split]
+
+
+def test_a_stream_splits_as_the_same_mixture_does_at_rest(write):
+    sources, rule = {"a": texts("a", 300)}, {"ratio": 0.2, "seed": 3}
+    at_rest, _ = build(write(sources, validation=rule))
+    stream, _ = build(write(sources, validation=rule, streaming=True))
+    assert sorted(rows(stream["validation"])) == sorted(rows(at_rest["validation"]))
+    assert sorted(rows(stream["train"])) == sorted(rows(at_rest["train"]))
+    assert list(next(iter(stream["train"]))) == ["text", "source"]
+
+
+def test_its_shares_hold_in_expectation_and_its_size_exactly(write):
+    sources, ratios = {"a": texts("a", 3000), "b": texts("b", 3000)}, {"a": 0.7, "b": 0.3}
+    data, _ = build(write(sources, ratios=ratios, streaming=True, size={"rows": 2000}))
+    taken = [row["source"] for row in data["train"]]
+    assert len(taken) == 2000
+    assert taken.count("a") / 2000 == pytest.approx(0.7, abs=0.04)
+
+
+def test_it_is_shuffled_by_its_seed(write):
+    orders = []
+    for seed in (1, 1, 2):
+        data, _ = build(write({"a": texts("a", 200)}, streaming=True, seed=seed))
+        orders.append(rows(data["train"]))
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_it_counts_what_it_reads_and_drops(write):
+    data, mixer = build(write({"a": [*texts("a", 90), {"text": ""}]}, streaming=True))
+    assert mixer.describe() == "a: streamed, not read yet"
+    list(data["train"])
+    assert mixer.describe() == "a: streamed, 91 rows read, 1 empty text"
+    assert mixer.lock()["sources"][0]["read_so_far"] == {"rows read": 91, "empty text": 1}
+
+
+def test_it_resumes_where_it_stopped(write):
+    data, _ = build(write({"a": texts("a", 200), "b": texts("b", 200)}, streaming=True))
+    stream = data["train"]
+    expected, seen = rows(stream), []
+    for number, row in enumerate(stream):
+        seen.append(row["text"])
+        if number == 49:
+            state = stream.state_dict()
+            break
+    stream.load_state_dict(state)
+    rest = rows(stream)
+    # The shuffle buffer is not part of the state, so that its rows may be lost or come once more.
+    assert seen == expected[:50] and not set(rest) - set(expected)
+
+
+@pytest.mark.parametrize(
+    ("extra", "options", "message"),
+    [
+        ({"metadata": {"total_tokens": 9}}, {}, "metadata.total_tokens: a stream's tokens are not known ahead"),
+        ({"size": {"tokens": 9}}, {}, "size.tokens: a stream's tokens are not known ahead"),
+        ({"dedup": "near"}, {}, "dedup: a stream does not remember its rows"),
+        ({}, {"max_samples": 9}, "datasets.0.max_samples: a random sample needs the whole source"),
+    ],
+)
+def test_what_a_stream_cannot_do_is_refused(write, extra, options, message):
+    with pytest.raises(MixtureError, match=message):
+        load_mixture(write({"a": texts("a", 9)}, streaming=True, options=options, **extra))
+
+
+def test_a_stream_cannot_be_prepared(write, tmp_path):
+    mixer = DatasetMixer.from_yaml(write({"a": texts("a", 90)}, streaming=True))
+    with pytest.raises(MixtureError, match="a streaming mixture is read while it is trained on"):
+        prepare(mixer, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
