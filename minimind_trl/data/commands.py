@@ -137,7 +137,7 @@ def _tell_steps(console: Console, traced: Traced, tokenizer: PreTrainedTokenizer
 
 
 def _tell(console: Console, step: str, what: str) -> None:
-    console.print(Text(f"{step}: ", style="bold") + Text(what))
+    console.print(Text(f"{step}: ", style="bold") + Text(what), soft_wrap=True)
 
 
 def _marked(row: Row, tokenizer: PreTrainedTokenizerBase) -> Text:

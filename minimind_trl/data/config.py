@@ -232,6 +232,11 @@ def _across_fields(content: dict) -> Iterator[tuple[Where, str]]:
     yield from _ratio_sum(list(sources.values()))
     if content.get("streaming") is True:
         yield from _not_in_a_stream(content, sources)
+    metadata, size = content.get("metadata"), content.get("size")
+    if isinstance(metadata, dict) and isinstance(size, dict):
+        wanted, budget = size.get("tokens"), metadata.get("total_tokens")
+        if isinstance(wanted, int) and isinstance(budget, int) and wanted > budget:
+            yield ("size", "tokens"), f"{wanted} is over metadata.total_tokens {budget}"
 
 
 def _schema_problems(content: dict, index: int, source: dict) -> Iterator[tuple[Where, str]]:

@@ -309,7 +309,7 @@ class DatasetMixer:
             )
         mine = (pool.source == part.index) & ~pool.held_out
         if not np.any(pool.live & mine):
-            raise MixtureError(f"{where}: no row is left{_listed(pool.reasons_of(part.index))}")
+            raise MixtureError(f"{where}: no row is left ({_enumerated(pool.reasons_of(part.index))})")
 
     def _select(self, parts: list["_Part"], pool: Pool) -> None:
         selection.drop_leaks(pool)
@@ -332,11 +332,11 @@ class DatasetMixer:
 
     def _dropped(self, pool: Pool) -> str:
         told = [
-            f"datasets.{source.name}:{_listed(reasons)}"
+            f"datasets.{source.name}: {_enumerated(reasons)}"
             for index, source in enumerate(self.mixture.datasets)
             if (reasons := pool.reasons_of(index))
         ]
-        return f" ({'; '.join(told)})" if told else ""
+        return f" (dropped of {'; of '.join(told)})" if told else ""
 
     def _report(self, parts, pool: Pool, train: np.ndarray, validation: np.ndarray, tokenizer) -> MixtureReport:
         tokens = None if tokenizer is None else pool.tokens
@@ -417,7 +417,7 @@ def _pool(parts: list[_Part]) -> Pool:
         key=_fact(parts, "_key").view(np.uint64),
         group=_fact(parts, "_group").view(np.uint64),
         tokens=_fact(parts, "_tokens"),
-        fate=np.zeros(sum(sizes), dtype=np.int16),
+        fate=np.zeros(sum(sizes), dtype=np.int32),
     )
     start = 0
     for part in parts:
@@ -455,6 +455,5 @@ def _mostly_unusable(name: str, failed: int, total: int, examples: list[tuple[st
     return f"datasets.{name}: {failed} of {total} rows cannot be used, such as{shown}"
 
 
-def _listed(reasons: dict[str, int]) -> str:
-    told = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-    return f" ({told})" if told else ""
+def _enumerated(reasons: dict[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in reasons.items())

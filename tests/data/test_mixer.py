@@ -67,6 +67,11 @@ def test_a_budget_in_tokens_is_kept_to_within_one_row(write, how):
     assert 500 - 2 * longest <= mixer.report.train.tokens <= 500
 
 
+def test_a_size_over_the_budget_is_refused(write):
+    with pytest.raises(MixtureError, match=r"size.tokens: 900 is over metadata.total_tokens 500"):
+        load_mixture(write({"a": texts("a", 9)}, metadata={"total_tokens": 500}, size={"tokens": 900}))
+
+
 def test_total_tokens_without_a_tokenizer_is_said_not_to_be_applied(write):
     _, mixer = build(write({"a": texts("a", 100)}, metadata={"total_tokens": 500}))
     assert "total_tokens 500 is not applied: no tokenizer was given to count them" in mixer.describe()

@@ -50,12 +50,34 @@ def test_pretraining_from_scratch_lowers_the_held_out_loss(pretrained):
     assert load_model(pretrained).num_parameters() < 1.1e6
 
 
+def test_the_checkpoint_says_what_it_was_trained_on(pretrained):
+    lock = json.loads((pretrained / "mixture.lock.json").read_text())
+    assert lock["phase"] == "pretrain"
+    [source] = lock["sources"]
+    assert source["rows_in"] == source["train"]["rows"] + source["validation"]["rows"] + sum(source["dropped"].values())
+    assert "## Training data" in (pretrained / "README.md").read_text()
+
+
 def test_sft_from_that_checkpoint_lowers_it_too(pretrained, tmp_path):
     metrics = run("sft", "tiny", from_weight=pretrained, output_dir=tmp_path / "sft", **QUICK)
     assert metrics["after"]["eval_loss"] < metrics["before"]["eval_loss"] - 0.5
     # the saved tokenizer carries the inference template, which every engine reads, not the training twin
     assert "generation %}" not in (tmp_path / "sft" / "chat_template.jinja").read_text()
     assert (tmp_path / "sft" / "chat_template.jinja").read_text() == inference_template("minimind3")
+
+
+def test_prepared_data_is_reused_and_every_checkpoint_has_its_lock(pretrained, tmp_path):
+    options = {**QUICK, "max_steps": 2, "eval_interval": 0, "save_steps": 1, "from_weight": pretrained}
+    options |= {"use_prepared": True, "prepared_dir": tmp_path / "prepared"}
+    config, files = ["--config", "recipes/configs/sft/tiny.yaml"], tmp_path / "prepared" / "sft_sft"
+    times = []
+    for name in ("a", "b"):
+        result = launch("sft", *config, *as_options(output_dir=tmp_path / name, save_strategy="steps", **options))
+        assert result.returncode == 0, result.stderr
+        times.append({file.name: file.stat().st_mtime_ns for file in files.iterdir()})
+    assert times[0] == times[1]
+    for folder in ("checkpoint-1", "checkpoint-2", "."):
+        assert (tmp_path / "a" / folder / "mixture.lock.json").is_file()
 
 
 def test_a_native_file_is_a_checkpoint_like_any_other(pretrained, tmp_path):
