@@ -7,6 +7,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from .data import commands
 from .errors import InputError
+from .evaluation import command as evaluation
 from .models import convert
 from .tokenization import training
 
@@ -17,6 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     convert.add_cli(verbs)
     training.add_cli(verbs)
     commands.add_cli(verbs)
+    evaluation.add_cli(verbs)
     args = parser.parse_args(argv)
     disable_progress_bar()  # loading takes a moment, and the bars would stand between the user and the one line
     try:

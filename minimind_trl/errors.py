@@ -1,4 +1,4 @@
-"""The errors that are the user's to mend."""
+"""The errors that are the user's to mend, and those that end a training."""
 
 import difflib
 from collections.abc import Iterable
@@ -14,6 +14,14 @@ class CheckpointError(InputError):
 
 class MixtureError(InputError):
     """A mixture file, or the data that it names, cannot be used as it is."""
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on (a loss that is not a number, a disk that is full); no bad input, so exit code 1."""
+
+
+class TrainingInterrupted(SystemExit):
+    """Training was stopped by a signal and has saved itself; ends the program with 128 + the signal's number."""
 
 
 def nearest(name: str, known: Iterable[str], listed: bool = False) -> str:

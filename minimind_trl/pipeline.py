@@ -25,10 +25,18 @@ from .recipe import run_recipe
 from .tokenization import tiny_tokenizer
 
 _PROMPTS = "data_configs/tiny/sft.yaml"  # whose held-out prompts every stage is asked
+# Of each stage: the one that it goes on from, and its held-out figure.
+_STAGES = {
+    "pretrain": (None, "loss"),
+    "midtrain": ("pretrain", "loss"),
+    "sft": ("midtrain", "loss"),
+    "reward": ("sft", "accuracy"),
+    "dpo": ("sft", "rewards/accuracies"),
+}
 
 
 def run_demo(output_dir: Path) -> dict:
-    """Pretrain, then fine-tune, and report held-out loss and exact match per skill before and after each stage.
+    """Run every stage, and report its held-out figure before and after, and exact match per skill.
 
     Returns:
         the report, also written to `output_dir` as `report.json` and `report.md`.
@@ -48,12 +56,14 @@ def run_demo(output_dir: Path) -> dict:
 
     untrained = MiniMindForCausalLM(MiniMindConfig.from_preset("tiny", vocab_size=len(tokenizer)))
     report: dict = {"stages": [], "exact_match": {"untrained": exact_match_by_skill(untrained, tokenizer, prompts)}}
-    for stage, options in (("pretrain", []), ("sft", ["--from_weight", str(output_dir / "pretrain")])):
+    for stage, (parent, figure) in _STAGES.items():
         folder = output_dir / stage
-        seconds = _run_stage(stage, ["--output_dir", str(folder), *options])
-        losses = json.loads((folder / "metrics.json").read_text())
-        report["stages"].append({"stage": stage, "seconds": round(seconds, 1), **losses})
-        report["exact_match"][stage] = _ask(folder, tokenizer, prompts)
+        start = ["--from_weight", str(output_dir / parent)] if parent else []
+        seconds = _run_stage(stage, ["--output_dir", str(folder), *start])
+        metrics = json.loads((folder / "metrics.json").read_text())
+        report["stages"].append({"stage": stage, "figure": figure, "seconds": round(seconds, 1), **metrics})
+        if stage != "reward":  # which gives numbers, not answers
+            report["exact_match"][stage] = _ask(folder, tokenizer, prompts)
     report["seconds"] = round(time.monotonic() - started, 1)
     _write_report(report, output_dir)
     return report
@@ -75,37 +85,36 @@ def _ask(folder: Path, tokenizer, prompts: Dataset) -> dict:
 
 
 def _write_report(report: dict, output_dir: Path) -> None:
-    losses, skills = _tables(report)
+    held_out, skills = _tables(report)
     with (output_dir / "report.md").open("w", encoding="utf-8") as file:
         console = Console(file=file, width=120)
         console.print("# minimind-trl demo\n\n```")
-        console.print(losses, skills)
+        console.print(held_out, skills)
         console.print(f"```\n\nTook {report['seconds']:.0f} s on this machine, evaluation included.")
     (output_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    Console(width=None if sys.stdout.isatty() else 120).print(losses, skills)
+    Console(width=None if sys.stdout.isatty() else 120).print(held_out, skills)
     print(f"took {report['seconds']:.0f} s; report in {output_dir / 'report.md'}")
 
 
 def _tables(report: dict) -> tuple[Table, Table]:
-    losses = Table(title="held-out loss")
-    for column in ("stage", "before", "after", "seconds"):
-        losses.add_column(column, justify="left" if column == "stage" else "right")
+    held_out = Table(title="on held-out data")
+    for column in ("stage", "figure", "before", "after", "seconds"):
+        held_out.add_column(column, justify="left" if column in ("stage", "figure") else "right")
     for stage in report["stages"]:
-        before, after = (f"{stage[when]['eval_loss']:.3f}" for when in ("before", "after"))
-        losses.add_row(stage["stage"], before, after, f"{stage['seconds']:.0f}")
+        before, after = (f"{stage[when]['eval_' + stage['figure']]:.3f}" for when in ("before", "after"))
+        held_out.add_row(stage["stage"], stage["figure"], before, after, f"{stage['seconds']:.0f}")
 
     answers = report["exact_match"]
     skills = Table(title="exact match (and position score) on held-out prompts")
     skills.add_column("skill")
-    skills.add_column("prompts", justify="right")
-    for column in ("untrained", "after pretrain", "after sft"):
+    for column in ("prompts", *answers):
         skills.add_column(column, justify="right")
     *_, last_skill, _ = answers["untrained"]
     for skill, figures in answers["untrained"].items():
         cells = [answers[stage][skill] for stage in answers]
         values = [f"{cell['exact_match']:.0%} ({cell['position_score']:.2f})" for cell in cells]
         skills.add_row(skill, str(figures["prompts"]), *values, end_section=skill == last_skill)
-    return losses, skills
+    return held_out, skills
 
 
 def main() -> None:

@@ -10,8 +10,7 @@ Assumes: a mixture of phase pretrain or midtrain. Exit codes: 0 done, 2 bad inpu
 """
 
 from minimind_trl.recipe import (
-    RecipeArguments,
-    RecipeSFTConfig,
+    PretrainConfig,
     load_data,
     load_or_create_model,
     load_tokenizer,
@@ -22,11 +21,11 @@ from minimind_trl.recipe import (
 
 
 def main() -> None:
-    args, config = parse_arguments(RecipeArguments, RecipeSFTConfig)
+    args, config, lora = parse_arguments(PretrainConfig)
     tokenizer = load_tokenizer(args)
     model = load_or_create_model(args, tokenizer, config.seed)
     data, mixer = load_data(args, config, tokenizer, phases=("pretrain", "midtrain"))
-    train_sft(args, config, model, tokenizer, data, mixer)
+    train_sft(args, config, lora, model, tokenizer, data, mixer)
 
 
 if __name__ == "__main__":

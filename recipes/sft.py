@@ -10,11 +10,8 @@ Assumes: a mixture of phase sft or distill, and a tokenizer with a chat template
 Exit codes: 0 done, 2 bad input (one line says what), 1 crash.
 """
 
-from dataclasses import dataclass, field
-
 from minimind_trl.recipe import (
-    RecipeArguments,
-    RecipeSFTConfig,
+    ConversationConfig,
     load_data,
     load_or_create_model,
     load_tokenizer,
@@ -24,17 +21,12 @@ from minimind_trl.recipe import (
 )
 
 
-@dataclass
-class ConversationSFTConfig(RecipeSFTConfig):
-    assistant_only_loss: bool = field(default=True, metadata={"help": "Loss on the assistant's turns only."})
-
-
 def main() -> None:
-    args, config = parse_arguments(RecipeArguments, ConversationSFTConfig)
+    args, config, lora = parse_arguments(ConversationConfig)
     tokenizer = load_tokenizer(args)
     model = load_or_create_model(args, tokenizer, config.seed)
     data, mixer = load_data(args, config, tokenizer, phases=("sft", "distill"))
-    train_sft(args, config, model, tokenizer, data, mixer)
+    train_sft(args, config, lora, model, tokenizer, data, mixer)
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def _show(args: argparse.Namespace) -> None:
             console.print(line, highlight=False)
     for number, row in enumerate(data["train"].take(_EXAMPLES), start=1):
         console.rule(f"train row {number}, from {row['source']}")
-        console.print(_marked(row, tokenizer) if tokenizer else schemas.plain_text(row), highlight=False)
+        console.print(marked_row(row, tokenizer) if tokenizer else schemas.plain_text(row), highlight=False)
     if tokenizer is None:
         console.print("[dim]with --tokenizer the examples are rendered, and their trained part is marked")
 
@@ -133,14 +133,14 @@ def _tell_steps(console: Console, traced: Traced, tokenizer: PreTrainedTokenizer
         return
     _tell(console, "escape", f"{traced.escaped} control tokens inside the text")
     _tell(console, "tokens", f"{traced.tokens}; trained on is what is marked:")
-    console.print(_marked(traced.trained, tokenizer), highlight=False)
+    console.print(marked_row(traced.trained, tokenizer), highlight=False)
 
 
 def _tell(console: Console, step: str, what: str) -> None:
     console.print(Text(f"{step}: ", style="bold") + Text(what), soft_wrap=True)
 
 
-def _marked(row: Row, tokenizer: PreTrainedTokenizerBase) -> Text:
+def marked_row(row: Row, tokenizer: PreTrainedTokenizerBase) -> Text:
     """A row as the model sees it, in green and between marks what its loss counts on."""
     tools = json.loads(row["tools"]) if row.get("tools") else None
     if "text" in row:

@@ -27,6 +27,7 @@ from .schemas import plain_text
 from .selection import Pool
 from .sources import DataFile, open_source
 from .streaming import build_stream
+from .tables import cached_rows
 
 _EXAMPLES = 3
 _MOSTLY = 0.5  # a source of which more rows than this cannot be converted is taken for a mistake
@@ -288,9 +289,7 @@ class DatasetMixer:
             [rule.code for rule in source.filters if isinstance(rule, CustomFilter)],
         ]  # fmt: skip
         try:
-            rows = Dataset.from_generator(
-                lambda: converter.rows(files + own), features=converter.features, fingerprint=Hasher.hash(key)
-            )
+            rows = cached_rows(lambda: converter.rows(files + own), converter.features, Hasher.hash(key))
         except DatasetGenerationError as error:
             if isinstance(error.__cause__, MixtureError):
                 raise error.__cause__ from None

@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,15 @@ from ..errors import MixtureError
 from ..files import atomic_path, file_digest, write_json
 from .report import MixtureReport
 from .schemas import COLUMNS, PHASES, Row
+from .sources import as_rows
+from .tables import cached_rows
 
 if TYPE_CHECKING:
     from .mixer import DatasetMixer
 
 LOCK = "mixture.lock.json"
 SPLITS = ("train", "validation")
+_BATCH = 1000
 
 
 def prepare(mixer: "DatasetMixer", folder: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> DatasetDict:
@@ -102,11 +106,8 @@ def load_prepared(folder: Path) -> DatasetDict:
     features = Features({name: own.get(name, Json()) for name in lock["columns"]})
     return DatasetDict(
         {
-            name: Dataset.from_generator(
-                _read,
-                features,
-                gen_kwargs={"path": folder / file["name"], "encoded": set(lock["columns"]) - set(own)},
-                fingerprint=file["sha256"],
+            name: cached_rows(
+                partial(_read, folder / file["name"], encoded=set(lock["columns"]) - set(own)), features, file["sha256"]
             )
             for name, file in lock["prepared"].items()
         }
@@ -150,10 +151,11 @@ def write_split(rows: Dataset, path: Path) -> dict[str, Any]:
     """
     digest = hashlib.sha256()
     with path.open("wb") as file:
-        for row in rows:
-            line = (json.dumps(_without_nulls(row), ensure_ascii=False) + "\n").encode()
-            digest.update(line)
-            file.write(line)
+        for columns in rows.iter(_BATCH):
+            for row in as_rows(columns):
+                line = (json.dumps(_without_nulls(row), ensure_ascii=False) + "\n").encode()
+                digest.update(line)
+                file.write(line)
     return {"name": path.name, "rows": len(rows), "sha256": digest.hexdigest()}
 
 

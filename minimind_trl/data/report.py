@@ -105,7 +105,7 @@ def describe_split(taken: np.ndarray, of_source: np.ndarray, tokens: np.ndarray 
         percentiles = {f"{percent}%": int(value) for percent, value in zip(_PERCENTILES, values, strict=True)}
     return SplitReport(
         rows=len(rows),
-        repeated=len(rows) - len(np.unique(rows)),
+        repeated=len(rows) - int(np.count_nonzero(np.bincount(rows))),
         share=len(rows) / max(len(taken), 1),
         tokens=None if lengths is None else int(lengths.sum(dtype=np.int64)),
         length_percentiles=percentiles,

@@ -252,7 +252,7 @@ def _taken(
     parts = [np.empty(0, dtype=np.int64)]
     for i in _by_name(mixture.datasets):
         rows, count = ordered[i], counts[i]
-        parts.append(rows[np.arange(count) % max(len(rows), 1)])
+        parts.append(np.resize(rows, count))
         pool.drop(rows[count:], _BEYOND_SHARE if side == TRAIN else f"validation: {_BEYOND_SHARE}")
     return _shuffled(pool, np.concatenate(parts), seed, _ORDER)
 

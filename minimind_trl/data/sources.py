@@ -127,7 +127,7 @@ def _hub_split(source: Origin, split: str, revision: str, arguments: dict) -> Da
         dataset = load_hub_split(repo, split=split, **arguments)
         remember_revision(repo, source.revision, revision)
         for start in range(0, len(dataset), _BATCH):
-            yield from enumerate(_as_rows(dataset[start : start + _BATCH]), start=start + 1)
+            yield from enumerate(as_rows(dataset[start : start + _BATCH]), start=start + 1)
 
     def stream() -> IterableDataset:
         return load_hub_split(repo, split=split, streaming=True, **arguments)
@@ -265,10 +265,10 @@ def _read_arrow(path: Path) -> Rows:
     if not isinstance(dataset, Dataset):
         raise MixtureError(f"{path} holds the splits {', '.join(dataset)}: name one, as {path / next(iter(dataset))}")
     for start in range(0, len(dataset), _BATCH):
-        yield from enumerate(_as_rows(dataset[start : start + _BATCH]), start=start + 1)
+        yield from enumerate(as_rows(dataset[start : start + _BATCH]), start=start + 1)
 
 
-def _as_rows(columns: dict[str, list]) -> list[Row]:
+def as_rows(columns: dict[str, list]) -> list[Row]:
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 

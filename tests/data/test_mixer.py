@@ -248,7 +248,7 @@ def test_validate_looks_at_every_source_and_builds_nothing(write, monkeypatch):
         DatasetMixer.from_yaml(path).validate_mixture()
     assert "b.jsonl, line 1: columns body cannot be turned into 'text'" in str(caught.value)
     assert "datasets.c: messages rows in phase pretrain are written by the chat template" in str(caught.value)
-    monkeypatch.setattr("datasets.Dataset.from_generator", lambda *_, **__: pytest.fail("built"))
+    monkeypatch.setattr("minimind_trl.data.mixer.cached_rows", lambda *_, **__: pytest.fail("built"))
     lines = DatasetMixer.from_yaml(write({"a": texts("a", 90)})).validate_mixture()
     assert lines == ["a: 1 file(s), schema text, first 90 rows looked at"]
 

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,8 @@ LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "
 QUICK = {"max_steps": 20, "warmup_steps": 2, "eval_interval": 10, "eval_batches": 2}
 
 
-def launch(recipe: str, *options: str, command: list[str] = LAUNCH) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+def launch(recipe: str, *options: str, command: list[str] = LAUNCH, environment=None) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **(environment or {})}
     return subprocess.run(
         [*command, f"recipes/{recipe}.py", *options], cwd=REPOSITORY, env=environment, capture_output=True, text=True
     )
@@ -91,12 +92,88 @@ def test_a_native_file_is_a_checkpoint_like_any_other(pretrained, tmp_path):
 
 
 def test_evaluation_can_be_switched_off_and_lost_rows_are_counted(pretrained, tmp_path):
-    options = {**QUICK, "eval_interval": 0, "max_steps": 2, "max_length": 18, "from_weight": pretrained}
+    options = {**QUICK, "eval_interval": 0, "max_steps": 2, "max_length": 22, "from_weight": pretrained}
     config = ["--config", "recipes/configs/sft/tiny.yaml"]
     result = launch("sft", *config, *as_options(output_dir=tmp_path / "sft", **options))
     assert result.returncode == 0, result.stderr
-    assert json.loads((tmp_path / "sft" / "metrics.json").read_text()) == {}
-    assert re.search(r"data: \d+ train rows dropped: no token to learn from within max_length=18", result.stdout)
+    assert list(json.loads((tmp_path / "sft" / "metrics.json").read_text())) == ["options"]
+    assert re.search(r"data: \d+ train rows dropped: no token to learn from within max_length=22", result.stdout)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "figure"), [("midtrain", "loss"), ("dpo", "rewards/accuracies"), ("reward", "accuracy")]
+)
+def test_the_other_stages_train_and_measure(pretrained, tmp_path, recipe, figure):
+    metrics = run(recipe, "tiny", from_weight=pretrained, output_dir=tmp_path / recipe, **QUICK)
+    assert metrics["after"]["eval_loss"] < metrics["before"]["eval_loss"]
+    assert f"eval_{figure}" in metrics["before"] and f"eval_{figure}" in metrics["after"]
+    for file in ("model.safetensors", "mixture.lock.json", "curves.png", "README.md", "tokenizer.json"):
+        assert (tmp_path / recipe / file).stat().st_size > 0
+
+
+def test_evaluating_more_often_does_not_change_training(pretrained, tmp_path):
+    options = QUICK | {"from_weight": pretrained, "max_steps": 6}
+    run("sft", "tiny", output_dir=tmp_path / "often", **options | {"eval_interval": 2})
+    run("sft", "tiny", output_dir=tmp_path / "never", **options | {"eval_interval": 0})
+    assert weights(tmp_path / "often") == weights(tmp_path / "never")
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def test_dry_run_prints_the_plan_and_leaves_nothing(pretrained, tmp_path):
+    config = ["--config", "recipes/configs/sft/tiny.yaml", "--dry_run"]
+    result = launch("sft", *config, *as_options(from_weight=pretrained, output_dir=tmp_path / "sft", **QUICK))
+    assert result.returncode == 0, result.stderr
+    for told in ("sft mixture", "plan: 20 steps of 16 rows", "of the tokens are learned", "⟦<think>", "s a step here"):
+        assert told in result.stdout
+    assert not (tmp_path / "sft").exists()
+
+
+def test_wandb_gets_every_figure_under_one_name(pretrained, tmp_path):
+    options = QUICK | {"from_weight": pretrained, "max_steps": 6, "eval_interval": 3, "logging_steps": 2}
+    config = ["--config", "recipes/configs/sft/tiny.yaml", "--use_wandb"]
+    environment = {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true"}
+    result = launch("sft", *config, *as_options(output_dir=tmp_path / "sft", **options), environment=environment)
+    assert result.returncode == 0, result.stderr
+    [folder] = tmp_path.glob("wandb/offline-run-*")
+    inspected = subprocess.run(
+        [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)], capture_output=True, text=True
+    )
+    rows = [json.loads(line) for line in inspected.stdout.splitlines()]
+    history = [row for row in rows if row.get("type") == "history"]
+    seen = {}
+    for row in history:
+        for name, value in row["history"]["item"].items():
+            seen.setdefault(name, []).append(value)
+    for name in (
+        *("loss", "learning_rate", "grad_norm", "epoch", "global_step", "tokens_per_second", "samples_per_second"),
+        *("steps_per_second", "num_input_tokens_seen", "mfu_percent", "eta_minutes"),
+    ):
+        assert f"train/{name}" in seen, sorted(seen)
+    for name in ("loss", "perplexity", "bits_per_byte", "token_accuracy", "loss_tiny_sft"):
+        assert f"eval/{name}" in seen, sorted(seen)
+    assert seen["train/num_input_tokens_seen"] == sorted(seen["train/num_input_tokens_seen"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["pretrain", "midtrain", "sft", "dpo", "reward"])
+def test_killed_and_resumed_it_ends_where_it_would_have(pretrained, tmp_path, recipe):
+    """`kill -9` after the first checkpoint, then `--resume auto`: the same weights, bit for bit."""
+    options = QUICK | {"max_steps": 12, "eval_interval": 0, "save_strategy": "steps", "save_steps": 4}
+    options |= {} if recipe == "pretrain" else {"from_weight": pretrained}
+    run(recipe, "tiny", output_dir=tmp_path / "whole", **options)
+    killed = as_options(output_dir=tmp_path / "killed", **options)
+    command = [sys.executable, f"recipes/{recipe}.py", "--config", f"recipes/configs/{recipe}/tiny.yaml", *killed]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (tmp_path / "killed" / "checkpoint-4").is_dir():
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "killed" / "model.safetensors").exists()
+    run(recipe, "tiny", output_dir=tmp_path / "killed", resume="auto", **options)
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
 
 
 DATA = ["--data_config", "data_configs/tiny/sft.yaml"]
@@ -111,7 +188,10 @@ SFT = [*DATA, "--output_dir", "{new}"]
             "unknown option --learning_rat; did you mean '--learning_rate'?",
         ),
         (["--preset", "tiny", "--from_weight", "x", *SFT], "exactly one of --preset"),
-        (["--preset", "minimind4", *SFT, "--tokenizer", "{tokenizer}"], "'minimind4' is unknown; choose one of tiny"),
+        (
+            ["--preset", "minimind4", *SFT, "--tokenizer", "{tokenizer}"],
+            "'minimind4' is unknown; did you mean 'minimind3'?; choose one of tiny",
+        ),
         (["--preset", "minimind3", *SFT], "minimind3 brings no tokenizer; give --tokenizer"),
         (["--from_weight", "{new}/nothing", *SFT], "nothing: no such file or directory"),
         (

@@ -1,0 +1,335 @@
+"""`minimind-trl eval CHECKPOINT`: the figures of training again, and what a checkpoint answers, beside a yardstick."""
+
+import argparse
+import json
+import math
+import sys
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from peft import PeftConfig, PeftModel
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..data import DatasetMixer
+from ..data.schemas import PHASES
+from ..errors import InputError
+from ..files import write_json
+from ..hardware import has_fast_bf16
+from ..models import MiniMindForCausalLM, MiniMindForSequenceClassification, load_model
+from ..models.checkpoints import NATIVE_SUFFIXES
+from ..tokenization import tiny_tokenizer
+from .answers import answer_measures, guessing_measures
+from .harness import check_installed, harness_measures
+from .held_out import held_out_figures
+from .measures import Measure
+from .pairs import pair_log_probs, preference_measures, reward_measures
+
+_AS_TRAINED = ("max_length", "batch_size", "eval_batches", "bf16", "assistant_only_loss", "beta")
+_ANSWERED = ("sft", "distill", "rlaif")  # phases whose rows hold a prompt for --generate
+Measures = dict[str, Measure]
+
+
+@dataclass
+class _Subject:
+    """A checkpoint, loaded."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def add_cli(verbs: argparse._SubParsersAction) -> None:
+    """Add the `eval` verb."""
+    what = "measure a checkpoint on the held-out rows of a mixture, and on standard benchmarks"
+    parser = verbs.add_parser("eval", help=what, description=what)
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="directory, Hub id, LoRA adapter or upstream's .pth")
+    parser.add_argument("--data_config", metavar="FILE", help="mixture file; its validation split is used")
+    parser.add_argument("--tokenizer", help="directory or Hub id; 'tiny' is ours (default: the checkpoint's)")
+    parser.add_argument("--baseline", metavar="CHECKPOINT", help="measured too; in phase dpo also the reference")
+    parser.add_argument("--num_attention_heads", type=int, help="of MiniMind2 .pth files, which do not tell it")
+    as_trained = parser.add_argument_group("how", "Default: as in the training that made the checkpoint, if it tells.")
+    as_trained.add_argument(
+        "--eval_batches", type=int, help="look at the first eval_batches x batch_size rows (else 100)"
+    )
+    as_trained.add_argument("--batch_size", type=int, help="rows or pairs per forward pass (else 16)")
+    as_trained.add_argument("--max_length", type=int, help="tokens per row (else the mixture's, or 1024)")
+    on_or_off = argparse.BooleanOptionalAction
+    as_trained.add_argument("--bf16", action=on_or_off, help="compute in bfloat16 (else if the device is fast at it)")
+    as_trained.add_argument(
+        "--assistant_only_loss", action=on_or_off, help="of conversations only what the assistant wrote (else so)"
+    )
+    as_trained.add_argument("--beta", type=float, help="of the implicit reward in phase dpo (else 0.1)")
+    parser.add_argument("--generate", type=int, metavar="N", help="greedy answers to N held-out prompts")
+    parser.add_argument("--max_new_tokens", type=int, default=64, help="per answer (%(default)s)")
+    parser.add_argument("--lm_eval", metavar="TASK[,TASK]", help="standard benchmarks, if lm-eval is installed")
+    parser.add_argument("--lm_eval_include_path", metavar="DIR", help="folder with lm-eval task files of your own")
+    parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the figures as JSON, too")
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    report = evaluate(args)
+    Console(width=None if sys.stdout.isatty() else 120).print(_table(report))
+    if args.output:
+        write_json(args.output, report)
+        print(f"written to {args.output}")
+
+
+def evaluate(args: argparse.Namespace) -> dict[str, Any]:
+    """What `minimind-trl eval` prints and writes.
+
+    Returns:
+        `checkpoint`, `baseline`, `data_config`, `options` and `figures`: of "model", "baseline" (where one is
+        given) and "chance" (where it is known), `{name: {"value", "low"?, "high"?, "count"?}}`.
+
+    Raises:
+        InputError: the options, the checkpoint, its tokenizer, the mixture or a benchmark cannot be used.
+    """
+    _check_options(args)
+    if args.lm_eval:
+        check_installed()
+    datasets.disable_progress_bars()
+    mixer = DatasetMixer.from_yaml(args.data_config) if args.data_config else None
+    phase = mixer.mixture.metadata.phase if mixer else None
+    _check_phase(args, phase)
+    subjects = {"model": _load(args.checkpoint, args, phase)}
+    if args.baseline:
+        subjects = {"baseline": _load(args.baseline, args, phase, subjects["model"].tokenizer)} | subjects
+    _settle_options(args, phase, mixer)
+
+    figures: dict[str, Measures] = {name: {} for name in (*subjects, "chance")}
+    if mixer:
+        rows = mixer.build(subjects["model"].tokenizer)["validation"]
+        figures = _held_out(args, phase, subjects, rows)
+    if args.lm_eval:
+        for name, subject in subjects.items():
+            measures, guesses = harness_measures(
+                subject.model,
+                subject.tokenizer,
+                args.lm_eval.split(","),
+                include_path=args.lm_eval_include_path,
+                batch_size=args.batch_size,
+            )
+            figures[name] = figures[name] | measures
+            figures["chance"] = figures["chance"] | guesses
+    return {
+        **{name: getattr(args, name) for name in ("checkpoint", "baseline", "data_config")},
+        "options": {"phase": phase, **{name: getattr(args, name) for name in (*_AS_TRAINED, "max_new_tokens")}},
+        "figures": {
+            name: {figure: measure.as_dict() for figure, measure in figures[name].items()}
+            for name in ("model", "baseline", "chance")
+            if name in figures
+        },
+    }
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+def _held_out(args: argparse.Namespace, phase: str, subjects: dict[str, _Subject], rows) -> dict[str, Measures]:
+    """`{"baseline"?, "model", "chance": measures}` on the validation split."""
+    taken = list(islice(rows, args.eval_batches * args.batch_size))
+    asked = list(islice(rows, args.generate)) if args.generate else []
+    if not taken:
+        raise InputError(f"{args.data_config}: no validation rows")
+    options = {"max_length": args.max_length, "batch_size": args.batch_size, "bf16": args.bf16}
+    if phase == "dpo":
+        figures = _preferences(args, subjects, taken, options)
+    elif phase == "reward":
+        found = {name: reward_measures(one.model, one.tokenizer, taken, **options) for name, one in subjects.items()}
+        figures = found | {"chance": _guessed_pairs(found["model"])}
+    elif phase == "rlaif":
+        figures = {**{name: {} for name in subjects}, "chance": {}}
+    else:
+        figures = _losses(args, phase, subjects, taken, options)
+    if asked:
+        for name, one in subjects.items():
+            figures[name] = figures[name] | answer_measures(one.model, one.tokenizer, asked, args.max_new_tokens)
+        figures["chance"] = figures["chance"] | guessing_measures(asked)
+    return figures
+
+
+def _losses(args, phase: str, subjects: dict[str, _Subject], rows: list[dict], options: dict) -> dict[str, Measures]:
+    conversations = PHASES[phase][0] == "messages"
+    figures = {}
+    for name, one in subjects.items():
+        assistant_only = conversations and args.assistant_only_loss
+        found = held_out_figures(one.model, one.tokenizer, rows, assistant_only=assistant_only, **options)
+        figures[name] = {figure: Measure(value) for figure, value in found.items()}
+    size = subjects["model"].model.config.vocab_size
+    chance = {name: math.log(size) for name in figures["model"] if name.startswith("eval_loss")}
+    chance |= {"eval_perplexity": size, "eval_token_accuracy": 1 / size}
+    return figures | {"chance": {name: Measure(value) for name, value in chance.items()}}
+
+
+def _preferences(args, subjects: dict[str, _Subject], rows: list[dict], options: dict) -> dict[str, Measures]:
+    log_probs = {name: pair_log_probs(one.model, one.tokenizer, rows, **options) for name, one in subjects.items()}
+    reference = log_probs.get("baseline")
+    if reference is not None and len(reference) != len(log_probs["model"]):
+        raise InputError("the two tokenizers cut different pairs off: give a larger --max_length")
+    figures = {"model": preference_measures(log_probs["model"], reference, args.beta)}
+    if reference is not None:
+        figures["baseline"] = preference_measures(reference)
+    return figures | {"chance": _guessed_pairs(figures["model"])}
+
+
+def _guessed_pairs(measures: Measures) -> Measures:
+    """What a coin, or a margin of 0, would give."""
+    known = {"accurac": 0.5, "margin": 0.0, "loss": math.log(2)}
+    return {name: Measure(value) for name in measures for kind, value in known.items() if kind in name}
+
+
+# --- loading ----------------------------------------------------------------------------------------------------------
+
+
+def _load(name: str, args: argparse.Namespace, phase: str | None, default: PreTrainedTokenizerBase | None = None):
+    """Model and tokenizer of a checkpoint; the tokenizer its own, else `default`."""
+    wanted = MiniMindForSequenceClassification if phase == "reward" else MiniMindForCausalLM
+    is_reward_model = _is_reward_model(name)
+    if is_reward_model is False and phase == "reward":
+        raise InputError(f"{name} is a language model; phase reward needs a reward model (recipes/reward.py makes one)")
+    if is_reward_model and phase != "reward":
+        raise InputError(
+            f"{name} is a reward model; {f'phase {phase}' if phase else '--lm_eval'} needs one of language"
+        )
+    model = _load_model(name, wanted, args)
+    if phase == "reward" and model.config.num_labels != 1:
+        raise InputError(f"{name}: {model.config.num_labels} labels; a reward model has one")
+    tokenizer = _load_tokenizer(name, args, default)
+    if len(tokenizer) > model.config.vocab_size:
+        raise InputError(
+            f"the tokenizer has {len(tokenizer)} tokens, {name} only {model.config.vocab_size}: "
+            "give --tokenizer the one that the checkpoint was trained with"
+        )
+    if phase and PHASES[phase][0] != "text" and not tokenizer.chat_template:
+        raise InputError(f"the tokenizer of {name} has no chat template, which phase {phase} needs")
+    return _Subject(name, model.to(_device()), tokenizer)
+
+
+def _load_model(name: str, model_class: type[PreTrainedModel], args: argparse.Namespace) -> PreTrainedModel:
+    heads = args.num_attention_heads
+    adapter = _adapter_config(name)
+    source = adapter.base_model_name_or_path if adapter else name
+    if source is None:
+        raise InputError(f"{name}: the adapter does not tell its base model (base_model_name_or_path)")
+    native = Path(source).suffix in NATIVE_SUFFIXES
+    overrides = {"num_attention_heads": heads} if heads and native else {}
+    labels = {"num_labels": 1} if adapter and model_class is MiniMindForSequenceClassification else {}
+    model = load_model(source, model_class, config_overrides=overrides, **labels)
+    return PeftModel.from_pretrained(model, name) if adapter else model
+
+
+def _load_tokenizer(name: str, args: argparse.Namespace, default: PreTrainedTokenizerBase | None):
+    if args.tokenizer == "tiny":
+        return tiny_tokenizer()
+    if args.tokenizer is None and Path(name).exists() and not (Path(name) / "tokenizer_config.json").is_file():
+        if default is not None:
+            return default
+        raise InputError(f"{name} brings no tokenizer; give --tokenizer DIR")
+    source = args.tokenizer or name
+    try:
+        return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise InputError(f"no tokenizer at {source}: {str(error).splitlines()[0]}") from error
+
+
+def _is_reward_model(name: str) -> bool | None:
+    """Whether a checkpoint gives a reward; None where it cannot be told, because it is not there, say."""
+    if Path(name).suffix in NATIVE_SUFFIXES:
+        return False
+    if adapter := _adapter_config(name):
+        return adapter.task_type == "SEQ_CLS"
+    try:
+        architectures = AutoConfig.from_pretrained(name).architectures or []
+    except (OSError, ValueError):
+        return None
+    return any(architecture.endswith("ForSequenceClassification") for architecture in architectures)
+
+
+def _adapter_config(name: str) -> PeftConfig | None:
+    return PeftConfig.from_pretrained(name) if (Path(name) / "adapter_config.json").is_file() else None
+
+
+def _device() -> torch.device:
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+
+
+# --- options and report -----------------------------------------------------------------------------------------------
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    if not (args.data_config or args.lm_eval):
+        raise InputError("nothing to evaluate on: give --data_config, --lm_eval or both")
+    smallest = {"eval_batches": 1, "batch_size": 1, "generate": 1, "max_new_tokens": 1, "max_length": 2}
+    for name, least in smallest.items():
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise InputError(f"--{name} {value}: must be at least {least}")
+    if args.lm_eval_include_path and not args.lm_eval:
+        raise InputError("--lm_eval_include_path is for --lm_eval TASK")
+    if args.output and args.output.is_dir():
+        raise InputError(f"--output {args.output} is a folder; give a file")
+
+
+def _settle_options(args: argparse.Namespace, phase: str | None, mixer: DatasetMixer | None) -> None:
+    """Fill in what was not given: from the training that made the checkpoint, where it was of this phase, or usual."""
+    length = (mixer and mixer.mixture.metadata.max_seq_length) or 1024
+    bf16 = has_fast_bf16(use_cpu=_device().type == "cpu")
+    usual = dict(zip(_AS_TRAINED, (length, 16, 100, bf16, True, 0.1), strict=True))
+    trained = _trained_options(Path(args.checkpoint))
+    if trained.get("phase") == phase:
+        usual |= {name: value for name, value in trained.items() if name in _AS_TRAINED}
+    for name, value in usual.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+
+
+def _trained_options(checkpoint: Path) -> dict[str, Any]:
+    """How the recipe evaluated that made a checkpoint: `options` of its metrics.json, nothing where that is missing."""
+    try:
+        options = json.loads((checkpoint / "metrics.json").read_text(encoding="utf-8")).get("options")
+    except (OSError, ValueError, AttributeError):
+        return {}
+    return options if isinstance(options, dict) else {}
+
+
+def _check_phase(args: argparse.Namespace, phase: str | None) -> None:
+    if args.generate and phase not in _ANSWERED:
+        given = f"{args.data_config} is of phase {phase}" if phase else "no --data_config is given"
+        raise InputError(f"--generate asks the prompts of a mixture of phase {', '.join(_ANSWERED)}; {given}")
+    if phase == "rlaif" and not args.generate:
+        raise InputError(f"{args.data_config}: phase rlaif has prompts only; give --generate N")
+    if phase == "reward" and args.lm_eval:
+        raise InputError("--lm_eval measures language models, phase reward reward models: evaluate them apart")
+
+
+def _table(report: dict[str, Any]) -> Table:
+    figures = report["figures"]
+    where = f" on {report['data_config']} (phase {report['options']['phase']})" if report["data_config"] else ""
+    table = Table(title=f"{report['checkpoint']}{where}")
+    table.add_column("figure")
+    for column in figures:
+        table.add_column(f"baseline {report['baseline']}" if column == "baseline" else column, justify="right")
+        if column != "chance":
+            table.add_column("95% interval", justify="right")
+    for name in dict.fromkeys(name for column in figures.values() for name in column):
+        cells = []
+        for column, measures in figures.items():
+            measure = measures.get(name, {})
+            cells.append(_number(measure.get("value")))
+            if column != "chance":
+                cells.append(f"{_number(measure['low'])} to {_number(measure['high'])}" if "low" in measure else "")
+        table.add_row(name, *cells)
+    return table
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4f}"

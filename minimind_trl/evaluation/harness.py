@@ -1,0 +1,101 @@
+"""Standard benchmarks through EleutherAI's lm-eval, which is an optional extra."""
+
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..errors import InputError, nearest
+from .held_out import device_of
+from .measures import Z95, Measure, wilson
+
+_ACCURACIES = ("acc", "acc_norm")
+
+
+def harness_measures(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[str],
+    *,
+    include_path: str | None = None,
+    batch_size: int = 16,
+) -> tuple[dict[str, Measure], dict[str, Measure]]:
+    """Run lm-eval's tasks on a loaded model.
+
+    Args:
+        tasks: names of tasks or groups.
+        include_path: a folder with task files (YAML) of one's own.
+
+    Returns:
+        two times `{"TASK/METRIC": figure}`: the model's, with Wilson's interval of accuracies, else the one that the
+        standard error gives; and those of guessing, for the accuracies of multiple-choice tasks.
+
+    Raises:
+        InputError: lm-eval is not installed, there is no such task or folder, or a task's data cannot be read.
+    """
+    check_installed()
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    if include_path and not Path(include_path).is_dir():
+        raise InputError(f"--lm_eval_include_path {include_path}: no such folder")
+    manager = TaskManager(include_path=include_path)
+    if unknown := [task for task in tasks if task not in manager.all_tasks]:
+        raise InputError(f"--lm_eval: no task {unknown[0]!r}{nearest(unknown[0], manager.all_tasks)}")
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of models that are loaded already
+    loaded = HFLM(
+        pretrained=model, backend="causal", tokenizer=tokenizer, batch_size=batch_size, device=str(device_of(model))
+    )
+    try:
+        found = lm_eval.simple_evaluate(model=loaded, tasks=list(tasks), task_manager=manager, bootstrap_iters=1000)
+    except OSError as error:
+        raise InputError(f"--lm_eval {','.join(tasks)}: cannot be read: {str(error).splitlines()[0]}") from error
+    measures = {
+        f"{task}/{metric.removesuffix(',none')}": _measure(value, results, metric, found["n-samples"].get(task))
+        for task, results in found["results"].items()
+        for metric, value in results.items()
+        if isinstance(value, int | float) and "," in metric and "_stderr" not in metric
+    }
+    guesses = {
+        f"{task}/{metric}": guess
+        for task, samples in found["samples"].items()
+        if (guess := _guessing(samples))
+        for metric in _ACCURACIES
+    }
+    return measures, {name: guess for name, guess in guesses.items() if name in measures}
+
+
+def check_installed() -> None:
+    """Find out before anything is measured.
+
+    Raises:
+        InputError: lm-eval is not installed.
+    """
+    try:
+        import lm_eval.models.huggingface  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            f"--lm_eval needs lm-eval ({error}): install it with `pip install 'minimind-trl[eval]'`"
+        ) from error
+
+
+def _measure(value: float, results: dict, metric: str, samples: dict | None) -> Measure:
+    name, _, filtered = metric.partition(",")
+    error = results.get(f"{name}_stderr,{filtered}")
+    count = samples and samples["effective"]
+    if name in _ACCURACIES and count:
+        return wilson(value, count)
+    if not isinstance(error, int | float) or not math.isfinite(error):
+        return Measure(float(value), count=count)
+    return Measure(float(value), value - Z95 * error, value + Z95 * error, count)
+
+
+def _guessing(samples: list[dict]) -> Measure | None:
+    """One choice out of as many as each question has; None where a task asks for no choice."""
+    choices = [len(sample["arguments"]) for sample in samples if "acc" in sample]
+    if not choices or min(choices) < 2:
+        return None
+    return Measure(sum(1 / count for count in choices) / len(choices), count=len(choices))

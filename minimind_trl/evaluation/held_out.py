@@ -1,0 +1,200 @@
+"""How well a model predicts held-out rows: the same figures during training and later."""
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+
+import torch
+from accelerate import Accelerator
+from tokenizers.pre_tokenizers import ByteLevel
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
+
+from ..errors import InputError
+from ..tokenization import with_training_template
+
+_SCORED_AT_ONCE = 4096  # positions whose logits are float32 at the same time
+
+
+def held_out_figures(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Iterable[dict],
+    *,
+    max_length: int | None,
+    batch_size: int,
+    max_batches: int | None = None,
+    assistant_only: bool = False,
+    bf16: bool = False,
+    accelerator: Accelerator | None = None,
+) -> dict[str, float]:
+    """How well a model predicts held-out rows, every token counting the same.
+
+    Draws no random number, and leaves every module in the mode (training or not) that it had, so that evaluating more
+    often does not change training. The auxiliary loss of a mixture of experts is not part of any figure.
+
+    Args:
+        model: a causal language model, also one wrapped by PEFT or given TRL's fused head.
+        tokenizer: with the chat template of training or of inference.
+        rows: with `text`, or `messages` and perhaps `tools` (JSON), and perhaps `source`; tokenized here, as TRL's
+            SFTTrainer does it.
+        max_length: tokens after which a row is cut; None cuts none.
+        batch_size: rows per forward pass and process; beside rounding it matters only to `max_batches`.
+        max_batches: look at the first `max_batches * batch_size` rows, however many processes share them.
+        assistant_only: only what the assistant wrote counts (end-of-turn token included), as in training with
+            `assistant_only_loss`.
+        bf16: compute under bfloat16 autocast, as training with `bf16` does; the loss itself is float32.
+        accelerator: the processes that share the rows; all of them must call this, and all get the same figures.
+
+    Returns:
+        - `eval_loss`: negative log-likelihood in nats per target token; `eval_loss_SOURCE` for each `source`;
+        - `eval_perplexity`: its exponential;
+        - `eval_bits_per_byte`: that of the target tokens that are text, in bits per byte of the text, to compare models
+          whose tokenizers differ. Special tokens count neither as loss nor as bytes, as in nanochat's `evaluate_bpb`.
+          Left out where there is no text, or the tokenizer is not a byte-level one;
+        - `eval_token_accuracy`: share of target tokens that are the most likely ones;
+        - `eval_num_tokens`, `eval_num_rows`: target tokens, and the rows that have any;
+        - `eval_rows_without_target`: rows that have none, such as prompts as long as `max_length`; only if there are.
+
+    Raises:
+        InputError: no row has a target token.
+    """
+    taken = list(islice(rows, None if max_batches is None else max_batches * batch_size))
+    rank, size = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    own = taken[rank::size]
+    tokenized = tokenize_rows(own, tokenizer, max_length, assistant_only)
+    sources = sorted({row["source"] for row in taken if row.get("source") is not None})
+    groups = [0 if row.get("source") is None else sources.index(row["source"]) + 1 for row in own]
+    sums = torch.zeros(1 + len(sources), 7, dtype=torch.float64)
+    token_bytes = token_byte_lengths(tokenizer)
+    with evaluating(model), torch.autocast(device_of(model).type, torch.bfloat16, enabled=bf16):
+        # As many passes in every process, because sharded models wait for each other in each of them.
+        for start in range(0, math.ceil(len(taken) / size), batch_size):
+            batch = tokenized[start : start + batch_size] or [([tokenizer.eos_token_id], [False])]
+            scores = score_rows(model, batch, token_bytes)
+            for group, row in zip(groups[start : start + batch_size], scores, strict=False):
+                sums[group] += torch.cat([torch.tensor([row[1] > 0, row[1] == 0]), row])
+    if size > 1:
+        sums = accelerator.reduce(sums.to(accelerator.device), reduction="sum").cpu()
+    return _figures(sums, sources, max_length)
+
+
+def tokenize_rows(
+    rows: Iterable[dict], tokenizer: PreTrainedTokenizerBase, max_length: int | None, assistant_only: bool = False
+) -> list[tuple[list[int], list[bool]]]:
+    """Token ids of each row, and whether each of them is to be predicted, cut after `max_length` tokens.
+
+    As TRL's SFTTrainer prepares them: a text ends with the end-of-sequence token, which is appended where it is
+    missing; a conversation is what the chat template renders, with `assistant_only` by its training twin.
+
+    Args:
+        rows: with `text`, or `messages` and perhaps `tools` (JSON or a list).
+
+    Raises:
+        InputError: with `assistant_only`, the chat template has no training twin.
+    """
+    tokenizer = with_training_template(tokenizer) if assistant_only else tokenizer
+    return [_tokenize_row(row, tokenizer, max_length, assistant_only) for row in rows]
+
+
+def _tokenize_row(row: dict, tokenizer, max_length: int | None, assistant_only: bool) -> tuple[list[int], list[bool]]:
+    if "messages" not in row:
+        text = row["text"] if row["text"].endswith(tokenizer.eos_token) else row["text"] + tokenizer.eos_token
+        ids = tokenizer(text)["input_ids"][:max_length]
+        return ids, [True] * len(ids)
+    tools = json.loads(row["tools"]) if isinstance(row.get("tools"), str) else row.get("tools")
+    options = {"tools": tools, "return_dict": True, "return_assistant_tokens_mask": assistant_only}
+    rendered = tokenizer.apply_chat_template(row["messages"], **options)
+    ids = rendered["input_ids"][:max_length]
+    mask = rendered["assistant_masks"][:max_length] if assistant_only else [1] * len(ids)
+    return ids, [bit == 1 for bit in mask]
+
+
+def token_byte_lengths(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    """UTF-8 bytes that each token id stands for (vocabulary,); 0 for special tokens.
+
+    All are 0 where the vocabulary is not byte-level, one character for each byte, as GPT-2's is.
+    """
+    added = tokenizer.added_tokens_decoder
+    names = {index: name for name, index in tokenizer.get_vocab().items() if index not in added}
+    lengths = torch.zeros(len(tokenizer), dtype=torch.int64)
+    if not set().union(*names.values()) <= set(ByteLevel.alphabet()):
+        return lengths
+    for index, name in names.items():
+        lengths[index] = len(name)
+    for index, token in added.items():
+        lengths[index] = 0 if token.special else len(token.content.encode())
+    return lengths
+
+
+def score_rows(model, batch: list[tuple[list[int], list[bool]]], token_bytes: torch.Tensor) -> torch.Tensor:
+    """One forward pass: sums over each row's target tokens (rows, 5), float64 on the CPU.
+
+    The five are negative log-likelihood in nats, targets, those that are the most likely token, negative
+    log-likelihood of the targets that are text, and their bytes.
+
+    Args:
+        model: in evaluation mode.
+        batch: token ids of each row, and whether each of them is to be predicted; the first never is.
+        token_bytes: of each token id (vocabulary,), 0 where it is no text.
+    """
+    length = max(len(ids) for ids, _ in batch)
+    # Right padding, with whatever token: no earlier one sees it.
+    input_ids = torch.tensor([ids + [0] * (length - len(ids)) for ids, _ in batch])
+    wanted = torch.tensor([mask + [False] * (length - len(mask)) for _, mask in batch])
+    attention_mask = torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids, _ in batch])
+    device = device_of(model)
+    logits = model(input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), use_cache=False).logits
+    logits = logits[:, -length:]  # without the virtual tokens that PEFT may put first
+
+    wanted = wanted[:, 1:]
+    targets = input_ids[:, 1:][wanted]
+    nll, correct = _score_tokens(logits[:, :-1][wanted.to(logits.device)], targets.to(logits.device))
+    size = token_bytes[targets].double()
+    scores = torch.zeros(*wanted.shape, 5, dtype=torch.float64)
+    scores[wanted] = torch.stack([nll, torch.ones_like(nll), correct, nll.where(size > 0, 0), size], dim=-1)
+    return scores.sum(dim=1)
+
+
+def _score_tokens(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Negative log-likelihood in nats and whether it is the most likely, per target (targets,), float64 on the CPU."""
+    nll, correct = [torch.zeros(0)], [torch.zeros(0)]
+    for some, right in zip(logits.split(_SCORED_AT_ONCE), targets.split(_SCORED_AT_ONCE), strict=True):
+        nll.append(F.cross_entropy(some.float(), right, reduction="none").cpu())
+        correct.append((some.argmax(-1) == right).cpu())
+    return torch.cat(nll).double(), torch.cat(correct).double()
+
+
+def _figures(sums: torch.Tensor, sources: list[str], max_length: int | None) -> dict[str, float]:
+    rows, without_target, nll, tokens, correct, text_nll, size = sums.sum(0).tolist()
+    if not tokens:
+        raise InputError(f"no held-out row has a token to predict within max_length={max_length}")
+    loss = nll / tokens
+    figures = {"eval_loss": loss, "eval_perplexity": math.exp(min(loss, 700))}  # above, a float has no room for it
+    if size:
+        figures["eval_bits_per_byte"] = text_nll / math.log(2) / size
+    figures |= {"eval_token_accuracy": correct / tokens, "eval_num_tokens": int(tokens), "eval_num_rows": int(rows)}
+    if without_target:
+        figures["eval_rows_without_target"] = int(without_target)
+    by_source = zip(sources, sums[1:].tolist(), strict=True)
+    return figures | {f"eval_loss_{name}": row[2] / row[3] for name, row in by_source if row[3]}
+
+
+def device_of(model: torch.nn.Module) -> torch.device:
+    """Where a model's first parameter lies."""
+    return next(model.parameters()).device
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards every module is in the mode it was in, one by one."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,196 @@
+"""What a recipe can be told: our options, TRL's with defaults that suit the machine, LoRA; and how they are read."""
+
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+import torch
+import yaml
+from transformers import logging as transformers_logging
+from transformers.trainer_utils import IntervalStrategy
+from trl import DPOConfig, ModelConfig, RewardConfig, SFTConfig, TrlParser
+
+from ..errors import InputError, TrainingError, nearest
+from ..hardware import has_fast_bf16
+from ..models import PRESETS
+from ..models.checkpoints import NATIVE_SUFFIXES
+
+
+@dataclass
+class RecipeArguments:
+    """Options of every recipe, beside all of TRL's own."""
+
+    _argument_group_name = "minimind-trl"
+
+    data_config: str = field(metadata={"help": "Mixture file, such as data_configs/tiny/sft.yaml."})
+    preset: str | None = field(
+        default=None, metadata={"help": "Train from scratch: tiny, minimind2-small, minimind2, minimind3, ..."}
+    )
+    from_weight: str | None = field(
+        default=None, metadata={"help": "Start from a checkpoint: a directory, a Hub id or upstream's .pth file."}
+    )
+    tokenizer: str | None = field(
+        default=None,
+        metadata={"help": "Directory or Hub id. Default: the checkpoint's; for --preset tiny the one we ship."},
+    )
+    num_attention_heads: int | None = field(
+        default=None, metadata={"help": "Of a MiniMind2 .pth file, which does not tell it (default 8)."}
+    )
+    use_prepared: bool = field(
+        default=False,
+        metadata={"help": "Reuse the mixture prepared in --prepared_dir while nothing it was made from has changed."},
+    )
+    prepared_dir: str = field(
+        default="prepared", metadata={"help": "Where --use_prepared keeps mixtures, a folder PHASE_CONFIG for each."}
+    )
+    eval_interval: int = field(default=500, metadata={"help": "Steps between evaluations; 0 switches them off."})
+    eval_batches: int = field(default=100, metadata={"help": "Batches per evaluation and process, at most."})
+    resume: str | None = field(
+        default=None, metadata={"help": "'auto': the last whole checkpoint of --output_dir, if any; or a checkpoint."}
+    )
+    dry_run: bool = field(default=False, metadata={"help": "Check everything, print the plan, train nothing."})
+    use_wandb: bool = field(default=False, metadata={"help": "Report to Weights & Biases; short for --report_to."})
+    wandb_project: str | None = field(
+        default=None, metadata={"help": "With --use_wandb. Default: MiniMind-SFT, MiniMind-DPO, ..."}
+    )
+
+    def __post_init__(self):
+        if (self.preset is None) == (self.from_weight is None):
+            raise InputError("give exactly one of --preset (train from scratch) and --from_weight (a checkpoint)")
+        if self.preset is not None and self.preset not in PRESETS:
+            hint = nearest(self.preset, PRESETS)
+            raise InputError(f"--preset {self.preset!r} is unknown{hint}; choose one of {', '.join(PRESETS)}")
+        if self.num_attention_heads is not None and Path(self.from_weight or "").suffix not in NATIVE_SUFFIXES:
+            raise InputError("--num_attention_heads is for a native .pth file; everything else tells its head count")
+        if self.eval_interval < 0:
+            raise InputError(f"--eval_interval {self.eval_interval}: must be 0 (off) or more")
+        if self.eval_batches < 1:
+            raise InputError(f"--eval_batches {self.eval_batches}: must be at least 1; --eval_interval 0 switches off")
+        if self.wandb_project and not self.use_wandb:
+            raise InputError("--wandb_project is for a run with --use_wandb")
+
+
+_LORA = [
+    f for f in dataclasses.fields(ModelConfig) if f.name.startswith(("use_peft", "use_rslora", "use_dora", "lora_"))
+]
+LoraArguments = dataclasses.make_dataclass(
+    "LoraArguments",
+    [(f.name, f.type, field(default=f.default, default_factory=f.default_factory, metadata=f.metadata)) for f in _LORA],
+    namespace={"_argument_group_name": "LoRA (of TRL's ModelConfig)", "__doc__": "TRL's options for LoRA."},
+)
+
+
+@dataclass
+class MachineDefaults:
+    """Defaults that suit small models and the machine at hand, to put before one of TRL's configs."""
+
+    _argument_group_name = "TRL and transformers"
+
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "Trade compute for memory; models of this size fit without."}
+    )
+    max_length: int | None = field(
+        default=None, metadata={"help": "Tokens per row. Default: the mixture's max_seq_length, else 1024."}
+    )
+
+    def __post_init__(self):
+        if not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+            self.use_cpu = True
+        if self.bf16 is None and not self.fp16:
+            self.bf16 = has_fast_bf16(self.use_cpu)
+        if self.activation_checkpointing is None:
+            self.activation_checkpointing = self.gradient_checkpointing  # the new name, which transformers warns to use
+        if self.model_init_kwargs:
+            raise InputError(
+                "--model_init_kwargs is not used, the recipe loads the model; give --preset or --from_weight"
+            )
+        if self.eval_steps is not None or self.eval_strategy not in ("no", IntervalStrategy.NO):
+            raise InputError("--eval_steps and --eval_strategy are set by --eval_interval N (steps; 0 is off)")
+        if self.resume_from_checkpoint is not None:
+            raise InputError("--resume_from_checkpoint is set by --resume auto or --resume CHECKPOINT")
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise InputError(str(error)) from error
+
+
+@dataclass
+class PretrainConfig(MachineDefaults, SFTConfig):
+    """Plain text: the loss counts on every token."""
+
+
+@dataclass
+class ConversationConfig(MachineDefaults, SFTConfig):
+    """Conversations: the loss counts on the assistant's turns."""
+
+    assistant_only_loss: bool = field(default=True, metadata={"help": "Loss on the assistant's turns only."})
+
+
+@dataclass
+class PreferenceConfig(MachineDefaults, DPOConfig):
+    """Direct preference optimisation."""
+
+
+@dataclass
+class RewardModelConfig(MachineDefaults, RewardConfig):
+    """A reward model from preferences."""
+
+
+def parse_arguments(config: type, *, lora: bool = True) -> tuple:
+    """Command line and `--config FILE` (YAML) into `RecipeArguments`, the config and, with `lora`, `LoraArguments`.
+
+    The command line wins.
+
+    Raises:
+        InputError: an option that does not exist (with the nearest one that does), or an unreadable config file.
+    """
+    wanted = (RecipeArguments, config, LoraArguments) if lora else (RecipeArguments, config)
+    parser = TrlParser(wanted, allow_abbrev=False)  # or `--learning_rat` would pass for `--learning_rate`
+    try:
+        args, config, *rest = parser.parse_args_and_config()
+    except FileNotFoundError as error:
+        raise InputError(f"--config {error.filename}: no such file") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"--config: not valid YAML: {' '.join(str(error).split())}") from error
+    except IndexError as error:
+        raise InputError("--config needs a file") from error
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        known = [option for action in parser._actions for option in action.option_strings]
+        unknown = re.findall(r"'--?([\w-]+)", str(error)) if "argument" in str(error) else []
+        hints = [f"--{name}{nearest(f'--{name}', known)}" for name in unknown]
+        raise InputError(f"unknown option {'; '.join(hints)}" if hints else str(error)) from error
+    return (args, config, *rest)
+
+
+def report_to_wandb(args: RecipeArguments, config, recipe: str) -> None:
+    """Turn `--use_wandb` into transformers' settings; the project can only be given by the environment."""
+    if not args.use_wandb:
+        return
+    try:
+        import wandb  # noqa: F401
+    except ImportError as error:
+        raise InputError("--use_wandb needs WandB: pip install 'minimind-trl[wandb]'") from error
+    config.report_to = [*(name for name in config.report_to if name not in ("none", "wandb")), "wandb"]
+    os.environ["WANDB_PROJECT"] = args.wandb_project or f"MiniMind-{recipe}"
+
+
+def run_recipe(main: Callable[[], None]) -> None:
+    """Run a recipe's `main` and exit: 0 when done, 2 on bad input and 1 where training broke off, both with a message.
+
+    A signal ends it with 130 or 143 once the state is saved; all else in a traceback and 1.
+    """
+    transformers_logging.disable_progress_bar()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    try:
+        main()
+    except (InputError, TrainingError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, InputError) else 1)

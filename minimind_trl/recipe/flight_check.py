@@ -1,0 +1,190 @@
+"""The flight check: what a run is about to do, and every reason not to start it, before the first step.
+
+All reasons are collected and raised together. What it prints: the mixture, steps, the share of tokens that the loss
+counts on, the share of rows that are cut, rendered examples, memory, and an estimate of the time from a few real steps.
+"""
+
+import json
+import random
+import time
+from itertools import islice
+from pathlib import Path
+
+import torch
+from datasets import DatasetDict, IterableDataset
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase
+
+from ..data import DatasetMixer
+from ..data.commands import marked_row
+from ..data.schemas import Row, plain_text
+from ..errors import InputError
+from ..evaluation.held_out import tokenize_rows
+from .arguments import RecipeArguments
+
+_SAMPLE = 256  # training rows that are looked at
+_COMPARED = 100_000  # training rows that are compared with the validation rows
+_EXAMPLES = 2
+_TIMED_STEPS = 3
+
+
+def flight_check(
+    trainer, args: RecipeArguments, tokenizer: PreTrainedTokenizerBase, data: DatasetDict, mixer: DatasetMixer
+) -> None:
+    """Refuse what would train on nothing or on the wrong thing; print the plan.
+
+    Raises:
+        InputError: one line for each reason, with the nearest setting that works.
+    """
+    rows = list(islice(data["train"], _SAMPLE))
+    problems = [
+        *_tokenizer_problems(trainer, args, tokenizer),
+        *_batch_problems(trainer, data),
+        *_length_problems(trainer, rows, tokenizer),
+        *_overlap_problems(data),
+    ]
+    if problems:
+        raise InputError("\n".join(problems))
+    if trainer.is_world_process_zero():
+        _print_plan(trainer, args, rows, tokenizer, mixer)
+
+
+def _tokenizer_problems(trainer, args: RecipeArguments, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    problems = []
+    if tokenizer.eos_token_id is None:
+        problems.append("the tokenizer has no end-of-sequence token: set eos_token in its tokenizer_config.json")
+    if tokenizer.pad_token_id is None:
+        problems.append("the tokenizer has no padding token: set pad_token in its tokenizer_config.json")
+    # A classifier reads the last token that is not padding: the end of the turn must not be taken for it.
+    is_reward = getattr(trainer.model.config, "num_labels", None) == 1
+    if is_reward and tokenizer.pad_token_id is not None and tokenizer.pad_token_id == tokenizer.eos_token_id:
+        problems.append(f"pad_token and eos_token are both {tokenizer.eos_token!r}: give padding a token of its own")
+    if args.tokenizer and args.from_weight and (Path(args.from_weight) / "tokenizer.json").is_file():
+        own = json.loads((Path(args.from_weight) / "tokenizer.json").read_text(encoding="utf-8"))["model"].get("vocab")
+        given = json.loads(tokenizer.backend_tokenizer.to_str())["model"].get("vocab")
+        if own != given:
+            problems.append(
+                f"--tokenizer {args.tokenizer} has another vocabulary than {args.from_weight} was trained with: "
+                "leave --tokenizer out"
+            )
+    return problems
+
+
+def _batch_problems(trainer, data: DatasetDict) -> list[str]:
+    config, train = trainer.args, data["train"]
+    if isinstance(train, IterableDataset):
+        return [] if config.max_steps > 0 else ["a streaming mixture has no end that is known: set --max_steps"]
+    batch = config.per_device_train_batch_size * config.gradient_accumulation_steps * config.world_size
+    rows = len(trainer.train_dataset)
+    if rows < batch:
+        return [
+            f"a step takes {batch} rows ({config.per_device_train_batch_size} x {config.gradient_accumulation_steps} "
+            f"accumulated x {config.world_size} processes), the training split has {rows}: set "
+            f"--per_device_train_batch_size {max(rows // batch * config.per_device_train_batch_size, 1)}"
+        ]
+    return []
+
+
+def _length_problems(trainer, rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    limit = trainer.args.max_length
+    lengths = [len(ids) for ids, _ in _tokenized(trainer, rows, tokenizer, None)]
+    if limit is not None and all(length > limit for length in lengths):
+        fitting = sorted(lengths)[len(lengths) // 2]
+        return [
+            f"all of the first {len(rows)} rows are longer than --max_length {limit}; half of them fit in {fitting}"
+        ]
+    if "chosen" in rows[0]:
+        return []
+    targets = _tokenized(trainer, rows, tokenizer, limit)
+    if not any(any(mask) for _, mask in targets):
+        return [f"no token to learn from in the first {len(rows)} rows within --max_length {limit}"]
+    ends = any(mask[i] and ids[i] == tokenizer.eos_token_id for ids, mask in targets for i in range(len(ids)))
+    if not ends and any(len(ids) < (limit or len(ids) + 1) for ids, _ in targets):
+        return [
+            f"the end-of-turn token {tokenizer.eos_token!r} is never trained on in the first {len(rows)} rows: "
+            "the model would not learn to stop; use a chat template whose assistant part ends with it"
+        ]
+    return []
+
+
+def _overlap_problems(data: DatasetDict) -> list[str]:
+    if isinstance(data["train"], IterableDataset):
+        return []  # the split by content hash cannot overlap; a stream is not read twice to say so
+    held_out = {_content(row) for row in data["validation"]}
+    shared = sum(_content(row) in held_out for row in islice(data["train"], _COMPARED))
+    return [f"{shared} training rows are among the validation rows as well: build the mixture again"] if shared else []
+
+
+def _content(row: Row) -> str:
+    return json.dumps([row.get("prompt"), plain_text(row)], sort_keys=True)
+
+
+def _tokenized(trainer, rows: list[Row], tokenizer: PreTrainedTokenizerBase, limit: int | None) -> list:
+    """Ids and mask of rows; of a preference pair the longer side."""
+    if "chosen" not in rows[0]:
+        return tokenize_rows(rows, tokenizer, limit, getattr(trainer.args, "assistant_only_loss", False))
+    sides = [
+        tokenize_rows([{**row, "messages": row["prompt"] + row[side]} for row in rows], tokenizer, limit)
+        for side in ("chosen", "rejected")
+    ]
+    return [max(pair, key=lambda side: len(side[0])) for pair in zip(*sides, strict=True)]
+
+
+def _print_plan(trainer, args, rows: list[Row], tokenizer: PreTrainedTokenizerBase, mixer: DatasetMixer) -> None:
+    config, console = trainer.args, Console(highlight=False, soft_wrap=True)
+    parameters = list(trainer.model.parameters())
+    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    precision = "bf16" if config.bf16 else "fp16" if config.fp16 else "fp32"
+    limit = config.max_length
+    whole, cut = (_tokenized(trainer, rows, tokenizer, length) for length in (None, limit))
+    truncated = sum(len(ids) > limit for ids, _ in whole) / len(whole)
+    supervised = sum(sum(mask) for _, mask in cut) / max(sum(len(ids) for ids, _ in cut), 1)
+    total = sum(parameter.numel() for parameter in parameters)
+    console.print(f"model: {total:,} parameters, {trained:,} of them trained, {precision} on {config.device.type}")
+    # Weights, their gradients and Adam's two moments, in float32 as the trainers keep them; activations come on top.
+    memory = (4 * total + 12 * trained) / 2**20
+    steps = _steps(trainer)
+    console.print(
+        f"plan: {steps:,} steps of {_rows_per_step(config)} rows in {config.world_size} process(es), at most {limit} "
+        f"tokens a row; {supervised:.0%} of the tokens are learned, {truncated:.1%} of the rows are cut; "
+        f"{memory:,.0f} MiB for weights, gradients and optimizer"
+    )
+    if not args.dry_run:
+        return
+    if mixer.report:
+        console.print(mixer.report.table())
+    for number, row in enumerate(rows[:_EXAMPLES], start=1):
+        console.rule(f"train row {number}, from {row['source']}")
+        console.print(marked_row(row, tokenizer))
+    seconds = _seconds_per_step(trainer)
+    console.print(f"time: {seconds:.2f} s a step here, {seconds * steps / 60:.1f} minutes in all, evaluation apart")
+
+
+def _rows_per_step(config) -> int:
+    return config.per_device_train_batch_size * config.gradient_accumulation_steps * config.world_size
+
+
+def _steps(trainer) -> int:
+    config = trainer.args
+    if config.max_steps > 0:
+        return config.max_steps
+    return int(-(-len(trainer.train_dataset) // _rows_per_step(config)) * config.num_train_epochs)
+
+
+def _seconds_per_step(trainer) -> float:
+    """Median time of a few forward and backward passes, times those that a step accumulates; leaves no trace."""
+    model, python = trainer.model, random.getstate()
+    was_training, times = model.training, []
+    model.train()
+    with torch.random.fork_rng():
+        for batch in islice(trainer.get_train_dataloader(), _TIMED_STEPS):
+            started = time.perf_counter()
+            inputs = trainer._prepare_inputs(batch)
+            with trainer.compute_loss_context_manager():
+                loss = trainer.compute_loss(model, inputs)
+            loss.backward()
+            times.append(time.perf_counter() - started)
+    model.zero_grad()
+    model.train(was_training)
+    random.setstate(python)
+    return sorted(times)[len(times) // 2] * trainer.args.gradient_accumulation_steps

@@ -1,0 +1,98 @@
+"""Tokenizer, model and data of a recipe."""
+
+import copy
+from pathlib import Path
+
+from datasets import DatasetDict
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
+
+from ..data import DatasetMixer, load_or_prepare
+from ..errors import InputError
+from ..models import MiniMindConfig, MiniMindForCausalLM, MiniMindForSequenceClassification, load_model
+from ..models.checkpoints import NATIVE_SUFFIXES
+from ..tokenization import TINY_TOKENIZER_DIR
+from .arguments import RecipeArguments
+
+
+def load_tokenizer(args: RecipeArguments) -> PreTrainedTokenizerBase:
+    """The tokenizer that belongs to the model.
+
+    Raises:
+        InputError: none is known for this model; the message says how to give one.
+    """
+    if args.from_weight and Path(args.from_weight).suffix in NATIVE_SUFFIXES and not Path(args.from_weight).exists():
+        raise InputError(f"--from_weight {args.from_weight}: no such file")
+    name = args.tokenizer or args.from_weight
+    if Path(name or "").is_absolute() and not Path(name).exists():
+        raise InputError(f"{name}: no such file or directory")
+    if args.tokenizer is None:
+        if args.preset == "tiny":
+            name = str(TINY_TOKENIZER_DIR)
+        elif args.preset or (not (Path(name) / "tokenizer_config.json").is_file() and Path(name).exists()):
+            raise InputError(
+                f"{args.preset or name} brings no tokenizer; give --tokenizer DIR (upstream's for its checkpoints, or "
+                "one made by `minimind-trl tokenizer train`)"
+            )
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise InputError(f"no tokenizer at {name}: {str(error).splitlines()[0]}") from error
+
+
+def load_or_create_model(args: RecipeArguments, tokenizer: PreTrainedTokenizerBase, seed: int) -> MiniMindForCausalLM:
+    """The checkpoint of `--from_weight`, or fresh weights of `--preset` in the tokenizer's vocabulary.
+
+    Raises:
+        InputError: the checkpoint cannot be loaded, or its vocabulary is smaller than the tokenizer's.
+    """
+    if args.preset:
+        set_seed(seed)
+        config = MiniMindConfig.from_preset(args.preset)
+        if config.vocab_size != len(tokenizer):
+            print(f"vocabulary: {len(tokenizer)} tokens, the tokenizer's (the preset has {config.vocab_size})")
+            config.vocab_size = len(tokenizer)
+        return MiniMindForCausalLM(config)
+    overrides = {} if args.num_attention_heads is None else {"num_attention_heads": args.num_attention_heads}
+    model = load_model(args.from_weight, config_overrides=overrides)
+    if len(tokenizer) > model.config.vocab_size:
+        raise InputError(
+            f"the tokenizer has {len(tokenizer)} tokens, {args.from_weight} only {model.config.vocab_size}: "
+            "give --tokenizer the one that the checkpoint was trained with"
+        )
+    return model
+
+
+def as_reward_model(model: MiniMindForCausalLM, seed: int) -> MiniMindForSequenceClassification:
+    """The language model's body under a fresh head that gives one number, the reward."""
+    set_seed(seed)
+    config = copy.deepcopy(model.config)
+    config.num_labels = 1
+    reward_model = MiniMindForSequenceClassification(config)
+    reward_model.model.load_state_dict(model.model.state_dict())
+    return reward_model.to(model.dtype)
+
+
+def load_data(
+    args: RecipeArguments, config, tokenizer: PreTrainedTokenizerBase, phases: tuple[str, ...]
+) -> tuple[DatasetDict, DatasetMixer]:
+    """The mixture's train and validation rows, and the mixer, which tells what became of the others.
+
+    Sets `config.max_length` from the mixture where it is unset.
+
+    Raises:
+        InputError: the mixture cannot be built, or is for another phase.
+    """
+    mixer = DatasetMixer.from_yaml(args.data_config)
+    metadata = mixer.mixture.metadata
+    if metadata.phase not in phases:
+        raise InputError(f"{args.data_config}: phase {metadata.phase!r}, but this recipe trains {' or '.join(phases)}")
+    if config.max_length is None:
+        config.max_length = metadata.max_seq_length or 1024
+    if args.use_prepared:
+        data = load_or_prepare(mixer, Path(args.prepared_dir) / mixer.name, tokenizer)
+    else:
+        data = mixer.build(tokenizer)
+    if config.process_index == 0:
+        for line in (args.data_config, *mixer.describe().splitlines()):
+            print(f"data: {line}")
+    return data, mixer

@@ -1,0 +1,15 @@
+"""What the recipes add to TRL's trainers."""
+
+from .callbacks import RecipeProgress, StopOnSignal
+from .checkpoints import checkpoint_problem, last_good_checkpoint
+from .curves import write_curves
+from .metered import MeteredTrainer
+
+__all__ = [
+    "MeteredTrainer",
+    "RecipeProgress",
+    "StopOnSignal",
+    "checkpoint_problem",
+    "last_good_checkpoint",
+    "write_curves",
+]

@@ -1,0 +1,149 @@
+"""Callbacks of the recipes: stopping on signals, and progress."""
+
+import os
+import signal
+import threading
+import time
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from transformers import TrainerCallback
+from transformers.trainer_utils import has_length
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Launchers pass a Ctrl-C, which all processes of the terminal get, on to their workers: that is not a second one.
+_SECONDS_OF_ECHO = 2.0
+
+
+class StopOnSignal(TrainerCallback):
+    """Ends training after the current step, with a checkpoint, once SIGINT (Ctrl-C) or SIGTERM has come.
+
+    A context manager around training, which listens inside; outside, the handlers are as before. A second signal,
+    later than two seconds after the first, kills at once. Of several processes all stop if any got a signal. Does
+    nothing outside the main thread, where Python allows no handlers, and leaves signals alone that are ignored (as
+    under nohup).
+    """
+
+    def __init__(self):
+        self.number = 0  # of the signal that came, to this or another process; 0 if none did
+        self._came_at: float | None = None  # when this process got its first
+        self._before: dict[int, object] = {}
+        self._process = os.getpid()
+
+    def __enter__(self) -> "StopOnSignal":
+        self.number, self._came_at, self._process = 0, None, os.getpid()
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS:
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.agreed(args):
+            control.should_training_stop = control.should_save = control.should_log = True
+            control.should_evaluate = False
+
+    def agreed(self, args) -> str | None:
+        """Name of the signal that any process got, or None; all processes must call it."""
+        if args.world_size > 1:
+            number = torch.tensor(self.number, device=args.device)
+            torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
+            self.number = int(number)
+        return signal.Signals(self.number).name if self.number else None
+
+    def _handle(self, number: int, frame) -> None:
+        if os.getpid() != self._process:
+            return  # a worker that the data loader forked
+        if self._came_at is None:
+            self.number, self._came_at = number, time.monotonic()
+            if os.environ.get("RANK", "0") == "0":
+                # not print: the signal may have come in the middle of one
+                os.write(2, b"\nstopping after this step, with a checkpoint; once more kills at once\n")
+        elif time.monotonic() - self._came_at > _SECONDS_OF_ECHO:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+
+class RecipeProgress(TrainerCallback):
+    """On a terminal a bar with the latest figures; elsewhere, or with `--disable_tqdm`, one plain line per log."""
+
+    def __init__(self, console: Console | None = None):
+        self.console = console or Console()
+        self.bar: Progress | None = None
+        self._training: TaskID | None = None
+        self._evaluation: TaskID | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero and self.console.is_terminal and not args.disable_tqdm:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            figures = TextColumn("{task.fields[figures]}")
+            self.bar = Progress(*columns, figures, console=self.console, refresh_per_second=4)
+            self._training = self.bar.add_task("train", total=state.max_steps, completed=state.global_step, figures="")
+            self.bar.start()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.bar is not None:
+            self.bar.update(self._training, completed=state.global_step)
+
+    def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
+        if self.bar is None or not has_length(eval_dataloader):
+            return
+        if self._evaluation is None:
+            self._evaluation = self.bar.add_task("eval", total=len(eval_dataloader), figures="")
+        self.bar.advance(self._evaluation)
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        if self.bar is not None and self._evaluation is not None:
+            self.bar.remove_task(self._evaluation)
+        self._evaluation = None
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero or not logs:
+            return
+        if self.bar is not None and "loss" in logs:
+            self.bar.update(self._training, figures=training_line(logs))
+            return
+        line = training_line(logs) if "loss" in logs else evaluation_line(logs)
+        if line:
+            steps = f"/{state.max_steps}" if state.max_steps else ""
+            self.console.print(
+                f"step {state.global_step}{steps}  {line}", markup=False, highlight=False, soft_wrap=True
+            )
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.close()
+
+    def close(self) -> None:
+        """Leave the terminal as it was; also where training failed."""
+        if self.bar is not None:
+            self.bar.stop()
+        self.bar = self._evaluation = None
+
+
+def training_line(logs: dict[str, float]) -> str:
+    """`loss 1.2346  lr 2.00e-03  51,234 tokens/s  eta 3.2 min`, as far as the figures are there."""
+    formats = {
+        "loss": "loss {:.4f}",
+        "learning_rate": "lr {:.2e}",
+        "tokens_per_second": "{:,.0f} tokens/s",
+        "eta_minutes": "eta {:.1f} min",
+    }
+    return "  ".join(text.format(logs[name]) for name, text in formats.items() if name in logs)
+
+
+def evaluation_line(logs: dict[str, float]) -> str:
+    """`eval: loss 0.8950, mean_token_accuracy 0.7100`, without times; empty for logs that are not an evaluation's."""
+    times = ("_runtime", "_per_second")
+    figures = {name.removeprefix("eval_"): value for name, value in logs.items() if name.startswith("eval_")}
+    shown = [
+        f"{name} {value:.4f}"
+        for name, value in figures.items()
+        if isinstance(value, (int, float)) and not name.endswith(times) and name != "runtime"
+    ]
+    return "eval: " + ", ".join(shown) if shown else ""

@@ -1,0 +1,338 @@
+"""What every recipe adds to TRL's trainers: the same figures in every log, and no accident that costs a checkpoint."""
+
+import math
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+
+from ..errors import TrainingError, TrainingInterrupted
+from ..files import atomic_path
+from ..hardware import COUNTED_MODELS, peak_flops, train_flops_per_token
+from .callbacks import RecipeProgress, StopOnSignal
+from .checkpoints import last_good_checkpoint, write_checksums
+
+_STAGING = ".saving-"
+_LEFTOVERS = (f"{_STAGING}*", f".{PREFIX_CHECKPOINT_DIR}-*")  # of a run that was killed while it saved
+_ROWS_SHOWN, _CHARACTERS_SHOWN = 8, 80
+
+
+class MeteredTrainer:
+    """A mixin for TRL's trainers: `class RecipeSFTTrainer(MeteredTrainer, SFTTrainer)`.
+
+    Logs of training get, beside the trainer's own loss, grad_norm, learning_rate and epoch:
+
+    - `global_step`;
+    - `num_input_tokens_seen`: tokens that are not padding, of all processes, since the first step of all (a resumed run
+      goes on counting); DPO and reward models count both answers, GKD the answers that the student wrote;
+    - `tokens_per_second`, `samples_per_second` (rows of the data set: a packed row, a DPO pair), `steps_per_second`:
+      over the time since the last log, without evaluation and checkpoints;
+    - `mfu_percent`: model FLOPs, see `train_flops_per_token`, over `peak_flops` of all devices. The forward pass of
+      a reference or teacher model counts, generation does not. Left out for models whose FLOPs are not known;
+    - `eta_minutes`: steps to go at the pace of this session, evaluation and checkpoints included.
+
+    TRL's `num_tokens`, which starts anew when a run is resumed, is dropped from the logs.
+
+    A loss or gradient that is not finite raises `TrainingError` before the optimizer's step. Checkpoints appear under
+    their name when they are complete, and older ones go only then. SIGINT (Ctrl-C) and SIGTERM end `train` with
+    `TrainingInterrupted` (exit code 130 or 143) after the current step and a checkpoint.
+    """
+
+    _staging: Path | None = None
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.args.include_num_input_tokens_seen = "no"  # counted here instead, without a transfer in every batch
+        self._clock = Stopwatch()
+        self._uncounted: torch.Tensor | None = None  # tokens and squared lengths of this process, still on its device
+        self._squared_lengths = 0
+        self._mark = self._session = _Mark(0.0, 0, 0, 0)
+        self.signals = StopOnSignal()
+        self.progress = RecipeProgress()
+        if self.pop_callback(ProgressCallback) or self.pop_callback(PrinterCallback):
+            self.add_callback(self.progress)
+        self.add_callback(self.signals)
+        self.add_callback(_OnTrainBegin(self._start_session))
+
+    def train(self, *args, **kwargs):
+        """As `Trainer.train`.
+
+        Raises:
+            TrainingError: see the class.
+            TrainingInterrupted: a signal came; the state after its step is saved.
+        """
+        if self.is_local_process_zero():
+            for pattern in _LEFTOVERS:
+                for leftover in Path(self.args.output_dir).glob(pattern):
+                    shutil.rmtree(leftover, ignore_errors=True)
+        try:
+            with self.signals:
+                result = super().train(*args, **kwargs)
+                if name := self.signals.agreed(self.args):
+                    self._leave(name)
+                return result
+        finally:
+            self.progress.close()
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        bad = ~torch.isfinite(loss.detach()).all()
+        # All processes must stop together: the others would step with the gradients of the bad one.
+        bad_anywhere = bad if self.accelerator.num_processes == 1 else self.accelerator.gather(bad.int()).any()
+        if bad_anywhere and bad:
+            self._stop_training(f"the loss is {loss.item()}", inputs)
+        elif bad_anywhere:
+            self._stop_training("another process's loss is not finite", None)
+        return loss
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        # With fp16, infinite gradients are how the loss scale is found; the scaler skips those steps itself.
+        if norm is not None and not self.args.fp16 and not math.isfinite(norm):
+            self._stop_training(f"the norm of the gradient is {float(norm)}, though the loss is finite", None)
+        return norm
+
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        with self._clock.paused():
+            return super().evaluate(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        for figures in getattr(self, "_metrics", {}).values():
+            figures.pop("num_tokens", None)
+        if "loss" in logs:
+            logs.update(self._figures())
+        super().log(logs, start_time)
+
+    def _track_num_input_tokens(self, inputs) -> None:
+        # The hook of transformers after every batch. Its own count takes padding-free batches' pad ids for padding.
+        if (counts := count_tokens(inputs)) is not None:
+            self._uncounted = counts if self._uncounted is None else self._uncounted + counts
+
+    def _settle_tokens(self) -> None:
+        """Bring the count of all processes up to date; all of them must call it."""
+        if self._uncounted is None:
+            return
+        # of tensor and context parallel processes, several hold the same rows
+        copies = self.get_tp_size() * self.get_cp_size()
+        tokens, squares = self.accelerator.gather(self._uncounted[None]).sum(0).tolist()
+        self.state.num_input_tokens_seen += tokens // copies
+        self._squared_lengths += squares // copies
+        self._uncounted = None
+
+    def _start_session(self) -> None:
+        self._uncounted = None
+        self._peak = self.args.world_size * max(1, self.args.n_gpu) * peak_flops(self.args.device, self._dtype())
+        self._clock = Stopwatch()
+        self._mark = self._session = self._now()
+
+    def _now(self) -> "_Mark":
+        return _Mark(
+            self._clock.seconds(), self.state.global_step, self.state.num_input_tokens_seen, self._squared_lengths
+        )
+
+    def _figures(self) -> dict[str, float]:
+        self._settle_tokens()
+        before, now = self._mark, self._now()
+        self._mark = now
+        seconds, steps, tokens = now.seconds - before.seconds, now.step - before.step, now.tokens - before.tokens
+        figures = {
+            "global_step": now.step,
+            "num_input_tokens_seen": now.tokens,
+            "tokens_per_second": tokens / seconds,
+            "samples_per_second": steps * self.get_total_train_batch_size(self.args) / seconds,
+            "steps_per_second": steps / seconds,
+        }
+        if tokens and self.model.config.model_type in COUNTED_MODELS:
+            rows = steps * self.get_total_train_batch_size(self.args)
+            length = (now.squares - before.squares) / tokens or tokens / rows
+            figures["mfu_percent"] = 100 * tokens * self._flops_per_token(length) / (seconds * self._peak)
+        steps_done = now.step - self._session.step
+        figures["eta_minutes"] = (self.state.max_steps - now.step) * self._clock.wall_seconds() / steps_done / 60
+        return figures
+
+    def _dtype(self) -> torch.dtype:
+        if self.args.bf16 or self.args.fp16:
+            return torch.bfloat16 if self.args.bf16 else torch.float16
+        return next(self.model.parameters()).dtype
+
+    def _flops_per_token(self, length: float) -> float:
+        model = self.accelerator.unwrap_model(self.model)
+        config = model.config
+        output_size = None if model.get_output_embeddings() is not None else config.num_labels
+        trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+        has_frozen = len(trained) < sum(1 for _ in model.parameters())
+        total = train_flops_per_token(config, length, output_size, sum(trained) if has_frozen else None)
+        for helper in self._helper_configs():
+            total += train_flops_per_token(helper, length) / 3  # forward only
+        return total
+
+    def _helper_configs(self) -> Iterator[Any]:
+        """Of the models that go forward in every step beside the trained one."""
+        for name in ("ref_model", "teacher_model"):
+            model = getattr(self, name, None)
+            if model is not None and not (name == "ref_model" and getattr(self, "precompute_ref_logps", False)):
+                config = self.accelerator.unwrap_model(model).config
+                if config.model_type in COUNTED_MODELS:
+                    yield config
+
+    def _stop_training(self, what: str, inputs: Any) -> None:
+        process = f" in process {self.args.process_index}" if self.args.world_size > 1 else ""
+        checkpoint = last_good_checkpoint(self.args.output_dir, tell=lambda line: None)
+        kept = f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
+        rows = describe_rows(inputs, self.processing_class)
+        raise TrainingError(
+            f"step {self.state.global_step + 1}{process}: {what}; stopped before it changed the weights, {kept}"
+            + (f". The batch's {len(rows)} rows begin:\n{_listing(rows)}" if rows else "")
+        )
+
+    def _leave(self, signal_name: str) -> None:
+        folder = Path(self._get_output_dir(trial=None)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        self.accelerator.wait_for_everyone()
+        if not folder.is_dir():  # the signal came after the last step
+            self._save_checkpoint(self.model, trial=None)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+        self.progress.close()
+        self.accelerator.print(
+            f"stopped by {signal_name} after step {self.state.global_step} of {self.state.max_steps}; saved {folder}"
+        )
+        raise TrainingInterrupted(128 + self.signals.number)
+
+    def _get_output_dir(self, trial) -> str:
+        return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self._staging is None:
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        # transformers writes a checkpoint in place; here it writes to a folder beside, which is renamed when complete.
+        run_dir = Path(self._get_output_dir(trial))
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        with self._clock.paused():
+            self._settle_tokens()
+            self._staging = run_dir / f"{_STAGING}{name}"
+            try:
+                super()._save_checkpoint(model, trial)  # also rotates, among the one checkpoint that is there
+                self.accelerator.wait_for_everyone()
+                self._publish(self._staging / name, run_dir / name)
+            except Exception as error:
+                checkpoint = last_good_checkpoint(run_dir, tell=lambda line: None)
+                kept = f"the last good one is {checkpoint}" if checkpoint else "there is none before it"
+                free = shutil.disk_usage(self.args.output_dir).free / 2**20
+                raise TrainingError(
+                    f"{name} could not be saved, with {free:,.0f} MiB free on the disk: {error}; {kept}"
+                ) from error
+            finally:
+                staging, self._staging = self._staging, None
+                if self.args.should_save:
+                    shutil.rmtree(staging, ignore_errors=True)
+            if self.args.push_to_hub:
+                self._push_from_checkpoint(str(run_dir / name))
+            if self.args.should_save:
+                best = self.state.best_model_checkpoint
+                rotate_checkpoints(str(run_dir), self.args.save_total_limit, best, use_mtime=True)
+            self.accelerator.wait_for_everyone()
+
+    def _publish(self, staged: Path, final: Path) -> None:
+        if self.state.best_global_step == self.state.global_step and self.state.best_model_checkpoint is not None:
+            self.state.best_model_checkpoint = str(final)
+        if self.args.should_save:
+            self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
+            write_checksums(staged)
+            with atomic_path(final) as temporary:
+                staged.rename(temporary)
+
+
+class Stopwatch:
+    """Seconds since it was made, without those spent in `paused` blocks, which may be nested."""
+
+    def __init__(self):
+        self._start = time.perf_counter()
+        self._paused = 0.0
+        self._paused_since: float | None = None
+
+    def seconds(self) -> float:
+        now = time.perf_counter() if self._paused_since is None else self._paused_since
+        return now - self._start - self._paused
+
+    def wall_seconds(self) -> float:
+        return time.perf_counter() - self._start
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        if self._paused_since is not None:
+            yield
+            return
+        self._paused_since = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._paused += time.perf_counter() - self._paused_since
+            self._paused_since = None
+
+
+class _Mark:
+    """How far a training was at some moment."""
+
+    def __init__(self, seconds: float, step: int, tokens: int, squares: int):
+        self.seconds, self.step, self.tokens, self.squares = seconds, step, tokens, squares
+
+
+class _OnTrainBegin(TrainerCallback):
+    def __init__(self, do):
+        self.do = do
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.do()
+
+
+def count_tokens(inputs: Any) -> torch.Tensor | None:
+    """Tokens of a batch without padding, and the sum of its sequences' squared lengths: two integers on its device.
+
+    A padding-free batch is a single row of whole sequences, whose positions start at 0 each; all of it counts (with
+    `pad_to_multiple_of` also the few pads at its end). None for a batch without `input_ids`.
+    """
+    if not isinstance(inputs, Mapping) or "input_ids" not in inputs:
+        return None
+    mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
+    if mask is None:
+        mask = torch.ones_like(inputs["input_ids"])
+    mask = mask.long()
+    # with positions, 1 + 3 + ... + (2n - 1) = n^2
+    squares = mask.sum(-1).square() if positions is None else mask * (2 * positions.long() + 1)
+    return torch.stack([mask.sum(), squares.sum()])
+
+
+def describe_rows(inputs: Any, processing_class: Any) -> list[str]:
+    """The rows of a batch as text, without padding; packed sequences one by one. Empty where they cannot be told."""
+    if isinstance(inputs, list):  # online trainers get the rows themselves
+        return [str(row.get("prompt", row)) if isinstance(row, Mapping) else str(row) for row in inputs]
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    if not isinstance(inputs, Mapping) or "input_ids" not in inputs or tokenizer is None:
+        return []
+    ids, mask, positions = (inputs.get(name) for name in ("input_ids", "attention_mask", "position_ids"))
+    rows = []
+    for row in range(ids.shape[0]):
+        kept = ids[row] if mask is None else ids[row][mask[row].bool()]
+        starts = [0]
+        if positions is not None:
+            here = positions[min(row, positions.shape[0] - 1)]
+            here = here if mask is None else here[mask[row].bool()]
+            starts = (here == 0).nonzero().flatten().tolist() or [0]
+        ends = [*starts[1:], len(kept)]
+        rows += [tokenizer.decode(kept[start:end]) for start, end in zip(starts, ends, strict=True)]
+    return rows
+
+
+def _listing(rows: list[str]) -> str:
+    lines = [f"  {number}. {row[:_CHARACTERS_SHOWN]!r}" for number, row in enumerate(rows[:_ROWS_SHOWN], start=1)]
+    if len(rows) > _ROWS_SHOWN:
+        lines.append(f"  and {len(rows) - _ROWS_SHOWN} more")
+    return "\n".join(lines)

@@ -1,0 +1,373 @@
+"""Losses that are no numbers, signals, full disks and kills: what is on disk stays whole, and a run goes on from it."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+from trl import SFTTrainer
+
+from minimind_trl.errors import TrainingError, TrainingInterrupted
+from minimind_trl.trainers import last_good_checkpoint
+from minimind_trl.trainers.checkpoints import CHECKSUMS, checkpoint_problem
+from minimind_trl.trainers.metered import describe_rows
+from tests.conftest import REPOSITORY
+from tests.trainers.tiny import dpo, sft
+
+SAVING = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6}
+
+
+def weights(trainer) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a.keys() & b.keys())
+
+
+def checkpoints(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.is_dir())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+class At(TrainerCallback):
+    """Does something at the beginning of a step (numbered from 1)."""
+
+    def __init__(self, step: int, do):
+        self.step, self.do = step, do
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step + 1 == self.step:
+            self.do()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("make", [sft, dpo])
+def test_a_loss_that_is_no_number_stops_before_the_weights_change(make, value, tmp_path):
+    trainer = make(tmp_path, gradient_accumulation_steps=2, **SAVING)
+    compute, calls, batches = trainer.compute_loss, [], []
+
+    def broken(model, inputs, *args, **kwargs):
+        batches.append(inputs["input_ids"])
+        loss = compute(model, inputs, *args, **kwargs)
+        calls.append(weights(trainer))
+        return loss * value if len(calls) == 6 else loss  # the second batch of step 3
+
+    trainer.compute_loss = broken
+    with pytest.raises(TrainingError) as caught:
+        trainer.train()
+    message = str(caught.value)
+    assert "step 3: the loss is" in message and str(value) in message
+    assert f"the last good checkpoint is {tmp_path}/checkpoint-2" in message
+    for ids in batches[-1]:
+        row = ids[ids != trainer.processing_class.pad_token_id]
+        assert trainer.processing_class.decode(row)[:20] in message
+    assert len(calls) == 6 and same(weights(trainer), calls[4])
+    assert last_good_checkpoint(tmp_path) == tmp_path / "checkpoint-2" and checkpoints(tmp_path) == ["checkpoint-2"]
+
+
+def test_a_gradient_that_is_no_number_stops_too(tmp_path):
+    trainer = sft(tmp_path)
+    before = weights(trainer)
+    parameter = next(trainer.model.parameters())
+    parameter.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(TrainingError, match=r"step 1: the norm of the gradient is nan.*there is no checkpoint yet"):
+        trainer.train()
+    assert same(weights(trainer), before)
+
+
+def test_rows_are_described_without_padding():
+    class Letters:
+        def decode(self, ids):
+            return "".join(chr(97 + int(i)) for i in ids)
+
+    ids, mask = torch.tensor([[0, 1, 2], [3, 4, 5]]), torch.tensor([[1, 1, 0], [1, 1, 1]])
+    assert describe_rows({"input_ids": ids, "attention_mask": mask}, Letters()) == ["ab", "def"]
+    assert describe_rows({"input_ids": ids[:1], "position_ids": torch.tensor([[0, 1, 0]])}, Letters()) == ["ab", "c"]
+    assert describe_rows([{"prompt": "p"}], Letters()) == ["p"]
+    assert describe_rows({"pixels": ids}, Letters()) == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_after_the_step_and_exits(number, code, tmp_path, capsys):
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    trainer = sft(tmp_path, max_steps=6, eval_strategy="steps", eval_steps=3)
+    trainer.add_callback(At(3, lambda: os.kill(os.getpid(), number)))
+    with pytest.raises(TrainingInterrupted) as caught:
+        trainer.train()
+    assert caught.value.code == code
+    assert last_good_checkpoint(tmp_path) == tmp_path / "checkpoint-3"
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "stopped" in line]
+    assert line == f"stopped by {number.name} after step 3 of 6; saved {tmp_path}/checkpoint-3"
+    assert not any("eval_loss" in entry for entry in trainer.state.log_history), "no time for that"
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_a_run_that_a_signal_stopped_ends_where_a_whole_one_does(tmp_path):
+    whole = sft(tmp_path / "whole", max_steps=6)
+    whole.train()
+    stopped = sft(tmp_path / "parts", max_steps=6)
+    stopped.add_callback(At(3, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    with pytest.raises(TrainingInterrupted):
+        stopped.train()
+    resumed = sft(tmp_path / "parts", max_steps=6)
+    resumed.train(resume_from_checkpoint=str(last_good_checkpoint(tmp_path / "parts")))
+    assert resumed.state.global_step == 6 and same(weights(resumed), weights(whole))
+    assert resumed.state.num_input_tokens_seen == whole.state.num_input_tokens_seen
+
+
+def test_a_signal_after_the_last_step_still_saves(tmp_path):
+    trainer = sft(tmp_path, max_steps=2, eval_strategy="steps", eval_steps=2)
+    evaluate = trainer.evaluation_loop
+
+    def loop(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*args, **kwargs)
+
+    trainer.evaluation_loop = loop
+    with pytest.raises(TrainingInterrupted):
+        trainer.train()
+    assert last_good_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+
+
+def test_training_in_a_thread_leaves_signals_alone(tmp_path):
+    trainer, handlers = sft(tmp_path, max_steps=2), []
+    trainer.add_callback(At(1, lambda: handlers.append(signal.getsignal(signal.SIGINT))))
+    thread = threading.Thread(target=trainer.train)
+    thread.start()
+    thread.join()
+    assert trainer.state.global_step == 2 and handlers == [signal.getsignal(signal.SIGINT)]
+
+
+def test_errors_restore_the_handlers(tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    trainer = sft(tmp_path)
+    trainer.compute_loss = None
+    with pytest.raises(TypeError):
+        trainer.train()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def run_script(code: str, *arguments: str) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-u", "-c", code, *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+STUCK = """
+import sys, time
+from minimind_trl.trainers import callbacks
+from tests.trainers.test_accidents import At
+from tests.trainers.tiny import sft
+callbacks._SECONDS_OF_ECHO = 0.5
+trainer = sft(sys.argv[1])
+def hang():
+    print("hanging")
+    while True:
+        time.sleep(0.1)
+trainer.add_callback(At(2, hang))
+trainer.train()
+"""
+
+
+def test_a_second_signal_kills_at_once_but_not_an_echo(tmp_path):
+    with run_script(STUCK, str(tmp_path)) as process:
+        assert any("hanging" in line for line in process.stdout)
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGINT)  # as a launcher passes it on
+        time.sleep(1)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) == -signal.SIGINT
+        assert "once more kills" in process.stderr.read()
+
+
+TWO_PROCESSES = """
+import os, signal, sys
+from tests.trainers.test_accidents import At
+from tests.trainers.tiny import sft
+accident, folder = sys.argv[1:]
+trainer = sft(folder, save_strategy="steps", save_steps=2, max_steps=6)
+compute = trainer.compute_loss
+def broken(*args, **kwargs):
+    return compute(*args, **kwargs) * (float("nan") if trainer.state.global_step == 2 else 1)
+if trainer.args.process_index == 1 and accident == "nan":
+    trainer.compute_loss = broken
+if trainer.args.process_index == 1 and accident == "signal":
+    trainer.add_callback(At(3, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+trainer.train()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accident", ["nan", "signal"])
+def test_an_accident_in_one_process_stops_all_at_the_same_step(accident, tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(TWO_PROCESSES)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
+    folder = tmp_path / "out"
+    result = subprocess.run([*command, accident, str(folder)], env=environment, capture_output=True, text=True)
+    assert result.returncode != 0
+    if accident == "nan":
+        assert "step 3 in process 1: the loss is nan" in result.stderr
+        assert "step 3 in process 0: another process's loss is not finite" in result.stderr
+        assert checkpoints(folder) == ["checkpoint-2"]
+    else:
+        assert f"stopped by SIGTERM after step 3 of 6; saved {folder}/checkpoint-3" in result.stdout
+        assert checkpoints(folder) == ["checkpoint-2", "checkpoint-3"]
+        assert (folder / "checkpoint-3" / "rng_state_1.pth").is_file()
+    assert last_good_checkpoint(folder) is not None
+
+
+def full_disk(allowed_bytes: int, function):
+    """A function that saves to a path, as it fails on a disk with that much room."""
+
+    def save(content, path, *args, **kwargs):
+        function(content, path, *args, **kwargs)
+        whole = Path(path).read_bytes()
+        Path(path).write_bytes(whole[:allowed_bytes])
+        if len(whole) > allowed_bytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    return save
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint_whole(tmp_path, monkeypatch):
+    trainer = sft(tmp_path, save_total_limit=1, **SAVING)
+    before = {}
+
+    def fill():
+        before.update(contents(tmp_path / "checkpoint-2"))
+        monkeypatch.setattr(torch, "save", full_disk(1000, torch.save))
+
+    trainer.add_callback(At(3, fill))
+    with pytest.raises(TrainingError, match=r"checkpoint-4 could not be saved.*MiB free.*No space left.*checkpoint-2"):
+        trainer.train()
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["checkpoint-2"]
+    assert contents(tmp_path / "checkpoint-2") == before
+    assert checkpoint_problem(tmp_path / "checkpoint-2") is None
+
+
+KILLED = """
+import os, signal, sys
+from tests.trainers.tiny import sft
+trainer = sft(sys.argv[1], save_strategy="steps", save_steps=2, max_steps=6, save_total_limit=1)
+save = trainer._save_rng_state
+def killed(folder):
+    save(folder)
+    if trainer.state.global_step == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+trainer._save_rng_state = killed
+trainer.train()
+"""
+
+
+def test_a_kill_while_saving_leaves_the_previous_checkpoint_whole(tmp_path):
+    with run_script(KILLED, str(tmp_path)) as process:
+        assert process.wait(timeout=120) == -signal.SIGKILL, process.stderr.read()
+    assert checkpoints(tmp_path) == [".saving-checkpoint-4", "checkpoint-2"]
+    assert last_good_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+    resumed = sft(tmp_path, save_total_limit=1, **SAVING)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert resumed.state.global_step == 6 and checkpoints(tmp_path) == ["checkpoint-6"]
+
+
+def test_old_checkpoints_go_and_the_best_stays(tmp_path):
+    options = {"eval_strategy": "steps", "eval_steps": 2, "metric_for_best_model": "loss", "save_total_limit": 2}
+    trainer = sft(tmp_path, **{**SAVING, "max_steps": 8}, load_best_model_at_end=True, **options)
+    losses = iter([3.0, 1.0, 2.0, 4.0])
+    original = trainer.evaluation_loop
+
+    def evaluation_loop(*args, **kwargs):
+        output = original(*args, **kwargs)
+        output.metrics["eval_loss"] = next(losses)
+        return output
+
+    trainer.evaluation_loop = evaluation_loop
+    trainer.train()
+    best = tmp_path / "checkpoint-4"
+    assert checkpoints(tmp_path) == ["checkpoint-4", "checkpoint-8"]
+    assert trainer.state.best_model_checkpoint == str(best)
+    assert f'"best_model_checkpoint": "{best}"' in (best / "trainer_state.json").read_text()
+    assert same(weights(trainer), load_file(best / "model.safetensors"))
+
+
+def test_a_spoiled_checkpoint_is_replaced_when_its_step_comes_again(tmp_path):
+    sft(tmp_path, **SAVING).train()
+    (tmp_path / "checkpoint-4" / "optimizer.pt").write_bytes(b"")
+    (tmp_path / "checkpoint-6" / "model.safetensors").unlink()
+    told = []
+    found = last_good_checkpoint(tmp_path, tell=told.append)
+    assert found == tmp_path / "checkpoint-2"
+    assert "checkpoint-6 is passed over: the model's weights" in told[0]
+    assert "checkpoint-4 is passed over: optimizer.pt has 0 bytes" in told[1]
+    sft(tmp_path, **SAVING).train(resume_from_checkpoint=str(found))
+    assert last_good_checkpoint(tmp_path, tell=told.append) == tmp_path / "checkpoint-6"
+    assert checkpoint_problem(tmp_path / "checkpoint-4") is None
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> dict[str, Path]:
+    """Folders with a checkpoint-1, made by us and by transformers alone."""
+    folders = {}
+    for name, kind in {"ours": {}, "theirs": {"trainer": SFTTrainer}}.items():
+        folders[name] = tmp_path_factory.mktemp(name)
+        sft(folders[name], max_steps=1, save_strategy="steps", save_steps=1, **kind).train()
+    assert (folders["ours"] / "checkpoint-1" / CHECKSUMS).is_file()
+    assert not (folders["theirs"] / "checkpoint-1" / CHECKSUMS).exists()
+    return folders
+
+
+@pytest.mark.parametrize("maker", ["ours", "theirs"])
+@pytest.mark.parametrize("damage", ["half", "empty", "missing"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
+)
+def test_damage_is_found(saved, tmp_path, maker, damage, name):
+    folder = copy(saved[maker] / "checkpoint-1", tmp_path / "checkpoint-1")
+    assert checkpoint_problem(folder) is None
+    content = (folder / name).read_bytes()
+    if damage == "missing":
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(content[: len(content) // 2] if damage == "half" else b"")
+    assert checkpoint_problem(folder) is not None
+    assert last_good_checkpoint(tmp_path, tell=lambda line: None) is None
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt"])
+def test_a_flipped_bit_is_found(saved, tmp_path, name):
+    folder = copy(saved["ours"] / "checkpoint-1", tmp_path / "checkpoint-1")
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    assert "corrupt" in checkpoint_problem(folder)
+
+
+def test_a_folder_without_checkpoints_has_none(tmp_path):
+    assert last_good_checkpoint(tmp_path) is None
+    assert last_good_checkpoint(tmp_path / "missing") is None
+    (tmp_path / "checkpoint-x").mkdir()
+    (tmp_path / "checkpoint-7").mkdir()
+    told = []
+    assert last_good_checkpoint(tmp_path, tell=told.append) is None
+    assert len(told) == 1 and "trainer_state.json is missing" in told[0]
+
+
+def copy(source: Path, target: Path) -> Path:
+    target.mkdir(parents=True)
+    for path in source.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    return target
