@@ -92,12 +92,17 @@ def test_a_native_file_is_a_checkpoint_like_any_other(pretrained, tmp_path):
 
 
 def test_evaluation_can_be_switched_off_and_lost_rows_are_counted(pretrained, tmp_path):
-    options = {**QUICK, "eval_interval": 0, "max_steps": 2, "max_length": 22, "from_weight": pretrained}
-    config = ["--config", "recipes/configs/sft/tiny.yaml"]
-    result = launch("sft", *config, *as_options(output_dir=tmp_path / "sft", **options))
+    prompts = [f"words: {'cat dog ' * (20 if i % 10 == 0 else 1)}{i}. again?" for i in range(200)]
+    chats = [[{"role": "user", "content": prompt}, {"role": "assistant", "content": " cat"}] for prompt in prompts]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+    mixture = {"metadata": {"phase": "sft"}, "datasets": [{"name": "a", "source": "rows.jsonl"}]}
+    (tmp_path / "mixture.yaml").write_text(yaml.safe_dump(mixture))
+    options = {**QUICK, "eval_interval": 0, "max_steps": 2, "max_length": 30, "from_weight": pretrained}
+    options |= {"data_config": tmp_path / "mixture.yaml", "output_dir": tmp_path / "sft"}
+    result = launch("sft", "--config", "recipes/configs/sft/tiny.yaml", *as_options(**options))
     assert result.returncode == 0, result.stderr
     assert list(json.loads((tmp_path / "sft" / "metrics.json").read_text())) == ["options"]
-    assert re.search(r"data: \d+ train rows dropped: no token to learn from within max_length=22", result.stdout)
+    assert re.search(r"data: 1\d train rows dropped: no token to learn from within max_length=30", result.stdout)
 
 
 @pytest.mark.parametrize(
