@@ -36,11 +36,12 @@ def _as_dedup(value: Any) -> Any:
     return {"method": value} if isinstance(value, str) else value
 
 
+Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
 Names = Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(extra="forbid")
 
 
 class Metadata(_Strict):
@@ -98,8 +99,8 @@ class Source(Origin):
     keep_columns: list[str] | None = None
     """Columns passed through beside the phase's own. Default: in phase rlaif `answer`, `gt` and `skill`."""
     validation_splits: Names | None = None
-    max_samples: Annotated[int, Field(gt=0)] | None = None
-    max_repetition: Annotated[int, Field(ge=1)] = 1
+    max_samples: Annotated[int, Field(gt=0, strict=True)] | None = None
+    max_repetition: Annotated[int, Field(ge=1, strict=True)] = 1
     filters: list[FilterSpec] = []
 
 
@@ -128,8 +129,8 @@ class Decontaminate(_Strict):
 
 class Validation(_Strict):
     ratio: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    seed: int = 42
-    stratified: bool = True
+    seed: Seed = 42
+    stratified: Annotated[bool, Field(strict=True)] = True
     """Whether the sources have their shares in the validation split too; else every held-out row is in it."""
 
 
@@ -137,7 +138,7 @@ class Mixture(_Strict):
     metadata: Metadata
     datasets: Annotated[list[Source], Field(min_length=1)]
     validation: Validation = Validation()
-    seed: int = 42
+    seed: Seed = 42
     """Of sampling and shuffling; the split has `validation.seed`."""
     size: Size | None = None
     streaming: Annotated[bool, Field(strict=True)] = False
@@ -279,6 +280,9 @@ def _not_in_a_stream(content: dict, sources: dict[int, dict]) -> Iterator[tuple[
         yield ("size", "tokens"), unknown
     if dedup is not None and dedup not in ("none", {"method": "none"}):
         yield ("dedup",), "a stream does not remember its rows, so that duplicates cannot be found; use none"
+    validation = content.get("validation")
+    if isinstance(validation, dict) and validation.get("stratified") is False:
+        yield ("validation", "stratified"), "a stream's sources have their shares in both splits; leave it out"
     for index, source in sources.items():
         if "max_samples" in source:
             yield ("datasets", index, "max_samples"), "a random sample needs the whole source; set size.rows instead"

@@ -9,6 +9,7 @@ from ..errors import MixtureError
 
 # Words; characters of scripts that put no spaces between them (Chinese, Japanese) count as words.
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|\w+")
+CONTAMINATED = "shares a run of words with an evaluation set"
 _SHINGLE = 5
 _PERMUTATIONS = 128
 _SHORTEST = 8  # runs of fewer words are common phrases; the least that GPT-3 takes

@@ -3,15 +3,17 @@
 Each filter is one class: its fields are the keys that a mixture file may set, its `reason` is the decision.
 """
 
+import copy
+import hashlib
 import importlib
 import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from datasets.fingerprint import Hasher
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -237,8 +239,9 @@ class CustomFilter(Filter):
 
     @property
     def code(self) -> str:
-        """Hash of the function, so that a cached result is not used for another one."""
-        return Hasher.hash(_imported(self.type))
+        """Hash of the function's file, so that its edits are noticed; those of what it imports are not."""
+        file = inspect.getsourcefile(inspect.unwrap(_imported(self.type)))
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else self.type
 
     @model_validator(mode="after")
     def _check_parameters(self):
@@ -252,7 +255,7 @@ class CustomFilter(Filter):
 
     def reason(self, candidate: Candidate) -> str | None:
         try:
-            answer = _imported(self.type)(candidate.row, **self.model_extra)
+            answer = _imported(self.type)(copy.deepcopy(candidate.row), **self.model_extra)
         except Exception as error:
             raise MixtureError(f"filter {self.type} failed: {type(error).__name__}: {error}") from error
         if isinstance(answer, bool):

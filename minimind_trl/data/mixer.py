@@ -1,5 +1,6 @@
 """Mixture file in, `DatasetDict` with train and validation out, every dropped row counted under its reason."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
@@ -18,8 +19,8 @@ from ..errors import MixtureError
 from ..files import atomic_path
 from . import selection
 from .config import EvalSet, Mixture, Source, load_mixture
-from .duplicates import NGrams, near_duplicates
-from .filters import CustomFilter
+from .duplicates import CONTAMINATED, NGrams, near_duplicates
+from .filters import CustomFilter, value_at
 from .prepared import SPLITS, write_split
 from .report import MixtureReport, SourceReport, describe_split
 from .rows import FACTS, RowConverter, converter_code
@@ -30,6 +31,7 @@ from .streaming import build_stream
 from .tables import cached_rows
 
 _EXAMPLES = 3
+_HEAD = 100  # rows of a file that a check looks at
 _MOSTLY = 0.5  # a source of which more rows than this cannot be converted is taken for a mistake
 
 
@@ -45,6 +47,8 @@ class DatasetMixer:
         self.path = path
         self.report: MixtureReport | None = None
         """What became of every row; set by `build`, for a stream None."""
+        self._made_from: dict[str, str] = {}
+        self._opened: dict[str, list[dict[str, str]]] = {}
         self.seen: dict[str, Counter[str]] = {}
         """Of a stream: rows read so far and dropped, by source."""
 
@@ -71,42 +75,58 @@ class DatasetMixer:
         Raises:
             MixtureError: with the problems of all sources.
         """
-        found = [self._attempt(source, tokenizer) for source in self.mixture.datasets]
-        problems = [error for _, error in found if error]
+        problems = []
         try:
             self._forbidden  # noqa: B018 - opens the evaluation sets, which must be there too
         except MixtureError as error:
             problems.append(str(error))
+            self.__dict__["_forbidden"] = None  # told once; the sources are looked at without it
+        found = [self._attempt(source, tokenizer) for source in self.mixture.datasets]
+        problems += [error for _, error in found if error]
         if problems:
             raise MixtureError("\n".join(problems))
         return [line for line, _ in found]
 
     def made_from(self, tokenizer: PreTrainedTokenizerBase | None = None) -> dict[str, str]:
-        """What decides how the mixture comes out; equal where a build would give the same rows."""
+        """What decides how the mixture comes out, as it is now; equal where a build would give the same rows."""
         content = self.mixture.model_dump_json(exclude={"metadata": {"description", "version"}}, by_alias=True)
-        found = {"mixture file": Hasher.hash(content)}
+        filters = [rule for source in self.mixture.datasets for rule in source.filters]
+        found = {
+            "mixture file": Hasher.hash(content),
+            "code": Hasher.hash([converter_code(), *(rule.code for rule in filters if isinstance(rule, CustomFilter))]),
+        }
         for source in self.mixture.datasets:
             files = self.files(source) + self.files(source, validation=True)
             found[f"data of {source.name}"] = Hasher.hash([file.digest for file in files])
+            self._opened[source.name] = self._pins(files)
         if self.mixture.decontaminate:
             sets = map(self._evaluation_files, self.mixture.decontaminate.against)
             found["evaluation sets"] = Hasher.hash([file.digest for files in sets for file in files])
         found["tokenizer"] = tokenizer_digest(tokenizer) or "none"
         return found | _libraries()
 
-    def lock(self, tokenizer: PreTrainedTokenizerBase | None = None) -> dict[str, Any]:
-        """The content of `mixture.lock.json`: what the mixture was made from, and what became of the rows."""
+    def use(self, made_from: dict[str, str], report: MixtureReport) -> None:
+        """Take over what an earlier build, which is reused, was made from and came to; only its words may be new."""
+        self._made_from, self.report = made_from, report
+        self.report.description = self.mixture.metadata.description
+        self.report.version = str(self.mixture.metadata.version)
+
+    def lock(self) -> dict[str, Any]:
+        """The content of `mixture.lock.json`: what the mixture was made from, and what became of the rows.
+
+        Of the last `build`; later changes of the sources are not in it.
+        """
         if self.report:
-            return {"made_from": self.made_from(tokenizer)} | self.report.model_dump()
+            return {"made_from": self._made_from} | self.report.model_dump()
         metadata, sources = self.mixture.metadata, self.mixture.datasets
         return {
-            "made_from": self.made_from(tokenizer),
+            "made_from": self._made_from,
             **{"config": self.path.stem, "phase": metadata.phase, "description": metadata.description},
             **{"seed": self.mixture.seed, "validation": self.mixture.validation.model_dump(), "streaming": True},
             "sources": [
                 {
-                    **{"name": source.name, "source": source.source, "target_share": source.mix_ratio},
-                    "files": self._pins(self.files(source) + self.files(source, validation=True)),
+                    **{"name": source.name, "source": _shown(source.source), "target_share": source.mix_ratio},
+                    "files": self._opened.get(source.name, []),
                     "read_so_far": dict(self.seen.get(source.name, {})),
                 }
                 for source in sources
@@ -128,10 +148,11 @@ class DatasetMixer:
         Raises:
             MixtureError: a source cannot be read or used, a share not be met, or a split comes out empty.
         """
+        self._made_from = self.made_from(tokenizer)  # before reading, so that an edit meanwhile shows as a change
         if self.mixture.streaming:
             return build_stream(self, tokenizer)
         parts = [self._read(index, tokenizer) for index in range(len(self.mixture.datasets))]
-        pool = _pool(parts)
+        pool = _pool(parts, self.mixture.metadata.max_seq_length)
         for part in parts:
             self._check_usable(part, pool)
         self._select(parts, pool)
@@ -159,7 +180,7 @@ class DatasetMixer:
         if self.report:
             return self.report.markdown()
         return f"Streaming mixture `{self.path.stem}` (phase {self.mixture.metadata.phase}):\n\n" + "".join(
-            f"- {source.source}: share {source.mix_ratio:.2%}\n" for source in self.mixture.datasets
+            f"- {_shown(source.source)}: share {source.mix_ratio:.2%}\n" for source in self.mixture.datasets
         )
 
     def prepare_dataset(
@@ -204,9 +225,10 @@ class DatasetMixer:
             raise MixtureError(f"{', '.join(file.name for file in files)}: no rows (datasets.{source.name})")
         file, number, row = firsts[0]
         filled = [name for name, value in row.items() if value is not None]
+        forbidden = self._forbidden
         try:
             converter = RowConverter(
-                source, self.mixture.metadata.phase, list(row), file.at(number), tokenizer, self._forbidden, filled
+                source, self.mixture.metadata.phase, list(row), file.at(number), tokenizer, forbidden, filled
             )
         except MixtureError as error:
             raise MixtureError(f"{self.path}: {error}") from error
@@ -254,7 +276,7 @@ class DatasetMixer:
         for evaluation in self.mixture.decontaminate.against:
             for file in self._evaluation_files(evaluation):
                 for number, row in file.read():
-                    value = row.get(evaluation.field)
+                    value = value_at(row, evaluation.field)
                     if not isinstance(value, str):
                         raise MixtureError(
                             f"{self.path}: decontaminate.against.{evaluation.name}: {file.at(number)} has no text in "
@@ -266,28 +288,49 @@ class DatasetMixer:
         try:
             files = self.files(source)
             converter = self.converter(source, files + self.files(source, validation=True), tokenizer, stream=True)
-            heads = [(file, number, row) for file in files for number, row in file.head(100, stream=True)]
-            traced = converter.trace(row for *_, row in heads)
-            for (file, number, _), row in zip(heads, traced, strict=True):
-                converter.refuse_other_schema(row, file.at(number))
-            failed = [(file.at(n), row.reason) for (file, n, _), row in zip(heads, traced, strict=True) if row.unusable]
-            if len(failed) > _MOSTLY * len(heads):
-                raise MixtureError(_mostly_unusable(source.name, len(failed), len(heads), failed[:_EXAMPLES]))
+            looked_at = self.look_at(source, files, converter)
         except MixtureError as error:
             return "", str(error)
-        return f"{source.name}: {len(files)} file(s), schema {converter.schema}, first {len(heads)} rows looked at", ""
+        return f"{source.name}: {len(files)} file(s), schema {converter.schema}, first {looked_at} rows looked at", ""
+
+    def look_at(self, source: Source, files: list[DataFile], converter: RowConverter) -> int:
+        """Convert the first rows of a source's files, without downloading more.
+
+        Returns:
+            how many they are.
+
+        Raises:
+            MixtureError: most of them cannot be used, or they are all that there is and none is left.
+        """
+        heads = [(file, number, row) for file in files for number, row in file.head(_HEAD, stream=True)]
+        traced = converter.trace(row for *_, row in heads)
+        for (file, number, _), row in zip(heads, traced, strict=True):
+            converter.refuse_other_schema(row, file.at(number))
+        failed = [(file.at(n), row.reason) for (file, n, _), row in zip(heads, traced, strict=True) if row.unusable]
+        if len(failed) > _MOSTLY * len(heads):
+            told = _mostly_unusable(source.name, len(failed), len(heads), failed[:_EXAMPLES])
+            raise MixtureError(f"{self.path}: {told}")
+        if len(heads) < _HEAD and all(row.reason for row in traced):
+            reasons = Counter(row.reason for row in traced)
+            raise MixtureError(f"{self.path}: datasets.{source.name}: no row is left ({_enumerated(reasons)})")
+        return len(heads)
 
     def _read(self, index: int, tokenizer) -> "_Part":
         source = self.mixture.datasets[index]
         files = self.files(source)
         own = self.files(source, validation=True)
         converter = self.converter(source, files + own, tokenizer)
+        forbidden = self._forbidden
         key = [
-            converter_code(), self.mixture.metadata.phase, source.model_dump_json(exclude={"mix_ratio", "max_samples"}),
-            [file.digest for file in files + own], converter.schema, converter.extras,
-            tokenizer_digest(tokenizer), self._forbidden and (sorted(self._forbidden.runs), self._forbidden.size),
+            converter_code(),
+            self.mixture.metadata.phase,
+            source.model_dump_json(exclude={"mix_ratio", "max_samples", "max_repetition"}),
+            [file.digest for file in files + own],
+            (converter.schema, converter.extras),
+            tokenizer_digest(tokenizer),
+            forbidden and (sorted(forbidden.runs), forbidden.size),
             [rule.code for rule in source.filters if isinstance(rule, CustomFilter)],
-        ]  # fmt: skip
+        ]
         try:
             rows = cached_rows(lambda: converter.rows(files + own), converter.features, Hasher.hash(key))
         except DatasetGenerationError as error:
@@ -316,9 +359,7 @@ class DatasetMixer:
             selection.drop_duplicates(pool, self.mixture)
         if self.mixture.dedup.method == "near":
             self._drop_near_duplicates(parts, pool)
-        pool.drop(
-            pool.live & _fact(parts, "_contaminated").astype(bool), "shares a run of words with an evaluation set"
-        )
+        pool.drop(pool.live & _fact(parts, "_contaminated").astype(bool), CONTAMINATED)
         selection.sample_sources(pool, self.mixture)
         selection.split(pool, self.mixture)
 
@@ -344,7 +385,7 @@ class DatasetMixer:
         sources = [
             SourceReport(
                 name=part.source.name,
-                source=part.source.source,
+                source=_shown(part.source.source),
                 row_schema=part.converter.schema,
                 files=self._pins(part.files + part.own),
                 rows_in=len(part.rows),
@@ -361,6 +402,7 @@ class DatasetMixer:
             config=self.path.stem,
             phase=metadata.phase,
             description=metadata.description,
+            version=str(metadata.version),
             seed=self.mixture.seed,
             validation=self.mixture.validation.model_dump(),
             notes=self._notes(parts, tokenizer),
@@ -372,7 +414,7 @@ class DatasetMixer:
     def _pins(self, files: list[DataFile]) -> list[dict[str, str]]:
         # Relative to the mixture file, because the lock travels with checkpoints.
         base = f"{self.path.parent}/"
-        return [{"name": file.name.removeprefix(base), "digest": file.digest} for file in files]
+        return [{"name": _shown(file.name.removeprefix(base)), "digest": file.digest} for file in files]
 
     def _notes(self, parts: list["_Part"], tokenizer) -> list[str]:
         """What the file says and the mixture does not follow."""
@@ -400,14 +442,25 @@ class _Part:
         return (self.files + self.own)[row["_file"]].at(row["_number"])
 
 
+def _shown(path: str) -> str:
+    """A path as a lock may tell it: of an absolute one only the name."""
+    return Path(path).name if Path(path).is_absolute() else path
+
+
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase | None) -> str | None:
     """What of a tokenizer decides how rows come out: vocabulary, added tokens, chat template."""
     if tokenizer is None:
         return None
-    return Hasher.hash([tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template])
+    if not tokenizer.is_fast:
+        return Hasher.hash([sorted(tokenizer.get_vocab().items()), tokenizer.chat_template])
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    # What the last call asked for is no part of the tokenizer.
+    return Hasher.hash([state | {"truncation": None, "padding": None}, tokenizer.chat_template])
 
 
-def _pool(parts: list[_Part]) -> Pool:
+def _pool(parts: list[_Part], longest: int | None) -> Pool:
+    """The facts of all rows; of tokens as many as are trained on, `longest` a row."""
+    longest = longest or np.iinfo(np.uint32).max
     sizes = [len(part.rows) for part in parts]
     held_out = [part.rows.data.column("_file").to_numpy() >= len(part.files) for part in parts]
     pool = Pool(
@@ -415,7 +468,7 @@ def _pool(parts: list[_Part]) -> Pool:
         held_out=np.concatenate(held_out),
         key=_fact(parts, "_key").view(np.uint64),
         group=_fact(parts, "_group").view(np.uint64),
-        tokens=_fact(parts, "_tokens"),
+        tokens=np.minimum(_fact(parts, "_tokens"), longest),
         fate=np.zeros(sum(sizes), dtype=np.int32),
     )
     start = 0

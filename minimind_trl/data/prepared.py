@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -38,6 +39,7 @@ def prepare(mixer: "DatasetMixer", folder: Path, tokenizer: PreTrainedTokenizerB
     """
     if mixer.mixture.streaming:
         raise MixtureError(f"{mixer.path}: a streaming mixture is read while it is trained on; it cannot be prepared")
+    folder = Path(os.path.abspath(folder))
     _refuse_foreign(folder, mixer)
     data = mixer.build(tokenizer)
     try:
@@ -45,7 +47,7 @@ def prepare(mixer: "DatasetMixer", folder: Path, tokenizer: PreTrainedTokenizerB
             temporary.mkdir()
             files = {name: write_split(rows, temporary / f"{mixer.name}_{name}.jsonl") for name, rows in data.items()}
             content = {"columns": data["train"].column_names, "prepared": files}
-            write_json(temporary / LOCK, mixer.lock(tokenizer) | content)
+            write_json(temporary / LOCK, mixer.lock() | content)
     except OSError as error:
         raise MixtureError(f"{folder}: cannot be written: {error.strerror or error}") from error
     return data
@@ -61,11 +63,13 @@ def load_or_prepare(
     Raises:
         MixtureError: as of `prepare`.
     """
+    folder = Path(os.path.abspath(folder))
     _refuse_foreign(folder, mixer)
     lock = folder.with_name(f".{folder.name}.lock")
     missing = [parent for parent in (folder.parent, *folder.parent.parents) if not parent.exists()]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        lock.touch()  # which fails where the lock itself would try for ever
         with FileLock(lock):
             return _load_or_prepare(mixer, folder, tokenizer)
     except (OSError, MixtureError) as error:
@@ -81,7 +85,8 @@ def _load_or_prepare(mixer: "DatasetMixer", folder: Path, tokenizer) -> DatasetD
     if changes := what_changed(mixer, folder, tokenizer):
         print(f"prepared data: {folder} is rebuilt: {'; '.join(changes)}", file=sys.stderr)
         return prepare(mixer, folder, tokenizer)
-    mixer.report = MixtureReport.model_validate(read_lock(folder))
+    lock = read_lock(folder)
+    mixer.use(lock["made_from"], MixtureReport.model_validate(lock))
     return load_prepared(folder)
 
 

@@ -44,6 +44,7 @@ class MixtureReport(BaseModel):
     config: str
     phase: str
     description: str
+    version: str
     seed: int
     validation: dict[str, Any]
     notes: list[str]

@@ -93,7 +93,7 @@ class RowConverter:
         renamed = self._known(columns)
         filled = self._known(columns if filled is None else filled)
         self.schema = self._schema(renamed, filled, columns, where)
-        self.fits = schemas.fitting_schemas(filled, phase)
+        self.fits = schemas.fitting_schemas(filled, phase) or schemas.fitting_schemas(renamed, phase)
         self.fields = schemas.spellings(renamed, self.schema) | self.fields
         known = {*renamed, *self.fields}
         self.extras = self._extras(known, where)
@@ -113,6 +113,10 @@ class RowConverter:
                 for (number, _), traced in zip(batch, self.trace(raw for _, raw in batch), strict=True):
                     self.refuse_other_schema(traced, file.at(number))
                     yield self.with_facts(traced) | {"_file": index, "_number": number}
+
+    def is_contaminated(self, traced: Traced) -> bool:
+        """Whether a row shares a run of words with an evaluation set."""
+        return self.forbidden is not None and self.forbidden.overlap(schemas.plain_text(traced.row))
 
     def refuse_other_schema(self, traced: Traced, where: str) -> None:
         """Stop at a row of another schema, which dropping would lose; unless the mixture file sets `schema`.
@@ -172,6 +176,10 @@ class RowConverter:
         wanted = self.source.keep_columns
         if wanted is None:
             return [name for name in REWARD_COLUMNS if name in known] if self.phase == "rlaif" else []
+        if taken := {*COLUMNS[PHASES[self.phase][0]], "source", *FACTS} & set(wanted):
+            raise MixtureError(
+                f"{where}: datasets.{self.source.name}.keep_columns: {', '.join(sorted(taken))} is the mixture's own"
+            )
         return wanted
 
     def _check_tokenizer(self, where: str) -> None:
@@ -292,15 +300,15 @@ class RowConverter:
             "_group": group,
             "_tokens": traced.tokens,
             "_escaped": traced.escaped,
-            "_contaminated": self.forbidden is not None and self.forbidden.overlap(schemas.plain_text(traced.row)),
+            "_contaminated": self.is_contaminated(traced),
         }
 
 
 def converter_code() -> str:
-    """Hash of the code that decides what becomes of a row, part of every cache's key."""
+    """Hash of the code that decides what becomes of a row, for the keys of caches and prepared mixtures."""
     package = Path(importlib.util.find_spec(__package__).origin).parent
-    files = [package / f"{name}.py" for name in ("duplicates", "filters", "quality", "rows", "schemas", "sources")]
-    files += [package.parent / "tokenization" / "control_tokens.py"]
+    names = ("config", "duplicates", "filters", "quality", "rows", "schemas", "selection", "sources")
+    files = [*(package / f"{name}.py" for name in names), package.parent / "tokenization" / "control_tokens.py"]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
@@ -318,7 +326,7 @@ def _checked_content(row: Row, extras: Row) -> bytes:
         raise RowError(f"over {schemas.MAX_CHARACTERS // 1_000_000} MB of text")
     for name, value in extras.items():
         try:
-            json.dumps(value, ensure_ascii=False).encode()
+            json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
         except (TypeError, ValueError):  # such as a date in Parquet; or half of a surrogate pair
             raise RowError(f"column {name!r} is nothing that JSON can hold") from None
     return content

@@ -14,8 +14,8 @@ from ..errors import MixtureError
 from .config import Mixture, Source, Validation
 
 TRAIN, VALIDATION = 0, 1
+LEAKED = "also among the validation rows"
 _BEYOND_SHARE = "beyond its share"
-_LEAKED = "also among the validation rows"
 # One seed serves several draws, which must not depend on each other.
 _SPLIT, _SAMPLE, _ORDER = 1, 2, 3
 
@@ -71,7 +71,7 @@ def drop_leaks(pool: Pool) -> None:
     """Drop training rows that a source holds out as well, or whose prompt it holds out."""
     held_out = np.unique(pool.group[pool.live & pool.held_out])
     if len(held_out):
-        pool.drop(pool.live & ~pool.held_out & np.isin(pool.group, held_out), _LEAKED)
+        pool.drop(pool.live & ~pool.held_out & np.isin(pool.group, held_out), LEAKED)
 
 
 def split(pool: Pool, mixture: Mixture) -> None:
@@ -82,7 +82,7 @@ def split(pool: Pool, mixture: Mixture) -> None:
     # A source with validation rows of its own trains on all others, also where the hash holds another source's out.
     suspects = (pool.fate == TRAIN) & has_own & hashed
     if np.any(suspects):
-        pool.drop(suspects & np.isin(pool.group, pool.group[pool.fate == VALIDATION]), _LEAKED)
+        pool.drop(suspects & np.isin(pool.group, pool.group[pool.fate == VALIDATION]), LEAKED)
 
 
 def is_held_out(group: np.ndarray, rule: Validation) -> np.ndarray:

@@ -127,7 +127,7 @@ def _hub_split(source: Origin, split: str, revision: str, arguments: dict) -> Da
         dataset = load_hub_split(repo, split=split, **arguments)
         remember_revision(repo, source.revision, revision)
         for start in range(0, len(dataset), _BATCH):
-            yield from enumerate(as_rows(dataset[start : start + _BATCH]), start=start + 1)
+            yield from enumerate(filled_rows(dataset[start : start + _BATCH]), start=start + 1)
 
     def stream() -> IterableDataset:
         return load_hub_split(repo, split=split, streaming=True, **arguments)
@@ -141,6 +141,9 @@ def _paths(source: Origin, base: Path, validation: bool) -> list[Path]:
     files = source.data_files
     if isinstance(source, Source) and (source.validation_splits or source.splits != ["train"]):
         raise MixtureError(f"{source.name}: splits are a Hub data set's; name the files: data_files: {{train: ...}}")
+    for key in ("config_name", "revision"):
+        if getattr(source, key):
+            raise MixtureError(f"{source.name}: {key} is for a data set on the Hub; {source.source} is local")
     folder = root / source.data_dir if source.data_dir else root
     patterns = (files.validation or []) if files and validation else files.train if files else []
     if validation or patterns:
@@ -256,7 +259,7 @@ def _read_csv(path: Path) -> Rows:
 def _read_parquet(path: Path) -> Rows:
     with pyarrow.parquet.ParquetFile(path) as file:
         batches = (batch.to_pylist() for batch in file.iter_batches(_BATCH))
-        yield from enumerate((row for batch in batches for row in batch), start=1)
+        yield from enumerate((_filled_row(row) for batch in batches for row in batch), start=1)
 
 
 def _read_arrow(path: Path) -> Rows:
@@ -265,7 +268,24 @@ def _read_arrow(path: Path) -> Rows:
     if not isinstance(dataset, Dataset):
         raise MixtureError(f"{path} holds the splits {', '.join(dataset)}: name one, as {path / next(iter(dataset))}")
     for start in range(0, len(dataset), _BATCH):
-        yield from enumerate(as_rows(dataset[start : start + _BATCH]), start=start + 1)
+        yield from enumerate(filled_rows(dataset[start : start + _BATCH]), start=start + 1)
+
+
+def filled_rows(columns: dict[str, list]) -> list[Row]:
+    """Rows of a table, without the empty fields that Arrow gives an object for the keys of all others."""
+    return [_filled_row(row) for row in as_rows(columns)]
+
+
+def _filled_row(row: Row) -> Row:
+    return {name: _filled(value) for name, value in row.items()}
+
+
+def _filled(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_filled(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _filled(item) for name, item in value.items() if item is not None}
+    return value
 
 
 def as_rows(columns: dict[str, list]) -> list[Row]:

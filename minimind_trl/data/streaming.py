@@ -19,14 +19,18 @@ from datasets import (
     interleave_datasets,
 )
 
+from ..errors import MixtureError
 from . import selection
+from .duplicates import CONTAMINATED
 from .rows import FACTS, RowConverter
 from .schemas import Row
-from .sources import DataFile
+from .selection import LEAKED
+from .sources import DataFile, filled_rows
 
 if TYPE_CHECKING:
     from .mixer import DatasetMixer
 
+_LOOKED_AT = 1000  # rows after which a source that gives next to nothing is an error
 _BUFFER = 10_000  # rows that are shuffled among each other
 
 
@@ -36,6 +40,7 @@ def build_stream(mixer: "DatasetMixer", tokenizer) -> IterableDatasetDict:
     total = sum(source.mix_ratio for source in mixture.datasets)
     ratios = [source.mix_ratio / total for source in mixture.datasets]
     sources = [_Stream(mixer, index, tokenizer) for index in range(len(ratios))]
+    held_out = {group for source in sources for group in source.own_groups()}
 
     def mixed(streams: list[IterableDataset], seed: int) -> IterableDataset:
         rows = interleave_datasets(streams, probabilities=ratios, seed=seed, stopping_strategy="first_exhausted")
@@ -43,7 +48,7 @@ def build_stream(mixer: "DatasetMixer", tokenizer) -> IterableDatasetDict:
             rows.remove_columns(list(FACTS)), sorted({name for s in sources for name in s.converter.extras})
         )
 
-    train = mixed([source.train() for source in sources], mixture.seed)
+    train = mixed([source.train(held_out) for source in sources], mixture.seed)
     if mixture.size:
         train = train.take(mixture.size.rows)
     validation = mixed([source.validation() for source in sources], mixture.validation.seed)
@@ -59,17 +64,25 @@ class _Stream:
         self.files = mixer.files(self.source)
         self.own = mixer.files(self.source, validation=True)
         self.converter = mixer.converter(self.source, self.files + self.own, tokenizer, stream=True)
+        mixer.look_at(self.source, self.files, self.converter)
         self.seen = mixer.seen.setdefault(self.source.name, Counter())
 
-    def train(self) -> IterableDataset:
-        rows = self._converted(self.files).filter(_counted(self.seen))
+    def own_groups(self) -> Iterator[int]:
+        """What the source holds out itself, which no source may train on."""
+        rows = self.converter.rows(self.own, stream=True) if self.own else ()
+        return (row["_group"] for row in rows if row.get("_group") is not None)
+
+    def train(self, held_out: set[int]) -> IterableDataset:
+        rows = self._converted(self.files).filter(_kept(self.source.name, self.seen, held_out))
         if not self.own:
             rows = rows.filter(lambda row: not self._held_out(row))
         rows = rows.shuffle(seed=self.mixture.seed, buffer_size=_BUFFER)
         return rows.repeat(self.source.max_repetition) if self.source.max_repetition > 1 else rows
 
     def validation(self) -> IterableDataset:
-        rows = self._converted(self.own or self.files).filter(lambda row: row["_reason"] is None)
+        rows = self._converted(self.own or self.files).filter(
+            lambda row: row["_reason"] is None and not row["_contaminated"]
+        )
         return rows if self.own else rows.filter(self._held_out)
 
     def _held_out(self, row: Row) -> bool:
@@ -94,7 +107,7 @@ def _mapped(
     rows: IterableDataset, file: DataFile, index: int, converter: RowConverter, features: Features
 ) -> IterableDataset:
     def convert(columns: dict[str, list], numbers: list[int]) -> dict[str, list]:
-        raws = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        raws = filled_rows(columns)
         converted = []
         for traced, number in zip(converter.trace(raws), numbers, strict=True):
             converter.refuse_other_schema(traced, file.at(number + 1))
@@ -111,14 +124,27 @@ def _decoded(rows: IterableDataset, columns: list[str]) -> IterableDataset:
     return rows.map(lambda row: row | {name: json.loads(row[name]) if row.get(name) else None for name in columns})
 
 
-def _counted(seen: Counter) -> Callable[[Row], bool]:
+def _kept(name: str, seen: Counter, held_out: set[int]) -> Callable[[Row], bool]:
+    """Whether a row goes on; those that do not are counted.
+
+    Raises:
+        MixtureError: of the first rows most cannot be used, or none is left.
+    """
+    unusable = kept = 0
     reached: dict[int, int] = {}  # by file; a source that is begun again, by an epoch or ahead of one, counts once
 
     def keep(row: Row) -> bool:
+        nonlocal unusable, kept
+        reason = row["_reason"] or (CONTAMINATED if row["_contaminated"] else None)
+        reason = reason or (LEAKED if row["_group"] in held_out else None)
         if row["_number"] > reached.get(row["_file"], 0):
             reached[row["_file"]] = row["_number"]
             seen["rows read"] += 1
-            seen.update([row["_reason"]] if row["_reason"] else [])
-        return row["_reason"] is None
+            seen.update([reason] if reason else [])
+            unusable, kept = unusable + bool(row["_unusable"]), kept + (reason is None)
+            if seen["rows read"] == _LOOKED_AT and (unusable > _LOOKED_AT / 2 or not kept):
+                told = ", ".join(f"{count} {what}" for what, count in seen.items())
+                raise MixtureError(f"datasets.{name}: of the first {_LOOKED_AT} rows hardly any is of use ({told})")
+        return reason is None
 
     return keep

@@ -23,12 +23,12 @@ _SHOWN = ("loss", "perplexity", "token_accuracy", "rewards/accuracies", "rewards
 class MixtureLockCallback(TrainerCallback):
     """Puts `mixture.lock.json` into every checkpoint."""
 
-    def __init__(self, mixer: DatasetMixer, tokenizer: PreTrainedTokenizerBase):
-        self.lock = mixer.lock(tokenizer)
+    def __init__(self, mixer: DatasetMixer):
+        self.mixer = mixer
 
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            write_json(Path(args.output_dir) / f"checkpoint-{state.global_step}" / LOCK, self.lock)
+            write_json(Path(args.output_dir) / f"checkpoint-{state.global_step}" / LOCK, self.mixer.lock())
 
 
 class RecipeSFTTrainer(MeteredTrainer, SFTTrainer):
@@ -150,7 +150,7 @@ def run(
         with suppress(OSError):  # which transformers has made; one that holds something stays
             Path(trainer.args.output_dir).rmdir()
         return {}
-    trainer.add_callback(MixtureLockCallback(mixer, tokenizer))
+    trainer.add_callback(MixtureLockCallback(mixer))
     metrics = {"before": trainer.evaluate()} if args.eval_interval else {}
     trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
     if args.eval_interval:
@@ -177,7 +177,7 @@ def _leave_results(trainer, args, tokenizer: PreTrainedTokenizerBase, mixer: Dat
         "beta": getattr(config, "beta", None),
     }
     write_json(folder / "metrics.json", metrics | {"options": options})
-    write_json(folder / LOCK, mixer.lock(tokenizer))
+    write_json(folder / LOCK, mixer.lock())
     write_curves(trainer.state.log_history, folder / "curves.png")
     trainer.create_model_card()
     card = folder / "README.md"

@@ -1,11 +1,15 @@
 """One mixture file in, train and validation out, nothing lost without a counted reason."""
 
+import importlib
 import json
+import sys
 
 import pytest
 import yaml
+from datasets import Dataset
 
 from minimind_trl.data import DatasetMixer, MixtureError, load_mixture
+from minimind_trl.data.filters import _imported
 from minimind_trl.tokenization import tiny_tokenizer
 
 
@@ -258,8 +262,6 @@ def test_formats(tmp_path, form):
     """The same rows in every format give the same mixture."""
     import gzip
 
-    from datasets import Dataset
-
     rows = [{"instruction": f"say {i}", "input": "", "output": f"it's, {i}"} for i in range(60)]
     table, file = Dataset.from_list(rows), tmp_path / f"rows.{form}"
     if form == "json":
@@ -301,3 +303,67 @@ validation: {ratio: 0.05, seed: 42, stratified: true}
     mixture = load_mixture(path)
     assert mixture.metadata.total_tokens == 10_000_000
     assert [rule.type for rule in mixture.datasets[0].filters] == ["length", "quality"]
+
+
+def test_the_budget_counts_the_tokens_that_are_trained_on(write):
+    long = [{"text": f"{i} " + "word " * 100} for i in range(60)]
+    _, mixer = build(write({"a": long}, metadata={"total_tokens": 320, "max_seq_length": 16}), tiny_tokenizer())
+    assert mixer.report.train.tokens == 320 and mixer.report.train.rows == 20
+
+
+def test_arguments_of_a_table_are_not_filled_with_those_of_other_calls(tmp_path):
+    def called(i, arguments):
+        call = {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": arguments}]}
+        return {"messages": [{"role": "user", "content": f"q {i}", "tool_calls": None}, call]}
+
+    rows = [called(i, {"a": i} if i % 2 else {"b": "z"}) for i in range(60)]
+    Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+    path = tmp_path / "m.yaml"
+    path.write_text("metadata: {phase: sft}\ndatasets: [{name: a, source: rows.parquet}]\n")
+    data, _ = build(path)
+    found = {row["messages"][1]["tool_calls"][0]["arguments"] for row in data["train"]}
+    assert '{"b": "z"}' in found and not any("null" in arguments for arguments in found)
+
+
+def test_the_lock_names_no_folder_of_the_machine(write, tmp_path):
+    path = write({"a": texts("a", 90)})
+    path.write_text(path.read_text().replace("source: a.jsonl", f"source: {tmp_path / 'a.jsonl'}"))
+    _, mixer = build(path)
+    assert str(tmp_path) not in json.dumps(mixer.lock()) and str(tmp_path) not in mixer.markdown()
+
+
+def test_the_lock_is_of_what_was_read_though_the_source_is_gone(write, tmp_path):
+    _, mixer = build(write({"a": texts("a", 90)}))
+    (tmp_path / "a.jsonl").unlink()
+    assert mixer.lock()["sources"][0]["rows_in"] == 90 and mixer.lock()["made_from"]
+
+
+def test_an_edited_filter_function_is_noticed(write, tmp_path, monkeypatch):
+    code = tmp_path / "edited_filter_for_test.py"
+    path = write({"a": texts("a", 90)}, options={"filters": [{"type": "edited_filter_for_test:keep"}]})
+    kept = []
+    for limit in (99, 5):
+        code.write_text(f"def keep(row):\n    return int(row['text'].split()[1]) < 20 + {limit}\n")
+        monkeypatch.delitem(sys.modules, "edited_filter_for_test", raising=False)
+        _imported.cache_clear()
+        importlib.invalidate_caches()
+        mixer = DatasetMixer.from_yaml(path)
+        mixer.build()
+        kept.append((sum(mixer.report.sources[0].dropped.values()), mixer.made_from()["code"]))
+    assert kept[0][0] == 0 and kept[1][0] == 65 and kept[0][1] != kept[1][1]
+
+
+@pytest.mark.parametrize(
+    ("options", "extra", "message"),
+    [
+        ({"keep_columns": ["text"]}, {}, "keep_columns: text is the mixture's own"),
+        ({"keep_columns": ["_reason"]}, {}, "keep_columns: _reason is the mixture's own"),
+        ({"revision": "main"}, {}, "revision is for a data set on the Hub"),
+        ({"schema_": "text"}, {}, "schema_: unknown key; did you mean 'schema'"),
+        ({"max_repetition": True}, {}, "max_repetition"),
+        ({}, {"seed": -1}, "seed: Input should be greater than or equal to 0"),
+    ],
+)
+def test_what_looks_like_an_option_and_is_none(write, options, extra, message):
+    with pytest.raises(MixtureError, match=message):
+        build(write({"a": texts("a", 60)}, options=options, **extra))

@@ -12,6 +12,7 @@ from tests.conftest import REPOSITORY
 from tests.data.stand_ins import LEAKS, serve
 from tests.loopback_hub import LoopbackHub
 
+pytestmark = pytest.mark.xdist_group("shipped mixtures")  # one worker, because building them all takes a minute
 MIXTURES = sorted(REPOSITORY.glob("data_configs/**/*.yaml"))
 NAMES = [str(path.relative_to(REPOSITORY / "data_configs").with_suffix("")) for path in MIXTURES]
 COLUMNS = {

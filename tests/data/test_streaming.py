@@ -1,6 +1,9 @@
 """Streaming mixtures: the same rows on the same sides, shares in expectation, nothing known of the whole."""
 
+import json
+
 import pytest
+import yaml
 
 from minimind_trl.data import DatasetMixer, MixtureError, load_mixture, prepare
 from tests.data.test_mixer import build, texts
@@ -77,3 +80,46 @@ def test_a_stream_cannot_be_prepared(write, tmp_path):
     with pytest.raises(MixtureError, match="a streaming mixture is read while it is trained on"):
         prepare(mixer, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_it_keeps_evaluation_sets_out(write, tmp_path):
+    asked = [
+        f"question {i}: how many apples has the farmer left when he has sold seven of his twelve" for i in range(9)
+    ]
+    (tmp_path / "exam.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in asked))
+    against = [{"name": "exam", "source": "exam.jsonl", "field": "text"}]
+    rows_in = [*texts("a", 200), *({"text": text} for text in asked)]
+    data, mixer = build(write({"a": rows_in}, streaming=True, decontaminate={"against": against}))
+    assert not set(asked) & {*rows(data["train"]), *rows(data["validation"])}
+    assert "9 shares a run of words with an evaluation set" in mixer.describe()
+
+
+def test_no_source_trains_on_what_another_holds_out(write, tmp_path):
+    path = write({"a": texts("a", 90), "b": texts("b", 90)}, streaming=True)
+    (tmp_path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts("b", 20)))
+    mixture = yaml.safe_load(path.read_text())
+    mixture["datasets"][0] |= {"source": ".", "data_files": {"train": "a.jsonl", "validation": "held.jsonl"}}
+    path.write_text(yaml.safe_dump(mixture))
+    data, _ = build(path)
+    assert not {f"b {i}" for i in range(20)} & set(rows(data["train"]))
+
+
+@pytest.mark.parametrize(
+    ("bad", "options", "message"),
+    [
+        ([{"text": ""}] * 30, {}, "datasets.b: 30 of 30 rows cannot be used"),
+        (texts("b", 30), {"filters": [{"type": "length", "min_length": 99}]}, "no row is left"),
+        ([*texts("b", 300), *([{"text": ""}] * 3000)], {}, None),
+    ],
+)
+def test_a_source_that_gives_nothing_is_an_error(write, bad, options, message):
+    path = write({"a": texts("a", 300), "b": bad}, streaming=True)
+    mixture = yaml.safe_load(path.read_text())
+    mixture["datasets"][1] |= options
+    path.write_text(yaml.safe_dump(mixture))
+    if message:
+        with pytest.raises(MixtureError, match=message):
+            build(path)
+    else:  # seen only while it is read
+        with pytest.raises(MixtureError, match="of the first 1000 rows hardly any is of use"):
+            rows(build(path)[0]["train"])
