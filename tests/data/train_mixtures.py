@@ -75,7 +75,7 @@ def train(path: str, folder: str) -> dict:
         "steps": trainer.state.global_step,
         "train": len(data["train"]) if known else None,
         "validation": len(data["validation"]) if known else len(list(data["validation"].take(5))),
-        "lock": mixer.lock(tokenizer),
+        "lock": mixer.lock(),
     }
 
 
