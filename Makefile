@@ -6,6 +6,9 @@ RUN := runs/demo
 # One virtual environment, made once and again whenever the lock or the package's metadata changes.
 STAMP := $(VENV)/.installed
 
+# Two processes; a file stays in one of them, because its tests share what they train.
+SHARED := -n 2 --dist loadfile --no-loadscope-reorder
+
 .PHONY: install demo test test-slow check lock clean
 
 install: $(STAMP)
@@ -21,10 +24,10 @@ demo: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m minimind_trl.pipeline --output_dir $(RUN)
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" $(SHARED) tests
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(SHARED) tests
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -12,7 +12,6 @@ from tests.conftest import REPOSITORY
 from tests.data.stand_ins import LEAKS, serve
 from tests.loopback_hub import LoopbackHub
 
-pytestmark = pytest.mark.xdist_group("shipped mixtures")  # one worker, because building them all takes a minute
 MIXTURES = sorted(REPOSITORY.glob("data_configs/**/*.yaml"))
 NAMES = [str(path.relative_to(REPOSITORY / "data_configs").with_suffix("")) for path in MIXTURES]
 COLUMNS = {
@@ -51,6 +50,7 @@ def test_the_mixtures_that_were_promised_are_there():
     assert promised <= set(NAMES)
 
 
+@pytest.mark.slow  # building and training on them all takes a minute and a half
 @pytest.mark.parametrize("name", NAMES)
 def test_it_builds_and_trains(results, name):
     result = results[name]
@@ -61,6 +61,7 @@ def test_it_builds_and_trains(results, name):
     assert len(result["checked"]) == len(result["lock"]["sources"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_it_loses_no_row_without_a_reason(results, name):
     for source in results[name]["lock"]["sources"]:
@@ -71,12 +72,14 @@ def test_it_loses_no_row_without_a_reason(results, name):
             assert abs(source["train"]["share"] - source["target_share"]) < 0.02
 
 
+@pytest.mark.slow
 def test_no_source_is_pinned_to_nothing(results):
     for name in NAMES:
         for source in results[name]["lock"]["sources"]:
             assert all(len(file["digest"]) in (40, 64) for file in source["files"]), name
 
 
+@pytest.mark.slow
 def test_questions_of_a_benchmark_are_found_and_dropped(results):
     """The stand-ins of web mathematics and synthetic sets repeat a few test questions, as the real ones do."""
     found = Counter(
@@ -95,6 +98,7 @@ def test_no_test_split_is_trained_on(path):
         assert not any("test" in name for name in [*source.splits, *files]), source.name
 
 
+@pytest.mark.slow
 def test_helpfulness_and_safety_share_no_row(results):
     assert results["dpo/helpfulness"]["first"] != results["dpo/safety"]["first"]
     sources = [
