@@ -41,7 +41,7 @@ ROWS = {  # train and validation rows; per skill for the chats
     "pretrain": (6400, 120),
     "midtrain": (600, 90),
     "sft": (600, 50),
-    "dpo": (40, 10),
+    "dpo": (150, 20),
     "rlaif": (60, 50),
 }
 HARD_SHARE = {"pretrain": 0.25, "midtrain": 0.75, "sft": 0.25, "dpo": 0.25, "rlaif": 0.25}
@@ -51,7 +51,16 @@ HARD_SHARE = {"pretrain": 0.25, "midtrain": 0.75, "sft": 0.25, "dpo": 0.25, "rla
 class Question:
     slots: dict[str, str]  # fill the phrasings
     answer: str
-    pool: list[str]  # tokens for plausible wrong answers
+    made_up: list[str]  # tokens for wrong answers: of the same sort, and not in the scene
+
+
+def but(pool: list[str], items: list[str]) -> list[str]:
+    return [token for token in pool if token not in items]
+
+
+def others(items: list[str]) -> list[str]:
+    """Tokens of the sort that a scene of one sort consists of, which it does not have."""
+    return next(but(pool, items) for pool in (NUMBERS, list(OPPOSITES), list(KIND_OF)) if items[0] in pool)
 
 
 # --- scenes: hard ones are longer ---
@@ -84,17 +93,17 @@ def show(scene: str, items: list[str]) -> str:
 
 # --- skills: a question about the items, or None where the scene does not allow it ---
 def copy(rng, items):
-    return Question({}, " ".join(items), items)
+    return Question({}, " ".join(items), others(items))
 
 
 def pick(rng, items):
     nth = rng.choice(ORDINALS)
     index = -1 if nth == "last" else ORDINALS.index(nth)
-    return Question({"nth": nth}, items[index], items) if index < len(items) else None
+    return Question({"nth": nth}, items[index], others(items)) if index < len(items) else None
 
 
 def reverse(rng, items):
-    return Question({}, " ".join(reversed(items)), items)
+    return Question({}, " ".join(reversed(items)), others(items))
 
 
 def opposite(rng, items):
@@ -103,7 +112,7 @@ def opposite(rng, items):
 
 def keep(rng, items):
     kind = KIND_OF[rng.choice(items)]
-    return Question({"kind": kind}, " ".join(word for word in items if KIND_OF[word] == kind), items)
+    return Question({"kind": kind}, " ".join(word for word in items if KIND_OF[word] == kind), others(items))
 
 
 def count(rng, items):
@@ -113,16 +122,16 @@ def count(rng, items):
 
 def extreme(rng, items):
     size, choose = rng.choice([("largest", max), ("smallest", min)])
-    return Question({"size": size}, choose(items, key=int), items)
+    return Question({"size": size}, choose(items, key=int), others(items))
 
 
 def sort(rng, items):
-    return Question({}, " ".join(sorted(items, key=int)), items)
+    return Question({}, " ".join(sorted(items, key=int)), others(items))
 
 
 def lookup(rng, items):
     i = rng.randrange(0, len(items), 2)
-    return Question({"name": items[i]}, items[i + 1], items[1::2])
+    return Question({"name": items[i]}, items[i + 1], but(KINDS["thing"], items))
 
 
 SKILLS: dict[str, tuple[Callable, list[str]]] = {
@@ -207,17 +216,11 @@ def chats(rng: random.Random, per_skill: int, validation: bool, hard_share: floa
 
 
 def wrong(rng: random.Random, question: Question) -> str:
-    """As many tokens as the right answer, so that length gives nothing away."""
+    """As many tokens as the right answer, so that length gives nothing away, but some of them made up."""
     right = question.answer.split()
-    while True:
-        tokens = list(right)
-        if len(tokens) > 1 and rng.random() < 0.6:
-            i, j = rng.sample(range(len(tokens)), 2)
-            tokens[i], tokens[j] = tokens[j], tokens[i]
-        else:
-            tokens[rng.randrange(len(tokens))] = rng.choice(question.pool)
-        if tokens != right:
-            return " ".join(tokens)
+    made_up = [token for token in question.made_up if token not in right]
+    changed = rng.sample(range(len(right)), rng.randint(1, len(right)))
+    return " ".join(rng.choice(made_up) if i in changed else token for i, token in enumerate(right))
 
 
 def make_rows(stage: str, validation: bool) -> list[dict]:
@@ -234,8 +237,8 @@ def make_rows(stage: str, validation: bool) -> list[dict]:
         elif stage == "sft":
             rows.append({"messages": user + right, "skill": skill, "answer": question.answer})
         elif stage == "dpo":
-            rejected = [{"role": "assistant", "content": f" {wrong(rng, question)}"}]
-            rows.append({"prompt": user, "chosen": right, "rejected": rejected, "skill": skill})
+            answers = {"chosen": f" {question.answer}", "rejected": f" {wrong(rng, question)}"}
+            rows.append({"prompt": prompt, **answers, "skill": skill})
         else:
             rows.append({"prompt": user, "answer": question.answer, "skill": skill})
     return rows

@@ -29,7 +29,7 @@ class RecipeArguments:
 
     data_config: str = field(metadata={"help": "Mixture file, such as data_configs/tiny/sft.yaml."})
     preset: str | None = field(
-        default=None, metadata={"help": "Train from scratch: tiny, minimind2-small, minimind2, minimind3, ..."}
+        default=None, metadata={"help": "Train from scratch: nano, tiny, minimind2-small, minimind2, minimind3, ..."}
     )
     from_weight: str | None = field(
         default=None, metadata={"help": "Start from a checkpoint: a directory, a Hub id or upstream's .pth file."}
@@ -71,6 +71,8 @@ class RecipeArguments:
             raise InputError(f"--eval_interval {self.eval_interval}: must be 0 (off) or more")
         if self.eval_batches < 1:
             raise InputError(f"--eval_batches {self.eval_batches}: must be at least 1; --eval_interval 0 switches off")
+        if self.prepared_dir != "prepared" and not self.use_prepared:
+            raise InputError("--prepared_dir is for a run with --use_prepared")
         if self.wandb_project and not self.use_wandb:
             raise InputError("--wandb_project is for a run with --use_wandb")
 
@@ -78,10 +80,23 @@ class RecipeArguments:
 _LORA = [
     f for f in dataclasses.fields(ModelConfig) if f.name.startswith(("use_peft", "use_rslora", "use_dora", "lora_"))
 ]
+
+
+def _refuse_unused_lora(lora) -> None:
+    unused = [name for name, value in vars(lora).items() if value != vars(_NO_LORA)[name]]
+    if unused and not lora.use_peft:
+        raise InputError(f"{', '.join(f'--{name}' for name in unused)}: for a run with --use_peft")
+
+
+_NO_LORA = ModelConfig()
 LoraArguments = dataclasses.make_dataclass(
     "LoraArguments",
     [(f.name, f.type, field(default=f.default, default_factory=f.default_factory, metadata=f.metadata)) for f in _LORA],
-    namespace={"_argument_group_name": "LoRA (of TRL's ModelConfig)", "__doc__": "TRL's options for LoRA."},
+    namespace={
+        "_argument_group_name": "LoRA (of TRL's ModelConfig)",
+        "__doc__": "TRL's options for LoRA.",
+        "__post_init__": _refuse_unused_lora,
+    },
 )
 
 
@@ -123,9 +138,13 @@ class MachineDefaults:
 class PretrainConfig(MachineDefaults, SFTConfig):
     """Plain text: the loss counts on every token."""
 
+    packing: bool = field(
+        default=True, metadata={"help": "Several rows in one of max_length, which do not see each other: no padding."}
+    )
+
 
 @dataclass
-class ConversationConfig(MachineDefaults, SFTConfig):
+class ConversationConfig(PretrainConfig):
     """Conversations: the loss counts on the assistant's turns."""
 
     assistant_only_loss: bool = field(default=True, metadata={"help": "Loss on the assistant's turns only."})

@@ -14,6 +14,7 @@ import torch
 from datasets import DatasetDict, IterableDataset
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
+from transformers.training_args import OptimizerNames
 
 from ..data import DatasetMixer
 from ..data.commands import marked_row
@@ -21,6 +22,7 @@ from ..data.schemas import Row, plain_text
 from ..errors import InputError
 from ..evaluation.held_out import tokenize_rows
 from .arguments import RecipeArguments
+from .records import differences, run_record
 
 _SAMPLE = 256  # training rows that are looked at
 _COMPARED = 100_000  # training rows that are compared with the validation rows
@@ -31,7 +33,7 @@ _TIMED_STEPS = 3
 def flight_check(
     trainer, args: RecipeArguments, tokenizer: PreTrainedTokenizerBase, data: DatasetDict, mixer: DatasetMixer
 ) -> None:
-    """Refuse what would train on nothing or on the wrong thing; print the plan.
+    """Refuse what would train on nothing or on the wrong thing; print mixture, two examples, plan, memory and time.
 
     Raises:
         InputError: one line for each reason, with the nearest setting that works.
@@ -39,14 +41,15 @@ def flight_check(
     rows = list(islice(data["train"], _SAMPLE))
     problems = [
         *_tokenizer_problems(trainer, args, tokenizer),
-        *_batch_problems(trainer, data),
-        *_length_problems(trainer, rows, tokenizer),
+        *(_length_problems(trainer, rows, tokenizer) or _batch_problems(trainer, data)),
         *_overlap_problems(data),
+        *_resume_problems(trainer, args, mixer),
     ]
     if problems:
         raise InputError("\n".join(problems))
+    seconds = _seconds_per_step(trainer)  # all processes together: the loss gathers figures
     if trainer.is_world_process_zero():
-        _print_plan(trainer, args, rows, tokenizer, mixer)
+        _print_plan(trainer, rows, tokenizer, mixer, seconds)
 
 
 def _tokenizer_problems(trainer, args: RecipeArguments, tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -71,18 +74,25 @@ def _tokenizer_problems(trainer, args: RecipeArguments, tokenizer: PreTrainedTok
 
 
 def _batch_problems(trainer, data: DatasetDict) -> list[str]:
-    config, train = trainer.args, data["train"]
-    if isinstance(train, IterableDataset):
-        return [] if config.max_steps > 0 else ["a streaming mixture has no end that is known: set --max_steps"]
+    config = trainer.args
+    if isinstance(data["train"], IterableDataset):
+        return []
     batch = config.per_device_train_batch_size * config.gradient_accumulation_steps * config.world_size
     rows = len(trainer.train_dataset)
-    if rows < batch:
-        return [
-            f"a step takes {batch} rows ({config.per_device_train_batch_size} x {config.gradient_accumulation_steps} "
-            f"accumulated x {config.world_size} processes), the training split has {rows}: set "
-            f"--per_device_train_batch_size {max(rows // batch * config.per_device_train_batch_size, 1)}"
-        ]
-    return []
+    if not rows:
+        return [f"no training row has a token to learn from within max_length={config.max_length}"]
+    if rows >= batch:
+        return []
+    fitting = rows // (config.gradient_accumulation_steps * config.world_size)
+    return [
+        f"a step takes {batch} rows ({config.per_device_train_batch_size} x {config.gradient_accumulation_steps} "
+        f"accumulated x {config.world_size} processes), the training split has {rows}: set "
+        + (
+            f"--per_device_train_batch_size {fitting}"
+            if fitting
+            else f"--per_device_train_batch_size 1 --gradient_accumulation_steps {max(rows // config.world_size, 1)}"
+        )
+    ]
 
 
 def _length_problems(trainer, rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -93,6 +103,9 @@ def _length_problems(trainer, rows: list[Row], tokenizer: PreTrainedTokenizerBas
         return [
             f"all of the first {len(rows)} rows are longer than --max_length {limit}; half of them fit in {fitting}"
         ]
+    longest = trainer.model.config.max_position_embeddings
+    if (limit or max(lengths)) > longest:
+        return [f"--max_length {limit} is more than the model's {longest} positions: set --max_length {longest}"]
     if "chosen" in rows[0]:
         return []
     targets = _tokenized(trainer, rows, tokenizer, limit)
@@ -115,6 +128,17 @@ def _overlap_problems(data: DatasetDict) -> list[str]:
     return [f"{shared} training rows are among the validation rows as well: build the mixture again"] if shared else []
 
 
+def _resume_problems(trainer, args: RecipeArguments, mixer: DatasetMixer) -> list[str]:
+    checkpoint = trainer.args.resume_from_checkpoint
+    changed = differences(Path(checkpoint), run_record(trainer, args, mixer)) if checkpoint else []
+    if not changed:
+        return []
+    return [
+        f"{checkpoint} is of another run: {'; '.join(changed)}. Resume with what it had, or start a new run from it: "
+        f"--from_weight {checkpoint} with another --output_dir"
+    ]
+
+
 def _content(row: Row) -> str:
     return json.dumps([row.get("prompt"), plain_text(row)], sort_keys=True)
 
@@ -130,7 +154,9 @@ def _tokenized(trainer, rows: list[Row], tokenizer: PreTrainedTokenizerBase, lim
     return [max(pair, key=lambda side: len(side[0])) for pair in zip(*sides, strict=True)]
 
 
-def _print_plan(trainer, args, rows: list[Row], tokenizer: PreTrainedTokenizerBase, mixer: DatasetMixer) -> None:
+def _print_plan(
+    trainer, rows: list[Row], tokenizer: PreTrainedTokenizerBase, mixer: DatasetMixer, seconds: float | None
+) -> None:
     config, console = trainer.args, Console(highlight=False, soft_wrap=True)
     parameters = list(trainer.model.parameters())
     trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
@@ -139,25 +165,30 @@ def _print_plan(trainer, args, rows: list[Row], tokenizer: PreTrainedTokenizerBa
     whole, cut = (_tokenized(trainer, rows, tokenizer, length) for length in (None, limit))
     truncated = sum(len(ids) > limit for ids, _ in whole) / len(whole)
     supervised = sum(sum(mask) for _, mask in cut) / max(sum(len(ids) for ids, _ in cut), 1)
+    learned = "" if "chosen" in rows[0] else f"{supervised:.0%} of the tokens are learned, "
     total = sum(parameter.numel() for parameter in parameters)
-    console.print(f"model: {total:,} parameters, {trained:,} of them trained, {precision} on {config.device.type}")
-    # Weights, their gradients and Adam's two moments, in float32 as the trainers keep them; activations come on top.
-    memory = (4 * total + 12 * trained) / 2**20
-    steps = _steps(trainer)
-    console.print(
-        f"plan: {steps:,} steps of {_rows_per_step(config)} rows in {config.world_size} process(es), at most {limit} "
-        f"tokens a row; {supervised:.0%} of the tokens are learned, {truncated:.1%} of the rows are cut; "
-        f"{memory:,.0f} MiB for weights, gradients and optimizer"
-    )
-    if not args.dry_run:
-        return
     if mixer.report:
         console.print(mixer.report.table())
     for number, row in enumerate(rows[:_EXAMPLES], start=1):
         console.rule(f"train row {number}, from {row['source']}")
-        console.print(marked_row(row, tokenizer))
-    seconds = _seconds_per_step(trainer)
-    console.print(f"time: {seconds:.2f} s a step here, {seconds * steps / 60:.1f} minutes in all, evaluation apart")
+        console.print(marked_row(row, tokenizer), markup=False)
+    checkpointing = "with" if config.gradient_checkpointing else "no"
+    console.print(
+        f"model: {total:,} parameters, {trained:,} of them trained; {precision} on {config.device.type}, "
+        f"{OptimizerNames(config.optim).value}, {checkpointing} gradient checkpointing"
+    )
+    # Weights, their gradients and Adam's two moments, in float32 as the trainers keep them.
+    memory = (4 * total + 12 * trained) / 2**20
+    steps = _steps(trainer)
+    packed = "packed rows" if getattr(config, "packing", False) else "rows"
+    console.print(
+        f"plan: {steps:,} steps of {_rows_per_step(config)} {packed} in {config.world_size} process(es), at most "
+        f"{limit} tokens each; {learned}{truncated:.1%} of the rows are cut"
+    )
+    console.print(f"memory: {memory:,.0f} MiB for weights, gradients and optimizer; activations come on top")
+    if seconds is not None:
+        minutes = seconds * steps / 60
+        console.print(f"time: {seconds:.2f} s a step here, {minutes:.1f} minutes in all, evaluation apart")
 
 
 def _rows_per_step(config) -> int:
@@ -171,8 +202,13 @@ def _steps(trainer) -> int:
     return int(-(-len(trainer.train_dataset) // _rows_per_step(config)) * config.num_train_epochs)
 
 
-def _seconds_per_step(trainer) -> float:
-    """Median time of a few forward and backward passes, times those that a step accumulates; leaves no trace."""
+def _seconds_per_step(trainer) -> float | None:
+    """Median time of a few forward and backward passes, times those that a step accumulates; leaves no trace.
+
+    None under DeepSpeed and FSDP, whose model does not exist yet.
+    """
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        return None
     model, python = trainer.model, random.getstate()
     was_training, times = model.training, []
     model.train()
@@ -187,4 +223,6 @@ def _seconds_per_step(trainer) -> float:
     model.zero_grad()
     model.train(was_training)
     random.setstate(python)
+    for figures in trainer._metrics.values():  # TRL's, for its next log
+        figures.clear()
     return sorted(times)[len(times) // 2] * trainer.args.gradient_accumulation_steps

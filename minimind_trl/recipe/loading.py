@@ -26,7 +26,7 @@ def load_tokenizer(args: RecipeArguments) -> PreTrainedTokenizerBase:
     if Path(name or "").is_absolute() and not Path(name).exists():
         raise InputError(f"{name}: no such file or directory")
     if args.tokenizer is None:
-        if args.preset == "tiny":
+        if args.preset in ("nano", "tiny"):
             name = str(TINY_TOKENIZER_DIR)
         elif args.preset or (not (Path(name) / "tokenizer_config.json").is_file() and Path(name).exists()):
             raise InputError(
@@ -52,6 +52,7 @@ def load_or_create_model(args: RecipeArguments, tokenizer: PreTrainedTokenizerBa
             print(f"vocabulary: {len(tokenizer)} tokens, the tokenizer's (the preset has {config.vocab_size})")
             config.vocab_size = len(tokenizer)
         return MiniMindForCausalLM(config)
+    _refuse_other_heads(args.from_weight)
     overrides = {} if args.num_attention_heads is None else {"num_attention_heads": args.num_attention_heads}
     model = load_model(args.from_weight, config_overrides=overrides)
     if len(tokenizer) > model.config.vocab_size:
@@ -60,6 +61,19 @@ def load_or_create_model(args: RecipeArguments, tokenizer: PreTrainedTokenizerBa
             "give --tokenizer the one that the checkpoint was trained with"
         )
     return model
+
+
+def _refuse_other_heads(name: str) -> None:
+    """load_model would take the body of a reward model or a critic and leave its head behind."""
+    if Path(name).suffix in NATIVE_SUFFIXES:
+        return
+    config, _ = MiniMindConfig.get_config_dict(name)
+    others = [kind for kind in config.get("architectures") or [] if not kind.endswith("ForCausalLM")]
+    if others:
+        raise InputError(
+            f"--from_weight {name} is a {others[0]}, which does not give words: give the language model that it was "
+            "made from (or --resume, to go on training it)"
+        )
 
 
 def as_reward_model(model: MiniMindForCausalLM, seed: int) -> MiniMindForSequenceClassification:
@@ -88,6 +102,8 @@ def load_data(
         raise InputError(f"{args.data_config}: phase {metadata.phase!r}, but this recipe trains {' or '.join(phases)}")
     if config.max_length is None:
         config.max_length = metadata.max_seq_length or 1024
+    if mixer.mixture.streaming and config.max_steps <= 0:
+        raise InputError(f"{args.data_config}: a streaming mixture has no end that is known: set --max_steps")
     if args.use_prepared:
         data = load_or_prepare(mixer, Path(args.prepared_dir) / mixer.name, tokenizer)
     else:

@@ -6,39 +6,59 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict, IterableDataset
 from transformers import PreTrainedTokenizerBase, TrainerCallback
-from trl import DPOTrainer, RewardTrainer, SFTTrainer, get_peft_config
+from trl import DPOTrainer, RewardTrainer, SFTTrainer, get_peft_config, pack_dataset
 
 from ..data import LOCK, DatasetMixer
 from ..errors import InputError
 from ..evaluation import held_out_figures
 from ..files import write_json
 from ..tokenization import with_training_template
-from ..trainers import MeteredTrainer, last_good_checkpoint, write_curves
+from ..trainers import MeteredTrainer, PackedRowsCollator, last_good_checkpoint, write_curves
 from .arguments import RecipeArguments, report_to_wandb
 from .flight_check import flight_check
+from .model_card import complete_card
+from .records import RECIPE, run_record
 
-_SHOWN = ("loss", "perplexity", "token_accuracy", "rewards/accuracies", "rewards/margins", "accuracy", "margin")
+_SHOWN = (
+    "loss",
+    "perplexity",
+    "token_accuracy",
+    "rewards/accuracies",
+    "rewards/margins",
+    "accuracy",
+    "margin",
+    "divergence",
+)
 
 
-class MixtureLockCallback(TrainerCallback):
-    """Puts `mixture.lock.json` into every checkpoint."""
+class RecordsCallback(TrainerCallback):
+    """Puts `mixture.lock.json` and `recipe.json` into every checkpoint."""
 
-    def __init__(self, mixer: DatasetMixer):
-        self.mixer = mixer
+    def __init__(self, mixer: DatasetMixer, record: dict):
+        self.mixer, self.record = mixer, record
 
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            write_json(Path(args.output_dir) / f"checkpoint-{state.global_step}" / LOCK, self.mixer.lock())
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            write_json(folder / LOCK, self.mixer.lock())
+            write_json(folder / RECIPE, self.record)
 
 
-class RecipeSFTTrainer(MeteredTrainer, SFTTrainer):
-    """SFTTrainer whose evaluation weighs tokens equally, tells sources apart, and is the one that `eval` repeats."""
+class HeldOutEvaluation(MeteredTrainer):
+    """For language models: evaluation weighs tokens equally, tells sources apart, and is what `eval` repeats."""
 
     held_out: Dataset | None = None
     eval_batches: int | None = None
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        figures = held_out_figures(
+        with self._clock.paused():
+            figures = self._held_out_figures()
+        self.log(figures)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
+        return figures
+
+    def _held_out_figures(self) -> dict[str, float]:
+        return held_out_figures(
             self.model,
             self.processing_class,
             self.held_out,
@@ -49,9 +69,36 @@ class RecipeSFTTrainer(MeteredTrainer, SFTTrainer):
             bf16=self.args.bf16,
             accelerator=self.accelerator,
         )
-        self.log(figures)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
-        return figures
+
+
+class RecipeSFTTrainer(HeldOutEvaluation, SFTTrainer):
+    """SFTTrainer with the recipes' evaluation.
+
+    Rows are cut to `max_length`, and those left without a target dropped, before they are packed.
+    """
+
+    rows_without_target = 0  # of the training split; unknown, and 0, for a stream
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.args.packing and self.padding_free and not self._attends_with_flash():
+            self.padding_free = False
+            self.data_collator = PackedRowsCollator(
+                self._tokenizer.pad_token_id, return_position_ids=True, pad_to_multiple_of=self.args.pad_to_multiple_of
+            )
+
+    def _attends_with_flash(self) -> bool:
+        return "flash" in self.model.config._attn_implementation
+
+    def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
+        pack_whole_rows = packing and args.packing_strategy == "bfd"  # the other strategies do not cut rows
+        arguments = (dataset, processing_class, args, packing and not pack_whole_rows, formatting_func, dataset_name)
+        prepared = super()._prepare_dataset(*arguments)
+        if dataset_name == "train" and isinstance(prepared, Dataset) and (pack_whole_rows or not packing):
+            self.rows_without_target = len(dataset) - len(prepared)
+        if not pack_whole_rows or (isinstance(prepared, Dataset) and len(prepared) == 0):
+            return prepared
+        return pack_dataset(prepared.select_columns(["input_ids", "labels"]), args.max_length, "bfd")
 
 
 class RecipeDPOTrainer(MeteredTrainer, DPOTrainer):
@@ -70,28 +117,22 @@ class RecipeRewardTrainer(MeteredTrainer, RewardTrainer):
 
 
 def train_sft(args, config, lora, model, tokenizer, data: DatasetDict, mixer: DatasetMixer) -> dict:
-    """Train with TRL's SFTTrainer; of `run`'s arguments and results.
-
-    Raises:
-        InputError: no training row has a token to learn from.
-    """
+    """Train with TRL's SFTTrainer; of `run`'s arguments and results."""
     settle(args, config, "Pretrain" if not config.assistant_only_loss else "SFT")
     trainer = RecipeSFTTrainer(
         model=model,
         args=config,
         processing_class=with_training_template(tokenizer) if config.assistant_only_loss else tokenizer,
         train_dataset=data["train"],
-        eval_dataset=_capped(args, config, data["validation"]),
+        eval_dataset=capped(args, config, data["validation"]),
         peft_config=get_peft_config(lora),
     )
     trainer.held_out, trainer.eval_batches = data["validation"], args.eval_batches
-    if not isinstance(trainer.train_dataset, IterableDataset):
-        if len(trainer.train_dataset) == 0:
-            raise InputError(f"no training row has a token to learn from within max_length={config.max_length}")
-        if not config.packing and (dropped := len(data["train"]) - len(trainer.train_dataset)):
-            trainer.accelerator.print(
-                f"data: {dropped} train rows dropped: no token to learn from within max_length={config.max_length}"
-            )
+    if trainer.rows_without_target:
+        trainer.accelerator.print(
+            f"data: {trainer.rows_without_target} train rows dropped: no token to learn from within "
+            f"max_length={config.max_length}"
+        )
     return run(trainer, args, tokenizer, data, mixer)
 
 
@@ -105,7 +146,7 @@ def train_dpo(args, config, lora, model, tokenizer, data: DatasetDict, mixer: Da
         args=config,
         processing_class=tokenizer,
         train_dataset=data["train"],
-        eval_dataset=_capped(args, config, data["validation"]),
+        eval_dataset=capped(args, config, data["validation"]),
         peft_config=get_peft_config(lora),
     )
     return run(trainer, args, tokenizer, data, mixer)
@@ -119,7 +160,7 @@ def train_reward(args, config, lora, model, tokenizer, data: DatasetDict, mixer:
         args=config,
         processing_class=tokenizer,
         train_dataset=data["train"],
-        eval_dataset=_capped(args, config, data["validation"]),
+        eval_dataset=capped(args, config, data["validation"]),
         peft_config=get_peft_config(lora),
     )
     return run(trainer, args, tokenizer, data, mixer)
@@ -144,25 +185,34 @@ def run(
 
     Returns:
         `{"before": ..., "after": ...}`, held-out figures; empty with `--eval_interval 0` and with `--dry_run`.
+
+    Raises:
+        InputError: of `flight_check`.
     """
-    flight_check(trainer, args, tokenizer, data, mixer)
+    try:
+        flight_check(trainer, args, tokenizer, data, mixer)
+    except InputError:
+        _remove_if_empty(trainer.args.output_dir)
+        raise
     if args.dry_run:
-        with suppress(OSError):  # which transformers has made; one that holds something stays
-            Path(trainer.args.output_dir).rmdir()
+        _remove_if_empty(trainer.args.output_dir)
         return {}
-    trainer.add_callback(MixtureLockCallback(mixer))
+    record = run_record(trainer, args, mixer)
+    trainer.add_callback(RecordsCallback(mixer, record))
     metrics = {"before": trainer.evaluate()} if args.eval_interval else {}
     trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
     if args.eval_interval:
         metrics["after"] = trainer.evaluate()
     trainer.save_model()
     if trainer.is_world_process_zero():
-        _leave_results(trainer, args, tokenizer, mixer, metrics)
+        _leave_results(trainer, args, tokenizer, mixer, metrics, record)
     trainer.end()
     return metrics
 
 
-def _leave_results(trainer, args, tokenizer: PreTrainedTokenizerBase, mixer: DatasetMixer, metrics: dict) -> None:
+def _leave_results(
+    trainer, args, tokenizer: PreTrainedTokenizerBase, mixer: DatasetMixer, metrics: dict, record: dict
+) -> None:
     config = trainer.args
     folder = Path(config.output_dir)
     tokenizer.save_pretrained(folder)  # the inference template, in place of the training twin
@@ -178,17 +228,22 @@ def _leave_results(trainer, args, tokenizer: PreTrainedTokenizerBase, mixer: Dat
     }
     write_json(folder / "metrics.json", metrics | {"options": options})
     write_json(folder / LOCK, mixer.lock())
+    write_json(folder / RECIPE, record)
     write_curves(trainer.state.log_history, folder / "curves.png")
     trainer.create_model_card()
-    card = folder / "README.md"
-    card.write_text(f"{card.read_text(encoding='utf-8').rstrip()}\n\n## Training data\n\n{mixer.markdown()}", "utf-8")
+    complete_card(folder / "README.md", metrics, record, mixer)
     for when, figures in metrics.items():
         shown = {name: figures[f"eval_{name}"] for name in _SHOWN if f"eval_{name}" in figures}
         print(f"held-out {when} training: " + ", ".join(f"{name} {value:.4f}" for name, value in shown.items()))
     print(f"saved to {folder}")
 
 
-def _capped(args: RecipeArguments, config, rows: Dataset | IterableDataset) -> Dataset | IterableDataset | None:
+def _remove_if_empty(folder: str) -> None:
+    with suppress(OSError):  # transformers has made it; one that holds something stays
+        Path(folder).rmdir()
+
+
+def capped(args: RecipeArguments, config, rows: Dataset | IterableDataset) -> Dataset | IterableDataset | None:
     if not args.eval_interval:
         return None
     count = args.eval_batches * config.per_device_eval_batch_size * config.world_size

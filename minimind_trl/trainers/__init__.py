@@ -2,11 +2,14 @@
 
 from .callbacks import RecipeProgress, StopOnSignal
 from .checkpoints import checkpoint_problem, last_good_checkpoint
+from .collators import AnswersCollator, PackedRowsCollator
 from .curves import write_curves
 from .metered import MeteredTrainer
 
 __all__ = [
+    "AnswersCollator",
     "MeteredTrainer",
+    "PackedRowsCollator",
     "RecipeProgress",
     "StopOnSignal",
     "checkpoint_problem",

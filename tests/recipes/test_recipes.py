@@ -181,53 +181,6 @@ def test_killed_and_resumed_it_ends_where_it_would_have(pretrained, tmp_path, re
     assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
 
 
-DATA = ["--data_config", "data_configs/tiny/sft.yaml"]
-SFT = [*DATA, "--output_dir", "{new}"]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (
-            ["--preset", "tiny", *SFT, "--learning_rat", "1"],
-            "unknown option --learning_rat; did you mean '--learning_rate'?",
-        ),
-        (["--preset", "tiny", "--from_weight", "x", *SFT], "exactly one of --preset"),
-        (
-            ["--preset", "minimind4", *SFT, "--tokenizer", "{tokenizer}"],
-            "'minimind4' is unknown; did you mean 'minimind3'?; choose one of tiny",
-        ),
-        (["--preset", "minimind3", *SFT], "minimind3 brings no tokenizer; give --tokenizer"),
-        (["--from_weight", "{new}/nothing", *SFT], "nothing: no such file or directory"),
-        (
-            ["--preset", "tiny", "--data_config", "data_configs/tiny/pretrain.yaml", "--output_dir", "{new}"],
-            "phase 'pretrain'",
-        ),
-        (
-            ["--preset", "tiny", "--data_config", "missing.yaml", "--output_dir", "{new}"],
-            "missing.yaml: no such mixture",
-        ),
-        (
-            ["--preset", "tiny", "--data_config", "data_configs/tiny/sft.yaml", "--output_dir", "{tokenizer}"],
-            "not empty",
-        ),
-        (["--config", "missing.yaml"], "--config missing.yaml: no such file"),
-        (["--config"], "--config needs a file"),
-        (["--preset", "tiny", *SFT, "--eval_steps", "5"], "are set by --eval_interval"),
-        (["--preset", "tiny", *SFT, "--num_attention_heads", "2"], "--num_attention_heads is for a native .pth file"),
-        (["--from_weight", "{new}.pth", *SFT], "new.pth: no such file"),
-    ],
-)
-def test_wrong_input_ends_in_one_line_before_training(tmp_path, options, message):
-    tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
-    paths = {"new": tmp_path / "new", "tokenizer": tmp_path / "tokenizer"}
-    result = launch("sft", *(option.format(**paths) for option in options), command=[sys.executable])
-    assert result.returncode == 2, result.stderr
-    assert result.stderr.splitlines()[-1].startswith("error: ") and message in result.stderr.splitlines()[-1]
-    assert "Traceback" not in result.stderr and "Warning" not in result.stderr
-    assert not (tmp_path / "new").exists()
-
-
 @pytest.mark.slow
 def test_both_recipes_on_real_text(shared, tmp_path):
     """TinyStories, then Alpaca, 50 steps each of the tiny preset: the held-out loss falls."""

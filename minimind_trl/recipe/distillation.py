@@ -1,0 +1,123 @@
+"""Distillation, by the GKD trainer that TRL keeps among its experiments; apart, because only its recipe loads these."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from datasets import Dataset, DatasetDict, IterableDataset
+from trl import get_peft_config
+
+from ..data import DatasetMixer
+from ..errors import InputError
+from ..evaluation.held_out import evaluating, tokenize_rows
+from ..models import MiniMindForCausalLM, load_model
+from ..models.checkpoints import NATIVE_SUFFIXES
+from ..tokenization import with_training_template
+from ..trainers import AnswersCollator
+from .arguments import MachineDefaults
+from .training import HeldOutEvaluation, capped, run, settle
+
+# TRL warns of its experimental parts, which may change; the lock holds the version that this was tested with.
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+from trl.experimental.gkd import GKDConfig, GKDTrainer
+
+
+@dataclass
+class DistillationConfig(MachineDefaults, GKDConfig):
+    """A student that imitates a teacher's probabilities, on the mixture's answers or on its own."""
+
+    lmbda: float = field(
+        default=0.0,
+        metadata={"help": "Share of the steps on answers that the student writes: 0 is offline, 1 on-policy."},
+    )
+    beta: float = field(
+        default=0.0,
+        metadata={"help": "0: KL(teacher || student), covers all that the teacher does; 1: the reverse; between: JSD."},
+    )
+    assistant_only_loss: bool = field(default=True, metadata={"help": "Only True: the assistant's turns are imitated."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.teacher_model_name_or_path:
+            raise InputError(
+                "give the teacher: --teacher_model_name_or_path (a directory, a Hub id or a .pth); to learn from a "
+                "teacher's written answers, as of data_configs/distill/reasoning.yaml, use recipes/sft.py"
+            )
+        if self.packing or self.padding_free or not self.assistant_only_loss:
+            raise InputError("distillation has no --packing or --padding_free and trains the assistant's turns only")
+        if self.teacher_model_init_kwargs:
+            raise InputError("--teacher_model_init_kwargs is not used, the recipe loads the teacher")
+
+
+def load_teacher(name: str, student: MiniMindForCausalLM) -> MiniMindForCausalLM:
+    """The model to imitate, in evaluation mode and without gradients.
+
+    Raises:
+        InputError: it cannot be loaded, or its vocabulary is not the student's.
+    """
+    if Path(name).suffix in NATIVE_SUFFIXES and not Path(name).exists():
+        raise InputError(f"--teacher_model_name_or_path {name}: no such file")
+    teacher = load_model(name)
+    if teacher.config.vocab_size != student.config.vocab_size:
+        raise InputError(
+            f"--teacher_model_name_or_path {name} has {teacher.config.vocab_size} tokens, the student "
+            f"{student.config.vocab_size}: they must share a tokenizer, as probabilities are compared token by token"
+        )
+    return teacher.eval().requires_grad_(False)
+
+
+class RecipeGKDTrainer(HeldOutEvaluation, GKDTrainer):
+    """GKDTrainer with the recipes' evaluation, and how far the student still is from its teacher."""
+
+    def _held_out_figures(self) -> dict[str, float]:
+        return super()._held_out_figures() | {"eval_divergence": self._divergence()}
+
+    def _divergence(self) -> float:
+        """The training's divergence, in nats per token, on the held-out answers."""
+        nats, tokens = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        with evaluating(self.model), self.compute_loss_context_manager():
+            for batch in self.get_eval_dataloader():
+                batch = self._prepare_inputs(batch)
+                count = (batch["labels"][:, 1:] != -100).sum()
+                nats += self.compute_loss(self.model, batch, num_items_in_batch=1).double()
+                tokens += count
+        nats, tokens = self.accelerator.reduce(torch.stack([nats, tokens]), "sum").tolist()
+        return nats / tokens
+
+
+def train_distillation(args, config, lora, model, teacher, tokenizer, data: DatasetDict, mixer: DatasetMixer) -> dict:
+    """Train with TRL's GKDTrainer; of `run`'s arguments and results."""
+    settle(args, config, "Distill")
+    train = _answers(data["train"], tokenizer, config.max_length)
+    held_out = capped(args, config, data["validation"])
+    trainer = RecipeGKDTrainer(
+        model=model,
+        teacher_model=teacher,
+        args=config,
+        processing_class=with_training_template(tokenizer),
+        data_collator=AnswersCollator(tokenizer.pad_token_id),
+        train_dataset=train,
+        eval_dataset=held_out and _answers(held_out, tokenizer, config.max_length),
+        peft_config=get_peft_config(lora),
+    )
+    trainer.held_out, trainer.eval_batches = data["validation"], args.eval_batches
+    if isinstance(train, Dataset) and (dropped := len(data["train"]) - len(train)):
+        trainer.accelerator.print(
+            f"data: {dropped} train rows dropped: no token to learn from within max_length={config.max_length}"
+        )
+    return run(trainer, args, tokenizer, data, mixer)
+
+
+def _answers(rows: Dataset | IterableDataset, tokenizer, max_length: int | None) -> Dataset | IterableDataset:
+    """Rows with `input_ids` and `labels` (-100 but for the assistant's turns), without those that have no target."""
+
+    def tokenize(batch: dict[str, list]) -> dict[str, list]:
+        names = [name for name in ("messages", "tools") if name in batch]
+        whole = [dict(zip(names, values, strict=True)) for values in zip(*(batch[name] for name in names), strict=True)]
+        cut = tokenize_rows(whole, tokenizer, max_length, assistant_only=True)
+        labels = [[token if wanted else -100 for token, wanted in zip(*row, strict=True)] for row in cut]
+        return {"input_ids": [ids for ids, _ in cut], "labels": labels}
+
+    rows = rows.map(tokenize, batched=True)
+    return rows.filter(lambda row: any(label != -100 for label in row["labels"]))

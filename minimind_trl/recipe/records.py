@@ -1,0 +1,91 @@
+"""What a run was started with: `recipe.json`, in its folder and in every checkpoint, compared on a resume."""
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import transformers
+import trl
+
+from ..data import DatasetMixer
+
+RECIPE = "recipe.json"
+# Settings, by how their names begin, that change neither the data nor the weights.
+_NO_MATTER = (
+    *("output_dir", "resume", "logging_", "log_", "report_to", "run_name", "project", "trackio", "disable_tqdm"),
+    *("eval_", "do_", "save_", "per_device_eval", "prediction_loss", "include_", "load_best", "metric_", "greater_"),
+    *("push_to_hub", "hub_", "dataloader_", "dataset_num_proc", "skip_memory", "torch_empty", "ddp_", "enable_jit"),
+    *("gradient_checkpointing", "activation_", "precompute_ref_batch", "parallelism", "accelerator_config"),
+)
+_VOLATILE = ("transformers_version", "_name_or_path", "dtype", "architectures", "auto_map", "use_cache")
+_COMPARED = ("trainer", "start", "options", "processes", "model", "lora", "data")
+_SECRET_OPTIONS = ("--hub_token", "--push_to_hub_token")
+
+
+def run_record(trainer, args, mixer: DatasetMixer) -> dict[str, Any]:
+    """The content of `recipe.json`, as it reads back from a file."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    adapter = getattr(model, "peft_config", {}).get("default")
+    record = {
+        "trainer": type(trainer).__name__,
+        "command": command_line(),
+        "start": {name: getattr(args, name) for name in ("preset", "from_weight", "tokenizer")},
+        "options": _without(trainer.args.to_dict(), _NO_MATTER),
+        "processes": trainer.args.world_size,
+        "model": _without(model.config.to_dict(), _VOLATILE),
+        "lora": adapter and adapter.to_dict(),
+        "data": {name: value for name, value in mixer.lock()["made_from"].items() if name not in _CODE},
+        "versions": {"trl": trl.__version__, "transformers": transformers.__version__},
+    }
+    return json.loads(json.dumps(record, default=_plain))
+
+
+_CODE = ("code", "minimind-trl", "datasets", "transformers")  # of a mixture: another version is no other run
+
+
+def differences(folder: Path, now: dict[str, Any]) -> list[str]:
+    """What of a run differs from the one that a checkpoint belongs to; nothing for a checkpoint without a record."""
+    try:
+        then = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        return [f"{folder / RECIPE} cannot be read ({error})"]
+    return [line for name in _COMPARED for line in _differing(name, then.get(name), now[name])]
+
+
+def command_line() -> str:
+    """The command that runs this process, as one would type it, without secrets."""
+    words = list(sys.argv)
+    for i, word in enumerate(words):
+        option, _, value = word.partition("=")
+        if option in _SECRET_OPTIONS:
+            at = (i, f"{option}=...") if value else (i + 1, "...")
+            words[at[0] : at[0] + 1] = [at[1]]
+    launcher = ["accelerate", "launch"] if "ACCELERATE_MIXED_PRECISION" in os.environ else ["python"]
+    return shlex.join([*launcher, *words])
+
+
+def _differing(name: str, then: Any, now: Any) -> Iterator[str]:
+    if isinstance(then, dict) and isinstance(now, dict):
+        for key in {**then, **now}:
+            yield from _differing(key, then.get(key), now.get(key))
+    elif then != now:
+        yield f"{name} was {_short(then)} and is {_short(now)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _without(values: dict[str, Any], beginnings: tuple[str, ...]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if not name.startswith(beginnings)}
+
+
+def _plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, set) else str(value)

@@ -1,0 +1,198 @@
+"""What the recipes refuse before any training: each with exit code 2, one line, and nothing left behind."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import PreTrainedTokenizerFast
+
+from minimind_trl.models import MiniMindForCausalLM, MiniMindForSequenceClassification
+from minimind_trl.tokenization import tiny_tokenizer
+from tests.conftest import REPOSITORY, small_config
+
+SFT = ["--data_config", "data_configs/tiny/sft.yaml", "--output_dir", "{new}"]
+SCRATCH = ["--preset", "tiny", *SFT]
+LOADED = ["--from_weight", "{model}", *SFT]
+DPO = ["--data_config", "data_configs/tiny/dpo.yaml", "--output_dir", "{new}"]
+SHORT = ["--max_steps", "2", "--eval_interval", "0"]
+
+
+def mixture(name: str) -> list[str]:
+    return ["--from_weight", "{model}", "--data_config", f"{{folder}}/{name}.yaml", "--output_dir", "{new}"]
+
+
+# recipe, options, what the message says
+REFUSED = [
+    # --- the options ---
+    ("sft", [*SCRATCH, "--learning_rat", "1"], "unknown option --learning_rat; did you mean '--learning_rate'?"),
+    ("sft", ["--from_weight", "x", *SCRATCH], "exactly one of --preset"),
+    ("sft", ["--preset", "minimind4", *SFT], "'minimind4' is unknown; did you mean 'minimind3'?; choose one of nano"),
+    ("sft", ["--config", "missing.yaml"], "--config missing.yaml: no such file"),
+    ("sft", ["--config"], "--config needs a file"),
+    ("sft", [*SCRATCH, "--eval_steps", "5"], "are set by --eval_interval"),
+    ("sft", [*SCRATCH, "--num_attention_heads", "2"], "--num_attention_heads is for a native .pth file"),
+    ("sft", [*SCRATCH, "--lora_r", "4"], "--lora_r: for a run with --use_peft"),
+    ("sft", [*SCRATCH, "--wandb_project", "x"], "--wandb_project is for a run with --use_wandb"),
+    ("sft", [*SCRATCH, "--prepared_dir", "x"], "--prepared_dir is for a run with --use_prepared"),
+    ("midtrain", ["--preset", "tiny", "--data_config", "data_configs/tiny/midtrain.yaml"], "give --from_weight"),
+    ("distill", LOADED, "give the teacher: --teacher_model_name_or_path"),
+    ("distill", [*LOADED, "--teacher_model_name_or_path", "{model}", "--packing"], "has no --packing"),
+    # --- the model and its tokenizer ---
+    ("sft", ["--preset", "minimind3", *SFT], "minimind3 brings no tokenizer; give --tokenizer"),
+    ("sft", ["--from_weight", "{new}/nothing", *SFT], "nothing: no such file or directory"),
+    ("sft", ["--from_weight", "{new}.pth", *SFT], "new.pth: no such file"),
+    ("sft", ["--from_weight", "{reward}", *SFT], "is a MiniMindForSequenceClassification, which does not give words"),
+    ("sft", ["--from_weight", "{small}", "--tokenizer", "{model}", *SFT], "the tokenizer has 556 tokens, "),
+    ("sft", [*LOADED, "--tokenizer", "{other_words}"], "has another vocabulary than"),
+    ("sft", [*LOADED, "--tokenizer", "{no_template}"], "has no chat template"),
+    ("sft", [*LOADED, "--tokenizer", "{no_pad}"], "the tokenizer has no padding token"),
+    ("sft", [*LOADED, "--tokenizer", "{endless}"], "end-of-turn token"),
+    ("reward", ["--from_weight", "{model}", *DPO, "--tokenizer", "{pad_is_eos}"], "pad_token and eos_token are both"),
+    (
+        "distill",
+        [*LOADED, "--teacher_model_name_or_path", "{small}"],
+        "they must share a tokenizer, as probabilities are compared token by token",
+    ),
+    # --- the data ---
+    ("sft", ["--preset", "tiny", *DPO], "phase 'dpo', but this recipe trains sft or distill"),
+    ("sft", ["--preset", "tiny", "--data_config", "missing.yaml", "--output_dir", "{new}"], "missing.yaml: no such"),
+    ("sft", mixture("long"), "rows are longer than --max_length 16; half of them fit in"),
+    ("sft", [*LOADED, "--max_length", "4096"], "--max_length 4096 is more than the model's 2048 positions"),
+    ("sft", [*LOADED, "--max_length", "9"], "rows are longer than --max_length 9; half of them fit in 25"),
+    ("sft", mixture("few"), "validation"),
+    ("sft", mixture("both"), "train"),
+    ("dpo", mixture("same"), "line 1: chosen equals rejected"),
+    ("sft", mixture("streaming"), "a streaming mixture has no end that is known: set --max_steps"),
+    (
+        "sft",
+        [*LOADED, "--packing", "false", "--per_device_train_batch_size", "6000"],
+        "set --per_device_train_batch_size 5400",
+    ),
+    # --- the folder ---
+    ("sft", ["--preset", "tiny", *SFT[:2], "--output_dir", "{model}"], "not empty; give a new one, or --resume auto"),
+    ("sft", [*LOADED, "--resume", "{folder}/checkpoint-9"], "checkpoint-9: no such folder"),
+    (
+        "sft",
+        [*SCRATCH[:4], "--output_dir", "{run}", *SHORT, "--resume", "auto", "--learning_rate", "1e-3"],
+        "learning_rate was 2e-05 and is 0.001. Resume with what it had, or start a new run from it: --from_weight",
+    ),
+    (
+        "sft",
+        ["--preset", "nano", *SFT[:2], "--output_dir", "{run}", *SHORT, "--resume", "auto"],
+        "hidden_size was 128 and is 64",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> list[dict]:
+    """What came of every case; all in one process, and each looked at what the ones before had left."""
+    folder = tmp_path_factory.mktemp("refused")
+    paths = make_input(folder)
+    cases = [
+        {"recipe": recipe, "options": [option.format(**paths) for option in options]} for recipe, options, _ in REFUSED
+    ]
+    (folder / "cases.json").write_text(json.dumps(cases))
+    before = {path for path in folder.rglob("*")}
+    command = [sys.executable, "-m", "tests.recipes.run_many", str(folder / "cases.json")]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    left = {path for path in folder.rglob("*")} - before
+    assert not left
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("number", range(len(REFUSED)), ids=[message[:40] for *_, message in REFUSED])
+def test_it_is_refused_in_one_line(results, number):
+    result, message = results[number], REFUSED[number][-1]
+    assert result["code"] == 2, result
+    error = f"\n{result['err']}".split("\nerror: ")[-1]
+    assert message in error and "Traceback" not in result["err"], result["err"]
+
+
+def test_a_recipe_as_a_program_ends_the_same_way(tmp_path):
+    command = [sys.executable, "recipes/sft.py", *(option.format(new=tmp_path / "new") for option in SCRATCH)]
+    done = subprocess.run([*command, "--learning_rat", "1"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == ["error: unknown option --learning_rat; did you mean '--learning_rate'?"]
+
+
+def make_input(folder: Path) -> dict[str, str]:
+    """Checkpoints, tokenizers, mixtures and a run to resume, by the names that the cases use."""
+    names = ("model", "small", "reward", "other_words", "no_template", "no_pad", "endless", "pad_is_eos", "run")
+    paths = {name: folder / name for name in names} | {"new": folder / "new", "folder": folder}
+    tokenizer = tiny_tokenizer()
+    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 2048}
+    for name, model in {
+        "model": MiniMindForCausalLM(small_config("dense3", **sizes)),
+        "small": MiniMindForCausalLM(small_config("dense3", vocab_size=300)),
+        "reward": MiniMindForSequenceClassification(small_config("dense3", **sizes, num_labels=1)),
+    }.items():
+        model.save_pretrained(paths[name])
+        tokenizer.save_pretrained(paths[name])
+    write_tokenizers(paths)
+    write_mixtures(folder)
+    options = ["--preset", "tiny", *SFT[:2], "--output_dir", str(paths["run"]), *SHORT, "--save_steps", "1"]
+    started = [sys.executable, "recipes/sft.py", *options]
+    subprocess.run(started, cwd=REPOSITORY, check=True, capture_output=True)
+    return {name: str(path) for name, path in paths.items()}
+
+
+def write_tokenizers(paths: dict[str, Path]) -> None:
+    content = json.loads(tiny_tokenizer().backend_tokenizer.to_str())
+    content["model"]["vocab"] = {
+        token: (number + 1) % 256 if number < 256 else number for token, number in content["model"]["vocab"].items()
+    }
+    tiny_tokenizer().save_pretrained(paths["other_words"])
+    (paths["other_words"] / "tokenizer.json").write_text(json.dumps(content))
+    for name, change in {
+        "no_template": {"chat_template": None},
+        "no_pad": {"pad_token": None},
+        "pad_is_eos": {"pad_token": tiny_tokenizer().eos_token},
+        "endless": {
+            "chat_template": "{% for message in messages %}{% generation %}{{ message.content }}{% endgeneration %}"
+            "<|im_end|>{% endfor %}"
+        },
+    }.items():
+        tokenizer = tiny_tokenizer()
+        for attribute, value in change.items():
+            setattr(tokenizer, attribute, value)
+        assert isinstance(tokenizer, PreTrainedTokenizerFast)
+        tokenizer.save_pretrained(paths[name])
+
+
+def write_mixtures(folder: Path) -> None:
+    def chat(question: str, answer: str) -> dict:
+        return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+    def pair(number: int) -> dict:
+        return {"prompt": f"words: {number}", "chosen": "same", "rejected": "same"}
+
+    rows = {
+        "long": [chat(f"words: {'cat ' * 40}{n}", "cat") for n in range(100)],
+        "few": [chat("words: cat", "cat"), chat("words: dog", "dog")],
+        "both": [chat(f"words: {n}", str(n)) for n in range(100)],
+        "same": [pair(n) for n in range(100)],
+        "streaming": [chat(f"words: {n}", str(n)) for n in range(100)],
+    }
+    changes = {
+        "long": {"metadata": {"phase": "sft", "max_seq_length": 16}},
+        "same": {"metadata": {"phase": "dpo"}},
+        "streaming": {"streaming": True},
+    }
+    for name, lines in rows.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        source = {"name": name, "source": f"{name}.jsonl"}
+        if name == "both":  # the same file on both sides
+            source |= {
+                "source": ".",
+                "format": "jsonl",
+                "data_files": {"train": "both.jsonl", "validation": "both.jsonl"},
+            }
+        config = {"metadata": {"phase": "sft"}, "datasets": [source]} | changes.get(name, {})
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
