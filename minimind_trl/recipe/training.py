@@ -4,6 +4,7 @@ import copy
 from contextlib import suppress
 from pathlib import Path
 
+from accelerate.utils import is_peft_model
 from datasets import Dataset, DatasetDict, IterableDataset
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl import DPOTrainer, RewardTrainer, SFTTrainer, get_peft_config, pack_dataset
@@ -13,7 +14,13 @@ from ..errors import InputError
 from ..evaluation import held_out_figures
 from ..files import write_json
 from ..tokenization import with_training_template
-from ..trainers import MeteredTrainer, PackedRowsCollator, last_good_checkpoint, write_curves
+from ..trainers import (
+    MeteredTrainer,
+    PackedRowsCollator,
+    add_learned_positions_head,
+    last_good_checkpoint,
+    write_curves,
+)
 from .arguments import RecipeArguments, report_to_wandb
 from .flight_check import flight_check
 from .model_card import complete_card
@@ -81,6 +88,7 @@ class RecipeSFTTrainer(HeldOutEvaluation, SFTTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        add_learned_positions_head(self.model.get_base_model() if is_peft_model(self.model) else self.model)
         if self.args.packing and self.padding_free and not self._attends_with_flash():
             self.padding_free = False
             self.data_collator = PackedRowsCollator(

@@ -1,6 +1,7 @@
 """The recipes, run as a user runs them."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -31,8 +32,9 @@ def as_options(**values) -> list[str]:
     return [part for name, value in values.items() for part in (f"--{name}", str(value))]
 
 
-def run(recipe: str, config: str, **values) -> dict:
-    result = launch(recipe, "--config", f"recipes/configs/{recipe}/{config}.yaml", *as_options(**values))
+def run(recipe: str, config: str, command: list[str] = LAUNCH, environment=None, **values) -> dict:
+    options = ["--config", f"recipes/configs/{recipe}/{config}.yaml", *as_options(**values)]
+    result = launch(recipe, *options, command=command, environment=environment)
     assert result.returncode == 0, result.stderr
     return json.loads((Path(values["output_dir"]) / "metrics.json").read_text())
 
@@ -59,12 +61,10 @@ def test_the_checkpoint_says_what_it_was_trained_on(pretrained):
     assert "## Training data" in (pretrained / "README.md").read_text()
 
 
-def test_sft_from_that_checkpoint_lowers_it_too(pretrained, tmp_path):
-    metrics = run("sft", "tiny", from_weight=pretrained, output_dir=tmp_path / "sft", **QUICK)
-    assert metrics["after"]["eval_loss"] < metrics["before"]["eval_loss"] - 0.5
-    # the saved tokenizer carries the inference template, which every engine reads, not the training twin
-    assert "generation %}" not in (tmp_path / "sft" / "chat_template.jinja").read_text()
-    assert (tmp_path / "sft" / "chat_template.jinja").read_text() == inference_template("minimind3")
+def test_the_saved_tokenizer_carries_the_inference_template(pretrained):
+    """Which every engine reads, and not the training twin."""
+    template = (pretrained / "chat_template.jinja").read_text()
+    assert "generation %}" not in template and template == inference_template("minimind3")
 
 
 def test_prepared_data_is_reused_and_every_checkpoint_has_its_lock(pretrained, tmp_path):
@@ -81,6 +81,7 @@ def test_prepared_data_is_reused_and_every_checkpoint_has_its_lock(pretrained, t
         assert (tmp_path / "a" / folder / "mixture.lock.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_native_file_is_a_checkpoint_like_any_other(pretrained, tmp_path):
     save_native(load_model(pretrained), tmp_path / "pretrain_128.pth")
     tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
@@ -106,14 +107,55 @@ def test_evaluation_can_be_switched_off_and_lost_rows_are_counted(pretrained, tm
 
 
 @pytest.mark.parametrize(
-    ("recipe", "figure"), [("midtrain", "loss"), ("dpo", "rewards/accuracies"), ("reward", "accuracy")]
+    ("recipe", "figures"),
+    [
+        ("midtrain", ["perplexity", "bits_per_byte", "token_accuracy", "loss_tiny_midtrain"]),
+        ("sft", ["perplexity", "bits_per_byte", "token_accuracy", "loss_tiny_sft"]),
+        ("distill", ["perplexity", "bits_per_byte", "token_accuracy", "loss_tiny_distill", "divergence"]),
+        ("dpo", ["rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected"]),
+        ("reward", ["accuracy", "margin"]),
+    ],
 )
-def test_the_other_stages_train_and_measure(pretrained, tmp_path, recipe, figure):
-    metrics = run(recipe, "tiny", from_weight=pretrained, output_dir=tmp_path / recipe, **QUICK)
-    assert metrics["after"]["eval_loss"] < metrics["before"]["eval_loss"]
-    assert f"eval_{figure}" in metrics["before"] and f"eval_{figure}" in metrics["after"]
-    for file in ("model.safetensors", "mixture.lock.json", "curves.png", "README.md", "tokenizer.json"):
+def test_every_stage_trains_measures_and_reports(pretrained, tmp_path, recipe, figures):
+    """Held-out loss falls, the folder has all it should, and WandB got every figure under one name."""
+    start = {"teacher_model_name_or_path" if recipe == "distill" else "from_weight": pretrained}
+    options = QUICK | start | {"output_dir": tmp_path / recipe, "logging_steps": 5, "use_wandb": True}
+    metrics = run(recipe, "tiny", environment=offline_wandb(tmp_path), **options)
+    falls = "eval_divergence" if recipe == "distill" else "eval_loss"
+    assert metrics["after"][falls] < metrics["before"][falls]
+    for file in ("model.safetensors", "mixture.lock.json", "recipe.json", "curves.png", "README.md", "tokenizer.json"):
         assert (tmp_path / recipe / file).stat().st_size > 0
+    seen = wandb_history(tmp_path)
+    for name in (*TRAINING_FIGURES, "eval/loss", *(f"eval/{figure}" for figure in figures)):
+        assert len(seen.get(name, [])) >= 2, (name, sorted(seen))
+        assert all(math.isfinite(value) for value in seen[name]), name
+    for name in ("train/global_step", "train/num_input_tokens_seen", "train/epoch"):
+        assert seen[name] == sorted(seen[name])
+
+
+TRAINING_FIGURES = [
+    f"train/{name}"
+    for name in (
+        *("loss", "learning_rate", "grad_norm", "epoch", "global_step", "tokens_per_second", "samples_per_second"),
+        *("steps_per_second", "num_input_tokens_seen", "mfu_percent", "eta_minutes"),
+    )
+]
+
+
+def offline_wandb(folder: Path) -> dict[str, str]:
+    return {"WANDB_MODE": "offline", "WANDB_DIR": str(folder), "WANDB_SILENT": "true"}
+
+
+def wandb_history(folder: Path) -> dict[str, list[float]]:
+    """Every figure of the one offline run in a folder, in the order in which it was logged."""
+    [run_folder] = folder.glob("wandb/offline-run-*")
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run_folder)]
+    inspected = subprocess.run(command, capture_output=True, text=True, check=True)
+    seen: dict[str, list[float]] = {}
+    for row in map(json.loads, inspected.stdout.splitlines()):
+        for name, value in row["history"]["item"].items() if row.get("type") == "history" else ():
+            seen.setdefault(name, []).append(value)
+    return seen
 
 
 def test_evaluating_more_often_does_not_change_training(pretrained, tmp_path):
@@ -131,43 +173,24 @@ def test_dry_run_prints_the_plan_and_leaves_nothing(pretrained, tmp_path):
     config = ["--config", "recipes/configs/sft/tiny.yaml", "--dry_run"]
     result = launch("sft", *config, *as_options(from_weight=pretrained, output_dir=tmp_path / "sft", **QUICK))
     assert result.returncode == 0, result.stderr
-    for told in ("sft mixture", "plan: 20 steps of 16 rows", "of the tokens are learned", "⟦<think>", "s a step here"):
+    for told in (
+        "sft mixture",
+        "plan: 20 steps of 3 packed rows",
+        "of the tokens are learned",
+        "⟦<think>",
+        "s a step here",
+    ):
         assert told in result.stdout
     assert not (tmp_path / "sft").exists()
 
 
-def test_wandb_gets_every_figure_under_one_name(pretrained, tmp_path):
-    options = QUICK | {"from_weight": pretrained, "max_steps": 6, "eval_interval": 3, "logging_steps": 2}
-    config = ["--config", "recipes/configs/sft/tiny.yaml", "--use_wandb"]
-    environment = {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true"}
-    result = launch("sft", *config, *as_options(output_dir=tmp_path / "sft", **options), environment=environment)
-    assert result.returncode == 0, result.stderr
-    [folder] = tmp_path.glob("wandb/offline-run-*")
-    inspected = subprocess.run(
-        [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)], capture_output=True, text=True
-    )
-    rows = [json.loads(line) for line in inspected.stdout.splitlines()]
-    history = [row for row in rows if row.get("type") == "history"]
-    seen = {}
-    for row in history:
-        for name, value in row["history"]["item"].items():
-            seen.setdefault(name, []).append(value)
-    for name in (
-        *("loss", "learning_rate", "grad_norm", "epoch", "global_step", "tokens_per_second", "samples_per_second"),
-        *("steps_per_second", "num_input_tokens_seen", "mfu_percent", "eta_minutes"),
-    ):
-        assert f"train/{name}" in seen, sorted(seen)
-    for name in ("loss", "perplexity", "bits_per_byte", "token_accuracy", "loss_tiny_sft"):
-        assert f"eval/{name}" in seen, sorted(seen)
-    assert seen["train/num_input_tokens_seen"] == sorted(seen["train/num_input_tokens_seen"])
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["pretrain", "midtrain", "sft", "dpo", "reward"])
+@pytest.mark.parametrize("recipe", ["pretrain", "midtrain", "sft", "distill", "dpo", "reward"])
 def test_killed_and_resumed_it_ends_where_it_would_have(pretrained, tmp_path, recipe):
     """`kill -9` after the first checkpoint, then `--resume auto`: the same weights, bit for bit."""
     options = QUICK | {"max_steps": 12, "eval_interval": 0, "save_strategy": "steps", "save_steps": 4}
-    options |= {} if recipe == "pretrain" else {"from_weight": pretrained}
+    start = {"pretrain": None, "distill": "teacher_model_name_or_path"}.get(recipe, "from_weight")
+    options |= {start: pretrained} if start else {}
     run(recipe, "tiny", output_dir=tmp_path / "whole", **options)
     killed = as_options(output_dir=tmp_path / "killed", **options)
     command = [sys.executable, f"recipes/{recipe}.py", "--config", f"recipes/configs/{recipe}/tiny.yaml", *killed]
@@ -179,6 +202,32 @@ def test_killed_and_resumed_it_ends_where_it_would_have(pretrained, tmp_path, re
     assert not (tmp_path / "killed" / "model.safetensors").exists()
     run(recipe, "tiny", output_dir=tmp_path / "killed", resume="auto", **options)
     assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+
+
+def losses(folder: Path) -> list[float]:
+    """Of every step."""
+    [state] = folder.glob("checkpoint-*/trainer_state.json")
+    return [entry["loss"] for entry in json.loads(state.read_text())["log_history"] if "loss" in entry]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["sft", "dpo", "reward"])
+def test_however_a_step_is_made_up_the_losses_are_the_same(pretrained, tmp_path, recipe):
+    """Eight rows at once, one by one, and in two processes."""
+    options = {"from_weight": pretrained, "max_steps": 8, "eval_interval": 0, "logging_steps": 1, "warmup_steps": 0}
+    options |= {"save_strategy": "steps", "save_steps": 8}
+    two_processes = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for name, rows, accumulated, command in (
+        ("at once", 8, 1, LAUNCH),
+        ("one by one", 1, 8, LAUNCH),
+        ("two processes", 4, 1, two_processes),
+    ):
+        batch = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": accumulated}
+        run(recipe, "tiny", command=command, output_dir=tmp_path / name, **options, **batch)
+    together = losses(tmp_path / "at once")
+    assert len(together) == 8 and together[-1] != together[0]
+    assert losses(tmp_path / "one by one") == pytest.approx(together, abs=1e-4)
+    assert losses(tmp_path / "two processes") == pytest.approx(together, abs=1e-4)
 
 
 @pytest.mark.slow
@@ -198,22 +247,44 @@ def test_both_recipes_on_real_text(shared, tmp_path):
         assert metrics["after"]["eval_loss"] < metrics["before"]["eval_loss"] - 0.3, stage
 
 
-@pytest.mark.slow
-def test_the_demo_learns_its_skills(tmp_path):
-    """What `make demo` runs: from near 0 to at least 60% exact match on held-out prompts."""
-    command = [sys.executable, "-m", "minimind_trl.pipeline", "--output_dir", str(tmp_path / "demo")]
-    result = subprocess.run(
-        command, cwd=REPOSITORY, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True
-    )
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory) -> Path:
+    """What `make demo` leaves."""
+    folder = tmp_path_factory.mktemp("demo") / "demo"
+    command = [sys.executable, "-m", "minimind_trl.pipeline", "--output_dir", str(folder)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    report = json.loads((tmp_path / "demo" / "report.json").read_text())
+    return folder
+
+
+@pytest.mark.slow
+def test_the_demo_learns_its_skills(demo):
+    """From near 0 to at least 60% exact match on held-out prompts; preferences are told apart."""
+    report = json.loads((demo / "report.json").read_text())
     exact = {stage: figures["all"]["exact_match"] for stage, figures in report["exact_match"].items()}
-    assert exact["untrained"] < 0.05 and exact["pretrain"] < 0.1 and exact["sft"] >= 0.6
-    assert "exact match" in (tmp_path / "demo" / "report.md").read_text()
+    assert exact["untrained"] < 0.05 and exact["pretrain"] < 0.1 and exact["sft"] >= 0.6 and exact["dpo"] >= 0.6
+    after = {stage["stage"]: stage["after"] for stage in report["stages"]}
+    assert after["dpo"]["eval_rewards/accuracies"] > 0.8 and after["reward"]["eval_accuracy"] > 0.9
+    assert "exact match" in (demo / "report.md").read_text()
     # the checkpoint gives the same answers when asked again
-    sft = load_model(tmp_path / "demo" / "sft")
+    sft = load_model(demo / "sft")
     rows = [
         json.loads(line)
         for line in (REPOSITORY / "data_configs/tiny/data/sft_validation.jsonl").read_text().splitlines()
     ]
     assert exact_match_by_skill(sft, tiny_tokenizer(), rows)["all"]["exact_match"] == exact["sft"]
+
+
+@pytest.mark.slow
+def test_a_student_learns_more_from_a_teacher_than_from_the_rows_alone(demo, tmp_path):
+    """The same student, rows, steps and seed; seeds differ by 0.01."""
+    student = {"data_config": "data_configs/tiny/distill.yaml", "preset": "nano"}
+    taught = run("distill", "tiny", output_dir=tmp_path / "taught", teacher_model_name_or_path=demo / "sft", **student)
+    alone = yaml.safe_load((REPOSITORY / "recipes/configs/distill/tiny.yaml").read_text())
+    alone = alone | student | {"packing": False, "output_dir": tmp_path / "alone"}
+    del alone["teacher_model_name_or_path"]
+    result = launch("sft", *as_options(**alone))
+    assert result.returncode == 0, result.stderr
+    alone = json.loads((tmp_path / "alone" / "metrics.json").read_text())
+    assert taught["after"]["eval_loss"] < alone["after"]["eval_loss"] - 0.03

@@ -1,0 +1,55 @@
+"""The language-model head of training, for vocabularies that are small."""
+
+import functools
+import types
+
+import torch
+from trl.trainer.utils import FusedCausalLMOutput
+
+from ..models import MiniMindForCausalLM
+from ..models.modeling_minimind import load_balancing_loss
+
+# Up to here the logits of all learned positions fit; TRL's head, which works in tiles, is for larger ones.
+LARGEST_VOCABULARY = 32_768
+
+
+def add_learned_positions_head(model: MiniMindForCausalLM) -> None:
+    """Let `model(..., labels=labels, fused_lm_head=True)` compute logits of the learned positions only, at once.
+
+    The contract is that of TRL's `add_fused_lm_head`, which outside of Triton devices computes every position in
+    tiles: with 6,400 tokens that is two fifths of a training step on a CPU. And the balancing loss of a MoE is the
+    model's own instead of Mixtral's. Models with larger vocabularies keep TRL's head.
+    """
+    if model.config.vocab_size > LARGEST_VOCABULARY:
+        return
+    other_forward = model.forward
+
+    @functools.wraps(type(model).forward)  # `generate` looks at the signature
+    def forward(self, *args, fused_lm_head: bool = False, **kwargs):
+        if not fused_lm_head or kwargs.get("shift_labels") is not None:
+            return other_forward(*args, fused_lm_head=fused_lm_head, **kwargs)
+        labels = kwargs.pop("labels")[:, 1:]
+        kwargs.pop("num_items_in_batch", None)
+        outputs = self.model(*args, **kwargs | {"use_cache": False})
+        learned = labels != -100
+        targets = labels[learned]
+        logits = self.lm_head(outputs.last_hidden_state[:, :-1][learned]).float()
+        log_softmax = logits.log_softmax(-1)
+        log_probs = log_softmax.gather(-1, targets[:, None]).squeeze(-1)
+        with torch.no_grad():
+            entropy = -(log_softmax.exp() * log_softmax).sum(-1)
+            is_top1 = (logits.argmax(-1) == targets).float()
+        aux_loss = None
+        if outputs.router_logits:
+            shape = outputs.last_hidden_state.shape[:2]
+            aux_loss = load_balancing_loss(outputs.router_logits, self.config, shape, kwargs.get("attention_mask"))
+        log_probs, entropy, is_top1 = (
+            # masked_scatter keeps a batch without learned positions connected to the model
+            figure.new_zeros(learned.shape).masked_scatter(learned, figure)
+            for figure in (log_probs, entropy, is_top1)
+        )
+        return FusedCausalLMOutput(
+            log_probs=log_probs, entropy=entropy, is_top1=is_top1, label_mask=learned, aux_loss=aux_loss
+        )
+
+    model.forward = types.MethodType(forward, model)

@@ -1,0 +1,65 @@
+"""The head of training: the same figures as TRL's, from fewer positions."""
+
+import copy
+
+import pytest
+import torch
+from trl.trainer.utils import add_fused_lm_head
+
+from minimind_trl.models import MiniMindForCausalLM
+from minimind_trl.trainers import add_learned_positions_head
+from tests.conftest import small_config
+
+
+def batch(config, learned: float) -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    ids = torch.randint(0, config.vocab_size, (3, 20))
+    attention_mask = torch.ones_like(ids)
+    attention_mask[1, 15:] = 0
+    labels = ids.masked_fill((torch.rand(ids.shape) >= learned) | (attention_mask == 0), -100)
+    return {"input_ids": ids, "attention_mask": attention_mask, "labels": labels}
+
+
+def outputs_and_gradient(model, inputs):
+    outputs = model(**inputs, fused_lm_head=True)
+    (-outputs.log_probs.sum()).backward()
+    return outputs, model.lm_head.weight.grad
+
+
+@pytest.mark.parametrize("learned", [1.0, 0.3, 0.0])
+def test_its_figures_are_those_of_trl(learned):
+    theirs = MiniMindForCausalLM(small_config("dense3"))
+    ours = copy.deepcopy(theirs)
+    add_fused_lm_head(theirs, outputs=("log_probs", "entropy", "is_top1"))
+    add_learned_positions_head(ours)
+    inputs = batch(ours.config, learned)
+    expected, gradient = outputs_and_gradient(theirs, inputs)
+    outputs, our_gradient = outputs_and_gradient(ours, inputs)
+    for name in ("log_probs", "entropy", "is_top1", "label_mask"):
+        torch.testing.assert_close(outputs[name].float(), expected[name].float(), msg=name)
+    torch.testing.assert_close(our_gradient, gradient)
+
+
+def test_the_balancing_loss_is_the_models_own():
+    model = MiniMindForCausalLM(small_config("moe2"))
+    inputs = batch(model.config, 1.0)
+    expected = model(**inputs, output_router_logits=True).aux_loss
+    add_learned_positions_head(model)
+    outputs = model(**inputs, output_router_logits=True, fused_lm_head=True)
+    torch.testing.assert_close(outputs.aux_loss, expected)
+
+
+def test_without_it_the_forward_is_as_before():
+    model = MiniMindForCausalLM(small_config("dense3")).eval()
+    ids = batch(model.config, 1.0)["input_ids"]
+    logits, answer = model(ids).logits, model.generate(ids, max_new_tokens=3, do_sample=False)
+    add_learned_positions_head(model)
+    assert torch.equal(model(ids).logits, logits)
+    assert torch.equal(model.generate(ids, max_new_tokens=3, do_sample=False), answer)
+
+
+def test_a_large_vocabulary_keeps_trls_head():
+    model = MiniMindForCausalLM(small_config("dense3", vocab_size=40_000, hidden_size=8, num_hidden_layers=1))
+    before = model.forward
+    add_learned_positions_head(model)
+    assert model.forward == before
