@@ -169,7 +169,10 @@ def parse_arguments(config: type, *, lora: bool = True) -> tuple:
         InputError: an option that does not exist (with the nearest one that does), or an unreadable config file.
     """
     wanted = (RecipeArguments, config, LoraArguments) if lora else (RecipeArguments, config)
-    parser = TrlParser(wanted, allow_abbrev=False)  # or `--learning_rat` would pass for `--learning_rate`
+    about = (sys.modules["__main__"].__doc__ or "").partition("\n")[0]
+    usage = "%(prog)s [--config FILE.yaml] [--option VALUE ...]"
+    # without allow_abbrev, `--learning_rat` would pass for `--learning_rate`
+    parser = TrlParser(wanted, allow_abbrev=False, usage=usage, description=about)
     try:
         args, config, *rest = parser.parse_args_and_config()
     except FileNotFoundError as error:

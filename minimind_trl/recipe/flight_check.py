@@ -80,7 +80,7 @@ def _batch_problems(trainer, data: DatasetDict) -> list[str]:
     batch = config.per_device_train_batch_size * config.gradient_accumulation_steps * config.world_size
     rows = len(trainer.train_dataset)
     if not rows:
-        return [f"no training row has a token to learn from within max_length={config.max_length}"]
+        return [f"no training row is left within --max_length {config.max_length}"]
     if rows >= batch:
         return []
     fitting = rows // (config.gradient_accumulation_steps * config.world_size)

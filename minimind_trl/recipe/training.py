@@ -171,6 +171,8 @@ def train_reward(args, config, lora, model, tokenizer, data: DatasetDict, mixer:
         eval_dataset=capped(args, config, data["validation"]),
         peft_config=get_peft_config(lora),
     )
+    if dropped := _missing(trainer.train_dataset, data["train"]):
+        trainer.accelerator.print(f"data: {dropped} train rows dropped: longer than max_length={config.max_length}")
     return run(trainer, args, tokenizer, data, mixer)
 
 
@@ -244,6 +246,11 @@ def _leave_results(
         shown = {name: figures[f"eval_{name}"] for name in _SHOWN if f"eval_{name}" in figures}
         print(f"held-out {when} training: " + ", ".join(f"{name} {value:.4f}" for name, value in shown.items()))
     print(f"saved to {folder}")
+
+
+def _missing(prepared: Dataset | IterableDataset, rows: Dataset | IterableDataset) -> int:
+    """How many rows a trainer has dropped; 0 for a stream, of which nobody knows."""
+    return 0 if isinstance(prepared, IterableDataset) else len(rows) - len(prepared)
 
 
 def _remove_if_empty(folder: str) -> None:

@@ -72,8 +72,9 @@ def test_prepared_data_is_reused_and_every_checkpoint_has_its_lock(pretrained, t
     options |= {"use_prepared": True, "prepared_dir": tmp_path / "prepared"}
     config, files = ["--config", "recipes/configs/sft/tiny.yaml"], tmp_path / "prepared" / "sft_sft"
     times = []
-    for name in ("a", "b"):
-        result = launch("sft", *config, *as_options(output_dir=tmp_path / name, save_strategy="steps", **options))
+    for name, more in (("a", {}), ("b", {"dry_run": True})):
+        options |= {"output_dir": tmp_path / name, **more}
+        result = launch("sft", *config, *as_options(save_strategy="steps", **options))
         assert result.returncode == 0, result.stderr
         times.append({file.name: file.stat().st_mtime_ns for file in files.iterdir()})
     assert times[0] == times[1]
@@ -169,6 +170,13 @@ def weights(folder: Path) -> bytes:
     return (folder / "model.safetensors").read_bytes()
 
 
+def test_help_has_our_options_first():
+    lines = launch("sft", "--help", command=[sys.executable]).stdout.splitlines()
+    assert lines[0] == "usage: sft.py [--config FILE.yaml] [--option VALUE ...]"
+    groups = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
+    assert groups[:4] == ["options:", "minimind-trl:", "TRL and transformers:", "LoRA (of TRL's ModelConfig):"]
+
+
 def test_dry_run_prints_the_plan_and_leaves_nothing(pretrained, tmp_path):
     config = ["--config", "recipes/configs/sft/tiny.yaml", "--dry_run"]
     result = launch("sft", *config, *as_options(from_weight=pretrained, output_dir=tmp_path / "sft", **QUICK))
@@ -245,6 +253,24 @@ def test_both_recipes_on_real_text(shared, tmp_path):
             values["from_weight"] = tmp_path / "pretrain"
         metrics = run(stage, "tiny", **values)
         assert metrics["after"]["eval_loss"] < metrics["before"]["eval_loss"] - 0.3, stage
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("recipe", "figure"), [("dpo", "rewards/accuracies"), ("reward", "accuracy")])
+def test_real_preferences_are_reported_with_an_interval(pretrained, shared, tmp_path, recipe, figure):
+    """A tiny model learns little from 300 of them; the interval says so."""
+    source = {"name": "hh", "source": str(shared / "data" / "real" / "hh_rlhf.jsonl")}
+    mixture = {"metadata": {"phase": recipe, "max_seq_length": 256}, "datasets": [source], "validation": {"ratio": 0.2}}
+    (tmp_path / "hh.yaml").write_text(yaml.safe_dump(mixture))
+    options = QUICK | {"from_weight": pretrained, "data_config": tmp_path / "hh.yaml", "eval_batches": 100}
+    trained = run(recipe, "tiny", output_dir=tmp_path / "run", **options)["after"]
+    command = [sys.executable, "-m", "minimind_trl.cli", "eval", str(tmp_path / "run"), "--output", str(tmp_path / "e")]
+    reference = {"baseline": pretrained} if recipe == "dpo" else {}
+    options = as_options(data_config=tmp_path / "hh.yaml", **reference)
+    subprocess.run([*command, *options], cwd=REPOSITORY, check=True, capture_output=True)
+    found = json.loads((tmp_path / "e").read_text())["figures"]["model"][f"eval_{figure}"]
+    assert found["low"] < found["value"] < found["high"] and found["count"] >= 30
+    assert found["value"] == pytest.approx(trained[f"eval_{figure}"], abs=0.05)  # TRL takes the mean over batches
 
 
 @pytest.fixture(scope="session")
