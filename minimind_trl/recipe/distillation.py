@@ -68,7 +68,15 @@ def load_teacher(name: str, student: MiniMindForCausalLM) -> MiniMindForCausalLM
 
 
 class RecipeGKDTrainer(HeldOutEvaluation, GKDTrainer):
-    """GKDTrainer with the recipes' evaluation, and how far the student still is from its teacher."""
+    """GKDTrainer with the recipes' evaluation, how far the student still is from its teacher, and balanced experts."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if self.model.training and outputs.aux_loss is not None:
+            # GKDTrainer leaves a mixture of experts unbalanced. A sum over the step's tokens is accumulated as it is.
+            steps = self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
+            loss = loss + self.model.config.router_aux_loss_coef * outputs.aux_loss / steps
+        return (loss, outputs) if return_outputs else loss
 
     def _held_out_figures(self) -> dict[str, float]:
         return super()._held_out_figures() | {"eval_divergence": self._divergence()}
