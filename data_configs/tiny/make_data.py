@@ -42,7 +42,7 @@ ROWS = {  # train and validation rows; per skill for the chats
     "midtrain": (600, 90),
     "sft": (600, 50),
     "dpo": (150, 20),
-    "rlaif": (60, 50),
+    "rlaif": (400, 50),
 }
 HARD_SHARE = {"pretrain": 0.25, "midtrain": 0.75, "sft": 0.25, "dpo": 0.25, "rlaif": 0.25}
 

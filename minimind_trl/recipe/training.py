@@ -12,6 +12,7 @@ from trl import DPOTrainer, RewardTrainer, SFTTrainer, get_peft_config, pack_dat
 from ..data import LOCK, DatasetMixer
 from ..errors import InputError
 from ..evaluation import held_out_figures
+from ..evaluation.held_out import evaluating
 from ..files import write_json
 from ..tokenization import with_training_template
 from ..trainers import (
@@ -60,7 +61,8 @@ class HeldOutEvaluation(MeteredTrainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         with self._clock.paused():
             figures = self._held_out_figures()
-        self.log(figures)
+        with evaluating(self.model):  # or TRL would take this log for one of training, and empty that
+            self.log(figures)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
         return figures
 

@@ -1,5 +1,6 @@
 """The language-model head of training, for vocabularies that are small."""
 
+import copy
 import functools
 import types
 
@@ -13,12 +14,23 @@ from ..models.modeling_minimind import load_balancing_loss
 LARGEST_VOCABULARY = 32_768
 
 
-def add_learned_positions_head(model: MiniMindForCausalLM) -> None:
+def unpatched_copy(model: torch.nn.Module) -> torch.nn.Module:
+    """A copy with the forward of its class: those that trainers put in its place would go on calling the original's."""
+    copied = copy.deepcopy(model)
+    for module in copied.modules():
+        module.__dict__.pop("forward", None)
+    return copied
+
+
+def add_learned_positions_head(model: MiniMindForCausalLM, temperature: float = 1.0) -> None:
     """Let `model(..., labels=labels, fused_lm_head=True)` compute logits of the learned positions only, at once.
 
     The contract is that of TRL's `add_fused_lm_head`, which outside of Triton devices computes every position in
     tiles: with 6,400 tokens that is two fifths of a training step on a CPU. And the balancing loss of a MoE is the
     model's own instead of Mixtral's. Models with larger vocabularies keep TRL's head.
+
+    Args:
+        temperature: logits are divided by it, for the log-probabilities of what was sampled at it.
     """
     if model.config.vocab_size > LARGEST_VOCABULARY:
         return
@@ -33,7 +45,7 @@ def add_learned_positions_head(model: MiniMindForCausalLM) -> None:
         outputs = self.model(*args, **kwargs | {"use_cache": False})
         learned = labels != -100
         targets = labels[learned]
-        logits = self.lm_head(outputs.last_hidden_state[:, :-1][learned]).float()
+        logits = self.lm_head(outputs.last_hidden_state[:, :-1][learned]).float() / temperature
         log_softmax = logits.log_softmax(-1)
         log_probs = log_softmax.gather(-1, targets[:, None]).squeeze(-1)
         with torch.no_grad():

@@ -1,0 +1,7 @@
+"""Rewards for online RL: named functions and reward models, all `fn(prompts, completions, **columns) -> list`."""
+
+from .loading import PRESETS, REWARDS, load_rewards
+from .models import RewardModel
+from .reward import Reward
+
+__all__ = ["PRESETS", "REWARDS", "Reward", "RewardModel", "load_rewards"]

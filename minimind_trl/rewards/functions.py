@@ -1,0 +1,191 @@
+"""The named reward functions. What is keyword-only is a parameter of the reward, and all else a column of the data."""
+
+import json
+import re
+from collections.abc import Iterator
+
+from trl.rewards import think_format_reward
+
+from ..errors import InputError
+from ..evaluation.answers import position_score
+from .reward import text_of
+
+_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+_WORDS = re.compile(r"\w+|[^\w\s]")
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+_MARKED_ANSWER = re.compile(r"(?:####|[Tt]he answer is:?)\s*(.+?)\s*$")  # GSM8K's, MetaMathQA's
+
+
+def answer_of(completion: str | list[dict]) -> str:
+    """What stands after the reasoning."""
+    return text_of(completion).rpartition("</think>")[2]
+
+
+def exact_match(completions: list, answer: list[str], **_) -> list[float]:
+    """1 where the answer is the right one but for white space, else 0."""
+    return [
+        float(answer_of(given).split() == str(right).split()) for given, right in zip(completions, answer, strict=True)
+    ]
+
+
+def position_match(completions: list, answer: list[str], **_) -> list[float]:
+    """The share of words that stand where the right answer has them: a graded `exact_match`."""
+    return [position_score(answer_of(given), str(right)) for given, right in zip(completions, answer, strict=True)]
+
+
+def math_accuracy(completions: list, answer: list[str], **_) -> list[float | None]:
+    """1 where `math_verify` finds the answer equal to the right one, else 0; None where the right one is no number.
+
+    Of right answers with working, such as GSM8K's "... #### 42", the end counts. Of the model's the last number or
+    formula does, a `\\boxed{}` one first.
+    """
+    try:
+        from math_verify import parse, verify
+    except ImportError as error:
+        raise InputError("reward math_accuracy needs math-verify: pip install 'minimind-trl[rl]'") from error
+
+    def score(given: str, right: str) -> float | None:
+        marked = _MARKED_ANSWER.search(right)
+        gold = parse(marked[1] if marked else right)
+        if not gold:
+            return None
+        return float(verify(gold, parse(given)))
+
+    return [score(answer_of(given), str(right)) for given, right in zip(completions, answer, strict=True)]
+
+
+def regex(completions: list, *, pattern: str, **_) -> list[float]:
+    """1 where the whole completion has the form `pattern` (of Python's `re`; `.` matches line ends), else 0."""
+    try:
+        form = re.compile(pattern, re.DOTALL)
+    except re.error as error:
+        raise InputError(f"reward regex: {pattern!r} is not a regular expression: {error}") from error
+    return [float(form.fullmatch(text_of(given).strip()) is not None) for given in completions]
+
+
+def think_format(completions: list, **_) -> list[float]:
+    """1 where the completion is `<think>`, reasoning, `</think>`, an answer; else 0. TRL's `think_format_reward`."""
+    return think_format_reward([[{"role": "assistant", "content": text_of(given)}] for given in completions])
+
+
+def tag_count(completions: list, *, tags: str = "<think> </think> <answer> </answer>", **_) -> list[float]:
+    """The share of `tags` (separated by spaces) that occur exactly once. MiniMind2's `mark_num` (train_grpo.py)."""
+    wanted = tags.split()
+    return [sum(text_of(given).count(tag) == 1 for tag in wanted) / len(wanted) for given in completions]
+
+
+def length(
+    completions: list,
+    completion_ids: list[list[int]],
+    *,
+    low: int = 1,
+    high: int = 1_000_000,
+    unit: str = "tokens",
+    inside: float = 1.0,
+    outside: float = 0.0,
+    **_,
+) -> list[float]:
+    """`inside` where the completion has from `low` to `high` tokens or, with `unit=characters`, characters."""
+    if unit not in ("tokens", "characters"):
+        raise InputError(f"reward length: unit {unit!r} is neither tokens nor characters")
+    if unit == "tokens":
+        lengths = [len(ids) for ids in completion_ids]
+    else:
+        lengths = [len(text_of(given).strip()) for given in completions]
+    return [inside if low <= count <= high else outside for count in lengths]
+
+
+def repetition_penalty(completions: list, *, ngram: int = 3, cap: float = 0.5, **_) -> list[float]:
+    """-min(cap, 2 cap s), s the share of n-grams of the answer's words that it had already.
+
+    MiniMind-3's `rep_penalty` (train_grpo.py). TRL's `get_repetition_penalty_reward` counts words between spaces.
+    """
+
+    def penalty(text: str) -> float:
+        words = _WORDS.findall(text.lower())
+        grams = [tuple(words[at : at + ngram]) for at in range(len(words) - ngram + 1)]
+        return -min(cap, 2 * cap * (1 - len(set(grams)) / len(grams))) if grams else 0.0
+
+    return [penalty(answer_of(given).strip()) for given in completions]
+
+
+def thinking(completions: list, *, low: int = 20, high: int = 300, **_) -> list[float]:
+    """MiniMind-3's reward of reasoning (train_grpo.py): 0 without `</think>`.
+
+    Else 1 where the reasoning has from `low` to `high` characters and -0.5 where not, and 0.25 more where there is one
+    `</think>`, 0.25 less where there are several.
+    """
+
+    def score(text: str) -> float:
+        reasoning, end, _ = text.partition("</think>")
+        if not end:
+            return 0.0
+        reasoning = reasoning.replace("<think>", "", 1).strip()
+        return (1.0 if low <= len(reasoning) <= high else -0.5) + (0.25 if text.count(end) == 1 else -0.25)
+
+    return [score(text_of(given)) for given in completions]
+
+
+def tool_calls(completions: list, gt: list, **columns) -> list[float]:
+    """The share of `gt`, the strings that a right answer holds, that the last message has outside of its calls.
+
+    Numbers are compared as numbers. 0 where a call (`<tool_call>{"name", "arguments"}</tool_call>`, or a message's
+    `tool_calls`) is not JSON, has no name, or names none of the row's `tools`.
+    """
+    tools = columns.get("tools") or [None] * len(completions)
+    return [
+        _held(_CALL.sub("", answer_of(given)), right) if _calls_are_valid(given, known) else 0.0
+        for given, right, known in zip(completions, gt, tools, strict=True)
+    ]
+
+
+def reasoning_gym(completions: list, answer: list, metadata: list, **_) -> list[float]:
+    """The score, from 0 to 1, of the task's own scorer in `reasoning_gym`; `metadata` is a row's, or its JSON."""
+    try:
+        from reasoning_gym import get_score_answer_fn
+    except ImportError as error:
+        raise InputError("reward reasoning_gym needs its package: pip install reasoning-gym") from error
+
+    def score(given: str, right: str, about: dict | str) -> float:
+        about = json.loads(about) if isinstance(about, str) else about
+        if not isinstance(about, dict) or "source_dataset" not in about:
+            raise InputError(f"reward reasoning_gym: the column metadata has no source_dataset: {about!r}")
+        entry = {"answer": right, "metadata": about}
+        return float(get_score_answer_fn(about["source_dataset"])(answer=given.strip(), entry=entry))
+
+    return [score(answer_of(given), *rest) for given, *rest in zip(completions, answer, metadata, strict=True)]
+
+
+def _held(text: str, wanted: list | str) -> float:
+    wanted = [wanted] if isinstance(wanted, str) else list(wanted)
+    if not wanted:
+        return 0.0
+    numbers = {float(number.replace(",", "")) for number in _NUMBER.findall(text)}
+    return sum(_is_held(str(part).strip(), text, numbers) for part in wanted) / len(wanted)
+
+
+def _is_held(part: str, text: str, numbers: set[float]) -> bool:
+    if _NUMBER.fullmatch(part):
+        return any(abs(float(part.replace(",", "")) - number) < 1e-6 for number in numbers)
+    return part.lower() in text.lower()
+
+
+def _calls_are_valid(completion: str | list[dict], tools: str | list | None) -> bool:
+    tools = json.loads(tools) if isinstance(tools, str) else tools
+    known = {tool.get("function", tool).get("name") for tool in tools or []}
+    names = list(_called(completion))
+    return all(name and (not known or name in known) for name in names)
+
+
+def _called(completion: str | list[dict]) -> Iterator[str | None]:
+    """Names of the functions that are called; None for a call that cannot be read."""
+    messages = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
+    for message in messages:
+        for call in message.get("tool_calls") or []:
+            yield call.get("function", call).get("name")
+        for text in _CALL.findall(message.get("content") or ""):
+            try:
+                call = json.loads(text)
+                yield call["name"] if isinstance(call["arguments"], (dict, str)) else None
+            except (ValueError, KeyError, TypeError):
+                yield None

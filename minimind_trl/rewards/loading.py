@@ -1,0 +1,161 @@
+"""From what is written on a command line or in YAML to reward functions."""
+
+import importlib
+import inspect
+import math
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from ..errors import InputError, nearest
+from . import functions
+from .models import RewardModel, is_reward_model
+from .reward import Reward
+
+# Name: function, and the range of its values.
+REWARDS: dict[str, tuple[Callable, float, float]] = {
+    "exact_match": (functions.exact_match, 0, 1),
+    "position_match": (functions.position_match, 0, 1),
+    "math_accuracy": (functions.math_accuracy, 0, 1),
+    "regex": (functions.regex, 0, 1),
+    "think_format": (functions.think_format, 0, 1),
+    "tag_count": (functions.tag_count, 0, 1),
+    "length": (functions.length, -math.inf, math.inf),  # its parameters tell
+    "repetition_penalty": (functions.repetition_penalty, -math.inf, 0),
+    "thinking": (functions.thinking, -0.75, 1.25),
+    "tool_calls": (functions.tool_calls, 0, 1),
+    "reasoning_gym": (functions.reasoning_gym, 0, 1),
+}
+
+# MiniMind's own mixes (train_grpo.py of each generation): `minimind3:reward_model=PATH`.
+PRESETS: dict[str, tuple[tuple[str, float], ...]] = {
+    "minimind2": (
+        ("tag_count", 1.0),
+        (r"regex:pattern='<think>\n.*?\n</think>\n+<answer>\n.*?\n</answer>'", 0.5),
+        ("reward_model:{reward_model},answer_share=0.6", 1.0),
+    ),
+    "minimind3": (
+        ("length:low=20,high=800,unit=characters,inside=0.5,outside=-0.5", 1.0),
+        ("thinking", 1.0),
+        ("repetition_penalty", 1.0),
+        ("reward_model:{reward_model}", 1.0),
+    ),
+}
+
+
+def load_rewards(specs: Sequence[str], weights: Sequence[float] | None = None) -> tuple[list[Reward], list[float]]:
+    """Reward functions and their weights.
+
+    Args:
+        specs: each one of
+
+            - a name of `REWARDS`, with parameters where it has some: `length:low=5,high=20`;
+            - `reward_model:PATH`, with `RewardModel`'s parameters, or just the path of a reward model;
+            - a preset: `minimind3:reward_model=PATH`;
+            - `module:function`, a function of your own, from the working directory or an installed package.
+        weights: one for each of `specs`; of a preset it multiplies the preset's own. Default: 1.
+
+    Raises:
+        InputError: one line for every spec that cannot be used.
+    """
+    if not specs:
+        raise InputError("no reward: give --reward_funcs, such as exact_match or the folder of a reward model")
+    weights = [1.0] * len(specs) if weights is None else list(weights)
+    if len(weights) != len(specs):
+        raise InputError(f"--reward_weights has {len(weights)} values, --reward_funcs {len(specs)}: give one for each")
+    rewards, shares, problems = [], [], []
+    for spec, weight in zip(specs, weights, strict=True):
+        try:
+            for part, share in _expanded(str(spec)):
+                rewards.append(_load(part))
+                shares.append(share * weight)
+        except InputError as error:
+            problems.append(f"--reward_funcs {spec}: {error}")
+    names = [reward.__name__ for reward in rewards]
+    problems += [f"--reward_funcs: {name} is given twice" for name in sorted({n for n in names if names.count(n) > 1})]
+    if problems:
+        raise InputError("\n".join(problems))
+    return rewards, shares
+
+
+def _expanded(spec: str) -> list[tuple[str, float]]:
+    name, _, rest = spec.partition(":")
+    if name not in PRESETS:
+        return [(spec, 1.0)]
+    given = _parameters(rest)
+    if set(given) != {"reward_model"}:
+        raise InputError(f"MiniMind scores with a reward model too: {name}:reward_model=PATH, and nothing else")
+    return [(part.format(**given) if "{reward_model}" in part else part, share) for part, share in PRESETS[name]]
+
+
+def _load(spec: str) -> Reward:
+    name, _, rest = spec.partition(":")
+    if name in REWARDS:
+        function, low, high = REWARDS[name]
+        function = partial(function, **_checked(function, _parameters(rest)))
+        settings = inspect.signature(function).parameters
+        if name == "length":
+            low, high = sorted((settings["inside"].default, settings["outside"].default))
+        elif name == "repetition_penalty":
+            low = -settings["cap"].default
+        return Reward(function, name, low, high)
+    if name == "reward_model" or is_reward_model(spec):
+        path, _, options = (rest if name == "reward_model" else spec).partition(",")
+        model = RewardModel(path, **_checked(RewardModel, _parameters(options)))
+        return Reward(model, "reward_model", model.low, model.high)
+    if rest:
+        return Reward(_imported(name, rest), rest)
+    known = [*REWARDS, *PRESETS, "reward_model"]
+    raise InputError(
+        f"no such reward{nearest(name, known)}; known: {', '.join(known)}, a model's path, module:function"
+    )
+
+
+def _parameters(text: str) -> dict[str, Any]:
+    """`low=5,high=20` as a mapping; a quoted value may have commas."""
+    parts, quoted = [""], False
+    for character in text:
+        quoted ^= character == "'"
+        if character == "," and not quoted:
+            parts.append("")
+        else:
+            parts[-1] += character
+    pairs = [part.partition("=") for part in parts if part]
+    if any(not equals for _, equals, _ in pairs):
+        raise InputError(f"{text!r} is not name=value,name=value")
+    return {name.strip(): value[1:-1] if value[:1] == "'" else yaml.safe_load(value) for name, _, value in pairs}
+
+
+def _checked(function: Callable, given: dict[str, Any]) -> dict[str, Any]:
+    """Parameters in the types that the function declares: what is keyword-only, or a class's all but the first."""
+    signature = list(inspect.signature(function).parameters.items())
+    is_class = inspect.isclass(function)
+    known = dict(signature[1:]) if is_class else {name: p for name, p in signature if p.kind is p.KEYWORD_ONLY}
+    for name in given:
+        if name not in known:
+            raise InputError(f"no parameter {name!r}{nearest(name, known, listed=True)}")
+    missing = [name for name, p in known.items() if p.default is p.empty and name not in given]
+    if missing:
+        raise InputError(f"needs {', '.join(missing)}: name:{missing[0]}=VALUE")
+    try:
+        return {name: TypeAdapter(known[name].annotation).validate_python(value) for name, value in given.items()}
+    except ValidationError as error:
+        raise InputError(f"{error.errors()[0]['msg']}: {error.errors()[0]['input']!r}") from error
+
+
+def _imported(module_name: str, function_name: str) -> Callable:
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # as of `python -m`: a script's own folder comes first otherwise
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise InputError(f"cannot import {module_name}: {type(error).__name__}: {error}") from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        known = [name for name, value in vars(module).items() if callable(value)]
+        raise InputError(f"{module_name} has no function {function_name!r}{nearest(function_name, known)}")
+    return function

@@ -1,0 +1,117 @@
+"""Reward models as reward functions."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+
+from ..errors import InputError
+from .reward import text_of
+
+_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+
+
+class RewardModel:
+    """Scores of a sequence-classification model with one label, or of a model with InternLM's `get_score`.
+
+    The model reads prompt and completion through its own tokenizer and chat template.
+
+    Args:
+        name: directory or Hub id, such as the output of `recipes/reward.py`.
+        low, high: scores are clipped to this range (MiniMind's: -3 to 3).
+        answer_share: where a completion has an `<answer>`, that much of the score is the answer's alone (MiniMind2's
+            reward of reasoning: 0.6).
+        batch_size: completions at once.
+        trust_remote_code: run the code that comes with the model; needed for `get_score`.
+
+    Raises:
+        InputError: no reward model is there, or its tokenizer is of another vocabulary.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        low: float = -3.0,
+        high: float = 3.0,
+        answer_share: float = 0.0,
+        batch_size: int = 32,
+        trust_remote_code: bool = False,
+    ):
+        self.low, self.high, self.answer_share, self.batch_size = low, high, answer_share, batch_size
+        try:
+            config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+            self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        except (OSError, ValueError) as error:
+            raise InputError(f"reward model {name}: {str(error).splitlines()[0]}") from error
+        if len(self.tokenizer) > config.get_text_config().vocab_size:
+            raise InputError(
+                f"reward model {name} has {config.get_text_config().vocab_size} tokens, its tokenizer "
+                f"{len(self.tokenizer)}: they do not belong together"
+            )
+        self.model = _load(name, config, trust_remote_code).eval().requires_grad_(False)
+        config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
+        self.model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
+
+    def __call__(self, prompts: list, completions: list, **_: Any) -> list[float]:
+        """A score for each completion, clipped."""
+        self.model.to(PartialState().device)
+        scores = self._scores([_messages(*pair) for pair in zip(prompts, completions, strict=True)])
+        answers = {row: _ANSWER.search(text_of(completion)) for row, completion in enumerate(completions)}
+        with_answer = [row for row, answer in answers.items() if answer and self.answer_share]
+        if with_answer:
+            shorter = [_messages(prompts[row], answers[row][1].strip()) for row in with_answer]
+            for row, score in zip(with_answer, self._scores(shorter), strict=True):
+                scores[row] += self.answer_share * (score - scores[row])
+        return scores
+
+    @torch.inference_mode()
+    def _scores(self, conversations: list[list[dict]]) -> list[float]:
+        if hasattr(self.model, "get_score"):
+            scores = [float(self.model.get_score(self.tokenizer, messages)) for messages in conversations]
+        else:
+            scores = []
+            for start in range(0, len(conversations), self.batch_size):
+                batch = self.tokenizer.apply_chat_template(
+                    conversations[start : start + self.batch_size],
+                    padding=True,
+                    tokenizer_kwargs={"padding_side": "right"},
+                    return_dict=True,
+                    return_tensors="pt",
+                ).to(self.model.device)
+                scores += self.model(**batch).logits[:, 0].float().tolist()
+        return [min(max(score, self.low), self.high) for score in scores]
+
+
+def _load(name: str, config: Any, trust_remote_code: bool) -> torch.nn.Module:
+    made_for = (config.architectures or ["?"])[0]
+    if made_for.endswith("ForSequenceClassification"):
+        if config.num_labels != 1:
+            raise InputError(f"reward model {name} has {config.num_labels} labels; a reward model has one")
+        return AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=trust_remote_code)
+    if trust_remote_code:
+        model = AutoModel.from_pretrained(name, trust_remote_code=True)
+        if hasattr(model, "get_score"):
+            return model
+    raise InputError(
+        f"reward model {name} is a {made_for}: train a reward model with recipes/reward.py; one with a get_score of "
+        "its own also needs trust_remote_code=true"
+    )
+
+
+def _messages(prompt: str | list[dict], completion: str | list[dict]) -> list[dict]:
+    asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    said = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
+    return [*asked, *said]
+
+
+def is_reward_model(name: str) -> bool:
+    """Whether a path or Hub id names a model rather than a function."""
+    try:
+        architectures = json.loads((Path(name) / "config.json").read_text(encoding="utf-8")).get("architectures")
+        return bool(architectures)
+    except (OSError, ValueError):
+        return "/" in name and ":" not in name

@@ -1,0 +1,108 @@
+"""A reward function with a name, a range and no way to fail unnoticed."""
+
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ..errors import InputError
+
+_GIVEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
+_SHOWN = 80
+
+
+class Reward:
+    """A reward function as TRL calls it, whose answers are checked.
+
+    Args:
+        function: `fn(prompts=..., completions=..., completion_ids=..., **columns)`, a number for each completion, or
+            None where it does not apply.
+        name: for logs and messages.
+        low, high: the range of its values, where it is known; a value outside is an error.
+
+    Calling it raises:
+        InputError: the function failed (the row is named), or returned something else than one finite number or
+            None per completion.
+    """
+
+    def __init__(self, function: Callable[..., list], name: str, low: float = -math.inf, high: float = math.inf):
+        self.function, self.low, self.high = function, low, high
+        self.__name__ = name
+
+    def columns(self) -> list[str]:
+        """Columns of the data set that the function cannot do without."""
+        return list(_required(self.function))
+
+    def __call__(self, prompts: list, completions: list, **columns: Any) -> list[float | None]:
+        values = self._values(prompts, completions, columns)
+        if isinstance(values, str) or not hasattr(values, "__len__"):
+            raise InputError(
+                f"reward {self.__name__} returned {_short(values)}, not a list with a number for each of the "
+                f"{len(prompts)} completions"
+            )
+        if len(values) != len(prompts):
+            raise InputError(f"reward {self.__name__} returned {len(values)} values for {len(prompts)} completions")
+        return [self._checked(value, prompts[row], completions[row]) for row, value in enumerate(values)]
+
+    def _values(self, prompts: list, completions: list, columns: dict[str, Any]) -> Any:
+        try:
+            return self.function(prompts=prompts, completions=completions, **columns)
+        except Exception as error:
+            row = self._failing_row(prompts, completions, columns)
+            raise InputError(
+                f"reward {self.__name__} raised {type(error).__name__}: {error}"
+                + (f"; for the completion {_short(completions[row])} of {_short(prompts[row])}" if row >= 0 else "")
+            ) from error
+
+    def _failing_row(self, prompts: list, completions: list, columns: dict[str, Any]) -> int:
+        """The first row on which the function fails by itself; -1 where none does."""
+        for row in range(len(prompts)):
+            alone = {
+                name: value[row : row + 1] if isinstance(value, list) and len(value) == len(prompts) else value
+                for name, value in columns.items()
+            }
+            try:
+                self.function(prompts=prompts[row : row + 1], completions=completions[row : row + 1], **alone)
+            except Exception:
+                return row
+        return -1
+
+    def _checked(self, value: Any, prompt: Any, completion: Any) -> float | None:
+        if value is None:
+            return None
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise InputError(
+                f"reward {self.__name__} returned {_short(value)}, not a finite number or None, for the completion "
+                f"{_short(completion)} of {_short(prompt)}"
+            )
+        if not self.low <= number <= self.high:
+            raise InputError(
+                f"reward {self.__name__} returned {number:g}, outside its range [{self.low:g}, {self.high:g}], for the "
+                f"completion {_short(completion)}"
+            )
+        return number
+
+
+def text_of(completion: str | list[dict]) -> str:
+    """What the model said: of a conversation the last message of the assistant."""
+    if isinstance(completion, str):
+        return completion
+    said = [message.get("content") or "" for message in completion if message["role"] == "assistant"]
+    return said[-1] if said else ""
+
+
+def _required(function: Callable) -> Iterator[str]:
+    for parameter in inspect.signature(function).parameters.values():
+        is_column = parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.default is parameter.empty
+        if is_column and parameter.name not in _GIVEN:
+            yield parameter.name
+
+
+def _short(value: Any) -> str:
+    text = text_of(value) if isinstance(value, list) and value and isinstance(value[0], dict) else value
+    text = repr(text)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."

@@ -1,0 +1,121 @@
+"""The critic of PPO: a value for every token, trained inside the policy's forward pass."""
+
+import functools
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoConfig
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from ..errors import InputError
+from ..models import (
+    MiniMindForCausalLM,
+    MiniMindForSequenceClassification,
+    MiniMindForTokenClassification,
+)
+
+CRITIC = "critic"  # the submodule, and the folder beside the policy's files
+
+
+def make_critic(policy: MiniMindForCausalLM, name: str | None = None) -> MiniMindForTokenClassification:
+    """A value model: the policy's body, or that of a reward model or saved critic, under a head of one number.
+
+    A fresh head says 0; a reward model's says its score of what was read so far.
+
+    Raises:
+        InputError: `name` is no reward model or critic of MiniMind, or reads other tokens than the policy.
+    """
+    if name is None:
+        source, head = policy.model, None
+        config = policy.config
+    else:
+        model = _scoring_model(name)
+        source, head, config = model.model, model.score, model.config
+        if config.vocab_size != policy.config.vocab_size:
+            raise InputError(
+                f"--critic_model {name} has {config.vocab_size} tokens, the policy {policy.config.vocab_size}: the "
+                "critic reads the policy's tokens"
+            )
+    config = type(config).from_dict(config.to_dict() | {"num_labels": 1})
+    critic = MiniMindForTokenClassification(config).to(policy.dtype)
+    critic.model.load_state_dict(source.state_dict())
+    with torch.no_grad():
+        critic.score.weight.copy_(head.weight if head is not None else 0)
+        bias = None if head is None else head.bias
+        critic.score.bias.copy_(bias if bias is not None else 0)
+    return critic
+
+
+def attach_critic(policy: MiniMindForCausalLM, critic: MiniMindForTokenClassification) -> None:
+    """Make the critic a part of the policy, so that whatever wraps and trains the one does the other.
+
+    A forward pass of training (`fused_lm_head=True`, with gradients) leaves its values, (batch, length), in
+    `critic.values`.
+    """
+    policy.add_module(CRITIC, critic)
+    inner = policy.forward
+
+    @functools.wraps(type(policy).forward)
+    def forward(self, *args, fused_lm_head: bool = False, **kwargs):
+        outputs = inner(*args, fused_lm_head=fused_lm_head, **kwargs)
+        if fused_lm_head and torch.is_grad_enabled():
+            critic = self.get_submodule(CRITIC)
+            critic.values = values_of(critic, kwargs["input_ids"], kwargs["attention_mask"])
+        return outputs
+
+    policy.forward = types.MethodType(forward, policy)
+
+
+def values_of(critic: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """(batch, length): at each position the value of the state in which the next token is chosen."""
+    return critic(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits.squeeze(-1).float()
+
+
+@contextmanager
+def without_critic(policy: nn.Module) -> Iterator[nn.Module]:
+    """The policy as everybody else knows it, for saving, loading and generation elsewhere; gives the critic."""
+    critic = policy._modules.pop(CRITIC)
+    try:
+        yield critic
+    finally:
+        policy._modules[CRITIC] = critic
+
+
+def split_state(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The policy's and the critic's part of a state dict; the latter under the critic's own names."""
+    policy, critic = {}, {}
+    for name, tensor in state.items():
+        _, found, rest = f".{name}".partition(f".{CRITIC}.")
+        (critic if found else policy)[rest if found else name] = tensor
+    return policy, critic
+
+
+def load_critic(critic: nn.Module, folder: Path) -> None:
+    """Weights of a checkpoint's critic.
+
+    Raises:
+        InputError: the folder has none.
+    """
+    path = folder / CRITIC / SAFE_WEIGHTS_NAME
+    if not path.exists():
+        raise InputError(f"{folder} has no {CRITIC}/{SAFE_WEIGHTS_NAME}: it is no checkpoint of PPO")
+    critic.load_state_dict(load_file(path))
+
+
+def _scoring_model(name: str) -> MiniMindForSequenceClassification | MiniMindForTokenClassification:
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--critic_model {name}: {str(error).splitlines()[0]}") from error
+    kinds = {cls.__name__: cls for cls in (MiniMindForSequenceClassification, MiniMindForTokenClassification)}
+    made_for = (config.architectures or ["?"])[0]
+    if made_for not in kinds or config.num_labels != 1:
+        raise InputError(
+            f"--critic_model {name} is a {made_for}; give a reward model of recipes/reward.py or a run's {CRITIC}/"
+        )
+    return kinds[made_for].from_pretrained(name, dtype=torch.float32)

@@ -1,0 +1,239 @@
+"""Proximal policy optimisation with a critic, on GRPOTrainer's rollouts."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from ..errors import InputError
+from ..hardware import COUNTED_MODELS, train_flops_per_token
+from .advantages import generalized_advantages, whiten
+from .critic import CRITIC, attach_critic, load_critic, make_critic, split_state, values_of, without_critic
+from .ppo_config import PPOConfig
+from .rollout_trainer import Rollout, RolloutTrainer
+
+
+class PPOTrainer(RolloutTrainer):
+    """PPO for language models: what TRL had until 1.13, with any reward, evaluation, resume and a critic that is kept.
+
+    The reward of a token is `-kl_coef * KL`, and of the last one also the completion's reward. Advantages are
+    generalised advantage estimates. The loss is TRL's clipped surrogate plus `vf_coef` times the clipped value loss.
+
+    The critic (`trainer.critic`, a `MiniMindForTokenClassification`) is part of the model that is trained and
+    distributed, has its own learning rate, and is saved in the folder `critic` of checkpoints and of the output.
+    With LoRA the policy's adapter and the whole critic are trained.
+
+    Metrics of training, beside TRL's: `actor_loss`, `critic_loss`, `reward`, `kl` (mean log-ratio of the
+    rollout's policy to this one), `approx_kl` (the same, k3), `kl_ref` (to the reference, per token), `clip_fraction`,
+    `avg_response_len`, `actor_lr`, `critic_lr`, `actor_grad_norm`, `critic_grad_norm`, `num_tokens_generated`.
+    Held-out, beside `RolloutTrainer`'s: `eval_value_loss`, `eval_explained_variance`.
+
+    Args:
+        args: a `PPOConfig`.
+        others: as for `RolloutTrainer`.
+    """
+
+    _tag_names = ("trl", "ppo")
+    _name = "PPO"
+    needs_logps, kl_in_loss = True, False
+
+    def __init__(self, model, reward_funcs=None, args: PPOConfig | None = None, *positional, **more):
+        super().__init__(model, reward_funcs, args, *positional, **more)
+        if args.target_kl is not None and self.is_deepspeed_enabled:
+            raise InputError("--target_kl cannot skip DeepSpeed's steps: leave it out")
+        self.critic = make_critic(self._base_model(), args.critic_model)
+        attach_critic(self._base_model(), self.critic)
+        self._too_far = False  # of the rollout at hand, the policy is
+        self.add_callback(_BeforeStep(self))
+
+    # Rollouts
+
+    def advantages(self, rollout: Rollout) -> Tensor:
+        args, mask = self.args, rollout.mask
+        self._too_far = False
+        values = self._rollout_values(rollout.tokens) * mask
+        rewards = self._token_rewards(rollout)
+        if args.whiten_rewards:
+            rewards = whiten(rewards, mask, self.total, shift_mean=False)
+        advantages, returns = generalized_advantages(rewards, values, mask, args.gamma, args.lam)
+        if args.whiten_advantages:
+            advantages = whiten(advantages, mask, self.total)
+        rollout.extra |= {"old_values": values, "returns": returns}
+        kl = self._kl_to_reference(rollout) * mask
+        rows = torch.tensor(len(mask), device=mask.device)
+        summed_kl, tokens, count = self.total(torch.stack([kl.sum(), mask.sum(), rows]).double()).tolist()
+        self.record(kl_ref=summed_kl / max(tokens, 1), avg_response_len=tokens / count)
+        return advantages
+
+    def _token_rewards(self, rollout: Rollout) -> Tensor:
+        """(B, T): the price of leaving the reference, and at the last token of each completion its reward."""
+        mask, scores = rollout.mask, rollout.rewards
+        if self.args.missing_eos_penalty is not None:
+            scores = scores - self.args.missing_eos_penalty * ~rollout.ended
+        rewards = -self.args.kl_coef * self._kl_to_reference(rollout) * mask
+        last = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).argmax(1, keepdim=True)
+        return rewards.scatter_add(1, last, scores[:, None].to(rewards.dtype))
+
+    def _kl_to_reference(self, rollout: Rollout) -> Tensor:
+        if rollout.ref_logps is None:
+            return torch.zeros_like(rollout.logps)
+        ratio = rollout.ref_logps - rollout.logps
+        return -ratio if self.args.kl_estimator == "k1" else ratio.exp() - 1 - ratio
+
+    def _rollout_values(self, tokens: dict[str, Any]) -> Tensor:
+        """(B, T): the critic's values of the states in which the completions' tokens were chosen."""
+        ids = torch.cat([tokens["prompt_ids"], tokens["completion_ids"]], 1)
+        mask = torch.cat([tokens["prompt_mask"], tokens["completion_mask"]], 1)
+        size = self.args.per_device_train_batch_size
+        with torch.no_grad(), self.accelerator.autocast():
+            parts = [
+                values_of(self.critic, ids[start : start + size], mask[start : start + size])
+                for start in range(0, len(ids), size)
+            ]
+        return _chosen(torch.cat(parts), tokens["completion_ids"].shape[1])
+
+    # Loss
+
+    def extra_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
+        values = _chosen(self.critic.values, mask.shape[1])
+        self.critic.values = None  # or its graph would outlive the step
+        losses = value_losses(values, inputs["old_values"], inputs["returns"], self.args.cliprange_value)
+        shift = self._new_logps - inputs["old_per_token_logps"]
+        figures = {
+            "critic_loss": losses.detach(),
+            "kl": -shift,
+            "approx_kl": shift.exp() - 1 - shift,
+            "clip_fraction": ((shift.exp() - 1).abs() > self.args.cliprange).float(),
+        }
+        sums = self.total(
+            torch.stack([(figure * mask).sum() for figure in (*figures.values(), torch.ones_like(shift))])
+        )
+        means = dict(zip(figures, (sums[:-1] / sums[-1].clamp(min=1)).tolist(), strict=True))
+        self.record(**means)
+        if self.args.target_kl is not None and means["approx_kl"] > self.args.target_kl:
+            self._too_far = True
+        return self.args.vf_coef * self.token_mean(losses, mask, inputs)
+
+    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
+        logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        if torch.is_grad_enabled():
+            self._new_logps = logps.detach()
+        return logps, entropies, aux_loss
+
+    def _clip_grad_norm(self, model):
+        if not self.is_deepspeed_enabled:
+            for name, parameters in self._halves().items():
+                gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+                norm = nn.utils.get_total_norm(gradients)
+                self.record(**{f"{name}_grad_norm": norm.full_tensor() if hasattr(norm, "full_tensor") else norm})
+        return super()._clip_grad_norm(model)
+
+    def _halves(self) -> dict[str, list[nn.Parameter]]:
+        critic = {id(parameter) for parameter in self.critic.parameters()}
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        return {
+            "actor": [parameter for parameter in trained if id(parameter) not in critic],
+            "critic": [parameter for parameter in trained if id(parameter) in critic],
+        }
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        optimizer = super().create_optimizer(model)
+        if self.args.critic_learning_rate is None:
+            return optimizer
+        critic = {id(parameter) for parameter in self.critic.parameters()}
+        for group in list(optimizer.param_groups):
+            moved = [parameter for parameter in group["params"] if id(parameter) in critic]
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in critic]
+            if moved:
+                optimizer.add_param_group(group | {"params": moved, "lr": self.args.critic_learning_rate})
+        return optimizer
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and "learning_rate" in logs:
+            logs["actor_lr"] = logs["critic_lr"] = logs["learning_rate"]
+            if self.args.critic_learning_rate is not None and self.args.learning_rate:
+                logs["critic_lr"] *= self.args.critic_learning_rate / self.args.learning_rate  # one schedule for both
+        super().log(logs, start_time)
+
+    def _flops_per_token(self, length: float) -> float:
+        critic = self.critic.config
+        own = train_flops_per_token(critic, length, output_size=1) if critic.model_type in COUNTED_MODELS else 0.0
+        return super()._flops_per_token(length) + own
+
+    # Evaluation
+
+    def rollout_figures(self, rollout: Rollout) -> dict[str, Tensor]:
+        values, returns = self._values_and_returns(rollout)
+        error = (returns - values) * rollout.mask
+        return {
+            "returns": returns.sum(1),
+            "squared_returns": returns.square().sum(1),
+            "errors": error.sum(1),
+            "squared_errors": error.square().sum(1),
+            "count": rollout.mask.sum(1).float(),
+        }
+
+    def _values_and_returns(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        values = self._rollout_values(rollout.tokens) * rollout.mask
+        _, returns = generalized_advantages(
+            self._token_rewards(rollout), values, rollout.mask, self.args.gamma, lam=1.0
+        )
+        return values, returns
+
+    def summary(self, figures: dict[str, Tensor]) -> dict[str, float]:
+        sums = {name: figures[name].double().sum() for name in figures}
+        count = sums["count"].clamp(min=1)
+        variance = sums["squared_returns"] / count - (sums["returns"] / count) ** 2
+        unexplained = sums["squared_errors"] / count - (sums["errors"] / count) ** 2
+        return {
+            "value_loss": (0.5 * sums["squared_errors"] / count).item(),
+            "explained_variance": (1 - unexplained / variance.clamp(min=1e-8)).item(),
+        }
+
+    # Files
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        policy, critic = (None, None) if state_dict is None else split_state(state_dict)
+        folder = Path(output_dir or self.args.output_dir)
+        with without_critic(self._base_model()):
+            super()._save(str(folder), policy)
+        self.critic.save_pretrained(folder / CRITIC, state_dict=critic)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        with without_critic(self._base_model()):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        load_critic(self.critic, Path(resume_from_checkpoint))
+
+    def _generate_single_turn(self, *args, **kwargs):
+        if not self.use_vllm:
+            return super()._generate_single_turn(*args, **kwargs)
+        with without_critic(self._base_model()):  # vLLM has no place for the critic's weights
+            return super()._generate_single_turn(*args, **kwargs)
+
+
+class _BeforeStep(TrainerCallback):
+    """Leaves out steps on a rollout that the policy has moved too far from: what has no gradient is not stepped."""
+
+    def __init__(self, trainer: PPOTrainer):
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self.trainer.record(skipped_steps=float(self.trainer._too_far))
+        if self.trainer._too_far:
+            self.trainer.model.zero_grad(set_to_none=True)
+
+
+def value_losses(values: Tensor, old_values: Tensor, returns: Tensor, cliprange: float) -> Tensor:
+    """(B, T): half the squared error of the value, or of the value kept near the old one where that is larger."""
+    clipped = old_values + (values - old_values).clamp(-cliprange, cliprange)
+    return 0.5 * torch.max((values - returns) ** 2, (clipped - returns) ** 2)
+
+
+def _chosen(values: Tensor, length: int) -> Tensor:
+    return values[:, -length - 1 : -1]

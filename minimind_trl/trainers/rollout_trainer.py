@@ -1,0 +1,479 @@
+"""GRPOTrainer as a base for online trainers: the only file that knows its private names.
+
+TRL supplies rollouts, tools, vLLM, PEFT and distribution. A subclass supplies, through the hooks of `RolloutTrainer`,
+which prompts to answer, what the answers are worth, further terms of the loss, and state to resume from.
+"""
+
+import inspect
+import random
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import is_peft_model
+from torch import Tensor, nn
+from transformers import GenerationConfig
+from trl import GRPOTrainer
+from trl.models import prepare_deepspeed, prepare_fsdp
+from trl.trainer.callbacks import SyncRefModelCallback
+from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model, get_callable_name
+
+from ..errors import InputError
+from ..evaluation.held_out import evaluating
+from ..rewards import Reward
+from .lm_head import add_learned_positions_head, unpatched_copy
+from .metered import MeteredTrainer, count_tokens
+
+# What of GRPOTrainer this file leans on: methods with the parameters that are passed, and attributes.
+_METHODS = {
+    "_generate_and_score_completions": ("inputs",),
+    "_calculate_rewards": ("inputs", "prompts", "completions", "completion_ids_list"),
+    "_get_per_token_logps_and_entropies": (
+        *("model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"),
+    ),
+    "_compute_loss": ("model", "inputs"),
+    "_prepare_inputs": ("generation_batch",),
+    "_generate_single_turn": ("prompt_ids", "images", "multimodal_fields", "num_generations"),
+}
+_ATTRIBUTES = (
+    *("_metrics", "_step", "_buffered_inputs", "_tokenizer", "generation_config", "generation_kwargs", "eos_token_ids"),
+    *(
+        "num_generations_eval",
+        "reward_weights",
+        "reward_func_names",
+        "ref_model",
+        "beta",
+        "temperature",
+        "num_iterations",
+    ),
+)
+_STATE = "rollout_state-{}.pt"
+
+
+@dataclass
+class Rollout:
+    """What one process has generated from one batch of prompts: B completions of at most T tokens.
+
+    Attributes:
+        rows: of the data set, one for each completion.
+        tokens: TRL's batch: `prompt_ids`, `prompt_mask` (B, P), `completion_ids`, `completion_mask` (B, T), ...
+        mask: (B, T), 1 where the policy has chosen the token.
+        logps: (B, T) log-probabilities under the policy that generated, where the trainer asks for them.
+        ref_logps: (B, T) under the reference, where there is one.
+        rewards: (B,) weighted sums.
+        gathered: (N, functions) rewards of all processes, in the order of their ranks.
+        ended: (B,) whether the completion ends by itself.
+        extra: tensors with B rows that a hook adds; `extra_loss` finds them in its batch.
+    """
+
+    rows: list[dict]
+    tokens: dict[str, Any]
+    mask: Tensor
+    logps: Tensor | None
+    ref_logps: Tensor | None
+    rewards: Tensor
+    gathered: Tensor
+    ended: Tensor
+    extra: dict[str, Tensor] = field(default_factory=dict)
+
+
+class RolloutTrainer(MeteredTrainer, GRPOTrainer):
+    """GRPOTrainer with hooks, held-out evaluation that means something, and a resume that is exact at every step.
+
+    Hooks for subclasses, all of which every process calls:
+
+    - `choose_rows(rows)`: which rows of the data set to answer in place of the sampler's;
+    - `advantages(rollout)`: (B,) or (B, T), in place of GRPO's; None keeps those;
+    - `extra_loss(model, inputs)`: added to the loss of a batch, scaled like `token_mean`;
+    - `rollout_figures(rollout)`: more held-out figures, a row of numbers for each completion;
+    - `trainer_state()` and `load_trainer_state(state)`: what a checkpoint must keep, tensors and plain values.
+
+    Evaluation answers the held-out prompts greedily, or at `eval_temperature` with a generator of its own, and leaves
+    every random stream of the training alone: with it or without, the weights are the same. It reports `eval_reward`,
+    `eval_rewards/NAME`, `eval_kl` (per token, to the reference), `eval_entropy`, `eval_eos_rate`,
+    `eval_completion_length`, and as `eval_policy_loss` and `eval_loss` the clipped surrogate on answers that were
+    sampled at the first evaluation, with their log-probabilities then: 0 there, and below while the policy learns.
+    Several evaluation sets get their names into the keys: `eval_NAME_reward`.
+
+    Args:
+        reward_funcs: functions, `Reward`s, or paths of reward models, as for GRPOTrainer.
+        ref_model: where `args.beta` is not 0; by default a copy of `model` as it is.
+
+    Raises:
+        InputError: a reward function returned something that is no reward; see `Reward`.
+    """
+
+    needs_logps = False  # whether `Rollout.logps` is wanted
+    kl_in_loss = True  # whether `beta` weighs TRL's term of the loss; else the subclass uses it
+    loss_name = "policy_loss"  # of the loss without `extra_loss`, in the logs
+
+    def __init__(self, model, reward_funcs=None, args=None, *positional, ref_model: nn.Module | None = None, **more):
+        if isinstance(model, str):
+            raise TypeError("give the model itself, such as load_model(path)")
+        functions = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+        beta, args.beta = args.beta, 0.0  # TRL would build the reference from the model's path, and ours may have none
+        sync, args.sync_ref_model = args.sync_ref_model, False
+        reference = ref_model if ref_model is not None or not beta else unpatched_copy(model)
+        super().__init__(model, [_checked(function) for function in functions], args, *positional, **more)
+        args.beta, self.beta, args.sync_ref_model = beta, beta, sync
+        if not args.cast_lm_head_to_fp32:
+            add_learned_positions_head(self._base_model(), self.temperature)
+        if beta and not is_peft_model(self.model):  # of LoRA the reference is the model without it
+            self._add_reference(reference, sync)
+        self.num_tokens_generated = 0
+        self._rewards: Tensor | None = None  # of the last batch, of all processes
+        self._frozen: dict[str, list[dict]] = {}
+
+    # Hooks
+
+    def choose_rows(self, rows: list[dict]) -> list[dict]:
+        return rows
+
+    def advantages(self, rollout: Rollout) -> Tensor | None:
+        return None
+
+    def extra_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor | None:
+        return None
+
+    def rollout_figures(self, rollout: Rollout) -> dict[str, Tensor]:
+        return {}
+
+    def summary(self, figures: dict[str, Tensor]) -> dict[str, float]:
+        """More held-out figures from those of every completion, (N,) each; by default none."""
+        return {}
+
+    def trainer_state(self) -> dict[str, Any]:
+        return {}
+
+    def load_trainer_state(self, state: dict[str, Any]) -> None:
+        pass
+
+    # For subclasses
+
+    def record(self, **figures: float) -> None:
+        """Figures for the next log; several of one name are averaged."""
+        for name, value in figures.items():
+            self._metrics["train" if self.model.training else "eval"][name].append(float(value))
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over all processes."""
+        return self.accelerator.reduce(values, "sum")
+
+    def token_mean(self, values: Tensor, mask: Tensor, inputs: dict[str, Any]) -> Tensor:
+        """Mean over the tokens of a whole optimizer step; what micro-batches and processes give adds up to it."""
+        share = inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes
+        if self.model.training:
+            share = share * self.current_gradient_accumulation_steps / self.args.steps_per_generation
+        return (values * mask).sum() / share
+
+    def logps_of(self, model: nn.Module, tokens: dict[str, Any], entropy: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities (B, T) of a rollout's completions, and entropies; call it without gradients."""
+        size = self.args.per_device_train_batch_size if self.model.training else self.args.per_device_eval_batch_size
+        logps, entropies, _ = self._get_per_token_logps_and_entropies(
+            model,
+            torch.cat([tokens["prompt_ids"], tokens["completion_ids"]], 1),
+            torch.cat([tokens["prompt_mask"], tokens["completion_mask"]], 1),
+            tokens["completion_ids"].shape[1],
+            batch_size=size,
+            compute_entropy=entropy,
+        )
+        return logps, entropies
+
+    # Training
+
+    def _generate_and_score_completions(self, inputs: list[dict]) -> dict[str, Any]:
+        training = self.model.training
+        rows = self.choose_rows(inputs) if training else inputs
+        seen = self.state.num_input_tokens_seen
+        tokens = super()._generate_and_score_completions(rows)
+        self.state.num_input_tokens_seen = seen  # counted where they are trained on
+        if not training:
+            return tokens
+        self.num_tokens_generated += int(self.accelerator.gather(tokens["completion_mask"].sum()).sum())
+        if self.num_generations == 1:
+            self._metrics["train"].pop("frac_reward_zero_std", None)
+        rollout = self._rollout(rows, tokens)
+        with torch.no_grad():
+            if self.needs_logps:
+                if "old_per_token_logps" not in tokens:
+                    tokens["old_per_token_logps"], _ = self.logps_of(self.model, tokens)
+                rollout.logps = tokens["old_per_token_logps"]
+            advantages = self.advantages(rollout)
+        if advantages is not None:
+            tokens["advantages"] = advantages
+        return tokens | rollout.extra
+
+    def _calculate_rewards(self, *args, **kwargs) -> Tensor:
+        rewards = super()._calculate_rewards(*args, **kwargs)
+        if (unscored := rewards.isnan().all(1)).any():
+            names = ", ".join(self.reward_func_names)
+            raise InputError(
+                f"{int(unscored.sum())} of {len(rewards)} completions have no reward: {names} returned None for them"
+            )
+        if rewards.isinf().any():
+            raise InputError("a reward is infinite")
+        self._rewards = rewards
+        return rewards
+
+    def _rollout(self, rows: list[dict], tokens: dict[str, Any]) -> Rollout:
+        sums = (self._rewards * self.reward_weights.to(self._rewards.device)).nansum(1)
+        first = self.accelerator.process_index * len(rows)
+        mask = tokens["completion_mask"] * tokens.get("tool_mask", 1)
+        last = tokens["completion_ids"].gather(1, (tokens["completion_mask"].sum(1, keepdim=True) - 1).clamp(min=0))
+        return Rollout(
+            rows=rows,
+            tokens=tokens,
+            mask=mask,
+            logps=tokens.get("old_per_token_logps"),
+            ref_logps=tokens.get("ref_per_token_logps"),
+            rewards=sums[first : first + len(rows)],
+            gathered=self._rewards,
+            ended=torch.isin(last[:, 0], torch.tensor(self.eos_token_ids, device=last.device)),
+        )
+
+    def _compute_loss(self, model, inputs):
+        self._count(inputs)
+        beta = self.beta
+        try:
+            self.beta = beta if self.kl_in_loss else 0.0
+            loss = super()._compute_loss(model, inputs)
+        finally:
+            self.beta = beta
+        mean = self.total(loss.detach()) / self.accelerator.num_processes
+        self.record(**{self.loss_name: mean * self.current_gradient_accumulation_steps})
+        extra = self.extra_loss(model, inputs)
+        return loss if extra is None else loss + extra
+
+    def _count(self, inputs: dict[str, Any]) -> None:
+        if not self.model.training:
+            return
+        counts = count_tokens(
+            {
+                "input_ids": torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1),
+                "attention_mask": torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1),
+            }
+        )
+        self._uncounted = counts if self._uncounted is None else self._uncounted + counts
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs["num_tokens_generated"] = self.num_tokens_generated
+        super().log(logs, start_time)
+
+    # Evaluation
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        if rows is None:
+            raise ValueError("evaluation needs an eval_dataset")
+        if isinstance(rows, dict):
+            parts = [self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}") for name, part in rows.items()]
+            return {name: value for part in parts for name, value in part.items()}
+        with self._clock.paused(), self._apart():
+            figures = self._held_out(list(rows), metric_key_prefix)
+            figures = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
+            self._metrics["eval"].clear()  # TRL's, which weigh batches and not completions equally
+            self.log(figures)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
+        return figures
+
+    @contextmanager
+    def _apart(self) -> Iterator[None]:
+        """Evaluation mode with random streams of its own, which are the same every time."""
+        python, numpy = random.getstate(), np.random.get_state()
+        with torch.random.fork_rng(), evaluating(self.model):
+            seed = self.args.seed + self.args.process_index
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.manual_seed(seed)
+            try:
+                yield
+            finally:
+                random.setstate(python)
+                np.random.set_state(numpy)
+
+    @contextmanager
+    def _sampling(self, temperature: float) -> Iterator[None]:
+        """Generate at another temperature, one completion per prompt; 0 is greedy."""
+        if self.use_vllm:
+            kept, self.vllm_generation.temperature = self.vllm_generation.temperature, temperature
+        else:
+            changes = {"temperature": temperature} if temperature else {"do_sample": False, "temperature": None}
+            if not temperature:
+                changes |= {"top_p": None, "top_k": None, "min_p": None}
+            kept = (self.generation_config, self.generation_kwargs)
+            self.generation_kwargs = self.generation_kwargs | changes
+            self.generation_config = GenerationConfig(**self.generation_kwargs, disable_compile=True)
+        count, self.num_generations_eval = self.num_generations_eval, 1
+        try:
+            yield
+        finally:
+            self.num_generations_eval = count
+            if self.use_vllm:
+                self.vllm_generation.temperature = kept
+            else:
+                self.generation_config, self.generation_kwargs = kept
+
+    def _held_out(self, rows: list[dict], key: str) -> dict[str, float]:
+        if key not in self._frozen:
+            self._frozen[key] = self._sample_frozen(rows)
+        loss = self._frozen_loss(self._frozen[key])
+        repeats = self.args.num_generations_eval or 1 if self.args.eval_temperature else 1
+        rows = [row for row in rows for _ in range(repeats)]
+        with self._sampling(self.args.eval_temperature):
+            columns = self._answered(rows)
+        tokens = columns.pop("tokens")
+        weights = self.reward_weights.to(tokens.device)
+        rewards = columns.pop("rewards")
+        figures = {
+            "loss": loss,
+            "policy_loss": loss,
+            "reward": (rewards * weights).nansum(1).mean().item(),
+            "reward_std": (rewards * weights).nansum(1).std(correction=0).item(),
+            **{f"rewards/{name}": rewards[:, i].nanmean().item() for i, name in enumerate(self.reward_func_names)},
+            "entropy": (columns.pop("entropy").sum() / tokens.sum()).item(),
+            "eos_rate": columns.pop("ended").mean().item(),
+            "completion_length": tokens.mean().item(),
+            "prompts": len(rows),
+        }
+        if "kl" in columns:
+            figures["kl"] = (columns.pop("kl").sum() / tokens.sum()).item()
+        return figures | self.summary(columns)
+
+    def _answered(self, rows: list[dict]) -> dict[str, Tensor]:
+        """Figures of the answers to all rows, a tensor with a row for each."""
+        columns: dict[str, list[Tensor]] = defaultdict(list)
+        for local, count in self._shares(rows):
+            tokens = self._generate_and_score_completions(local)
+            rollout = self._rollout(local, tokens)
+            rollout.logps, entropies = self.logps_of(self.model, tokens, entropy=True)
+            mine = {
+                "tokens": rollout.mask.sum(1).float(),
+                "entropy": (entropies * rollout.mask).sum(1),
+                "ended": rollout.ended.float(),
+                **self.rollout_figures(rollout),
+            }
+            if rollout.ref_logps is not None:
+                ratio = rollout.ref_logps - rollout.logps
+                mine["kl"] = ((ratio.exp() - ratio - 1) * rollout.mask).sum(1)
+            for name, column in mine.items():
+                columns[name].append(self.accelerator.gather(column.contiguous())[:count])
+            columns["rewards"].append(rollout.gathered[:count])
+        return {name: torch.cat(parts) for name, parts in columns.items()}
+
+    def _shares(self, rows: list[dict]) -> Iterator[tuple[list[dict], int]]:
+        """This process's part of every batch, and how many rows the whole batch has; the last row fills up."""
+        world, size = self.accelerator.num_processes, self.args.per_device_eval_batch_size
+        for start in range(0, len(rows), world * size):
+            batch = rows[start : start + world * size]
+            each = -(-len(batch) // world)
+            filled = batch + [batch[-1]] * (each * world - len(batch))
+            first = self.accelerator.process_index * each
+            yield [dict(row) for row in filled[first : first + each]], len(batch)
+
+    def _sample_frozen(self, rows: list[dict]) -> list[dict]:
+        """Answers of the policy as it is now, their log-probabilities, and their rewards, normalised, as advantages."""
+        frozen, rewards = [], []
+        with self._sampling(self.temperature):
+            for local, count in self._shares(rows):
+                tokens = self._generate_and_score_completions(local)
+                rollout = self._rollout(local, tokens)
+                logps, _ = self.logps_of(self.model, tokens)
+                real = count - self.accelerator.process_index * len(local)
+                mask = rollout.mask * (torch.arange(len(local), device=logps.device) < real)[:, None]
+                kept = {
+                    name: tokens[name] for name in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+                }
+                frozen.append(kept | {"mask": mask, "logps": logps, "advantages": rollout.rewards})
+                rewards.append(self.accelerator.gather(rollout.rewards)[:count])
+        every = torch.cat(rewards)
+        for batch in frozen:
+            batch["advantages"] = (batch["advantages"] - every.mean()) / (every.std(correction=0) + 1e-4)
+        return frozen
+
+    def _frozen_loss(self, frozen: list[dict]) -> float:
+        sums = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
+        for batch in frozen:
+            logps, _ = self.logps_of(self.model, batch)
+            ratio, advantages, mask = (logps - batch["logps"]).exp(), batch["advantages"][:, None], batch["mask"]
+            clipped = ratio.clamp(1 - self.epsilon_low, 1 + self.epsilon_high)
+            losses = -torch.min(ratio * advantages, clipped * advantages) * mask
+            lengths = mask.sum(1)
+            sums += torch.stack([(losses.sum(1) / lengths.clamp(min=1)).sum(), (lengths > 0).sum()]).double()
+        loss, completions = self.total(sums).tolist()
+        return loss / max(completions, 1)
+
+    # State
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        state = {
+            "step": self._step,
+            "buffered": self._buffered_inputs,
+            "num_tokens_generated": self.num_tokens_generated,
+            "frozen": self._frozen,
+            "trainer": self.trainer_state(),
+        }
+        torch.save(state, Path(output_dir) / _STATE.format(self.args.process_index))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        path = Path(checkpoint) / _STATE.format(self.args.process_index)
+        if not path.exists():
+            raise InputError(f"{checkpoint} has no {path.name}: it is no checkpoint of {type(self).__name__}")
+        state = torch.load(path, map_location=self.accelerator.device, weights_only=True)
+        self._step, self._buffered_inputs = state["step"], state["buffered"]
+        self.num_tokens_generated, self._frozen = state["num_tokens_generated"], state["frozen"]
+        self.load_trainer_state(state["trainer"])
+
+    # Set-up
+
+    def _base_model(self) -> nn.Module:
+        model = self.accelerator.unwrap_model(self.model)
+        return model.get_base_model() if is_peft_model(model) else model
+
+    def _add_reference(self, reference: nn.Module, sync: bool) -> None:
+        add_fused_lm_head(reference, temperature=self.temperature, cast_lm_head_to_fp32=self.args.cast_lm_head_to_fp32)
+        if not self.args.cast_lm_head_to_fp32:
+            add_learned_positions_head(reference, self.temperature)
+        if self.args.disable_dropout:
+            disable_dropout_in_model(reference)
+        reference.eval().requires_grad_(False)
+        if self.is_deepspeed_enabled:
+            self.ref_model = prepare_deepspeed(reference, self.accelerator)
+        elif self.is_fsdp_enabled:
+            self.ref_model = prepare_fsdp(reference, self.accelerator)
+        else:
+            self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
+        if sync:
+            self.add_callback(SyncRefModelCallback(ref_model=self.ref_model, accelerator=self.accelerator))
+
+
+def broken_contract(trainer: GRPOTrainer | None = None) -> list[str]:
+    """What TRL's GRPOTrainer lacks of that which `RolloutTrainer` leans on, a line each."""
+    lines = []
+    for name, wanted in _METHODS.items():
+        method = getattr(GRPOTrainer, name, None)
+        known = inspect.signature(method).parameters if method else {}
+        if method is None:
+            lines.append(f"GRPOTrainer.{name} is gone")
+        lines += [f"GRPOTrainer.{name} takes no {part}" for part in wanted if method and part not in known]
+    if trainer is not None:
+        lines += [f"GRPOTrainer has no {name}" for name in _ATTRIBUTES if not hasattr(trainer, name)]
+    return lines
+
+
+def _checked(function: Any) -> Any:
+    """Functions with their answers checked; models and paths, which TRL calls itself, as they are."""
+    if isinstance(function, (str, nn.Module, Reward)) or inspect.iscoroutinefunction(function):
+        return function
+    if not callable(function):
+        raise InputError(f"a reward function is a function, a model or a path, not {function!r}")
+    return Reward(function, get_callable_name(function))

@@ -1,0 +1,84 @@
+"""Settings of SPOTrainer."""
+
+import math
+from dataclasses import dataclass, field
+
+from ..errors import InputError
+from .rollout_config import SingleRolloutConfig
+
+_GLOBAL = {"rho_min": 0.5, "rho_max": 0.96, "reward_range": [-3.0, 3.0], "beta": 0.02, "loss_type": "grpo"}
+_PROMPT = {"rho_min": 0.875, "rho_max": 0.96, "reward_range": None, "beta": 0.0, "loss_type": "dapo"}
+
+
+@dataclass
+class SPOConfig(SingleRolloutConfig):
+    """Single-stream policy optimisation (arXiv 2509.13232): one completion per prompt, no group, no critic.
+
+    `tracker="global"` is MiniMind's own train_spo.py: one tracker, advantages within +-5 and not normalised, a KL to
+    the reference in the loss, rewards of [-3, 3]. What is None takes the tracker's default.
+
+    `opponent="snapshot"` is self-play, as MiniMind's documents use the name: the reward of a completion is 1, 1/2 or 0
+    where it beats, equals or loses to that of an earlier policy on the same prompt, judged by the same rewards.
+
+    Raises:
+        InputError: values out of range.
+    """
+
+    tracker: str = field(default="prompt", metadata={"help": "prompt: one for each; global: MiniMind's, one for all."})
+    reward_range: list[float] | None = field(
+        default=None,
+        metadata={"help": "Lowest and highest reward; default: the reward functions' own, for global -3 3."},
+    )
+    rho_min: float | None = field(default=None, metadata={"help": "Least that is kept of what is known; 0.875, 0.5."})
+    rho_max: float | None = field(default=None, metadata={"help": "Most that is kept; 0.96."})
+    rho_half_life: float = field(default=0.06, metadata={"help": "KL, in nats, at which half is kept."})
+    init_rollouts: int = field(
+        default=0, metadata={"help": "Answers to every prompt before training, which tell where it stands."}
+    )
+    prioritized_sampling: bool = field(
+        default=True, metadata={"help": "Ask more often what is sometimes answered well (tracker prompt)."}
+    )
+    sampling_floor: float = field(default=0.05, metadata={"help": "Weight of a prompt that is always answered alike."})
+    opponent: str | None = field(
+        default=None, metadata={"help": "snapshot: rewards are wins against earlier policies."}
+    )
+    opponent_pool: int = field(default=4, metadata={"help": "Earlier policies that are kept, the first among them."})
+    opponent_interval: int = field(default=50, metadata={"help": "Steps between two of them."})
+    epsilon_high: float | None = field(default=0.28, metadata={"help": "Upper clip range of the probability ratio."})
+    beta: float | None = field(
+        default=None, metadata={"help": "Weight of the KL to the reference; 0, or 0.02 (global)."}
+    )
+    loss_type: str | None = field(default=None, metadata={"help": "How TRL averages; dapo, or grpo (global)."})
+
+    def __post_init__(self):
+        problems = []
+        if self.tracker not in ("prompt", "global"):
+            problems.append(f"--tracker {self.tracker!r}: prompt or global")
+        if self.opponent not in (None, "snapshot"):
+            problems.append(f"--opponent {self.opponent!r}: snapshot, or leave it out")
+        for name, value in (_GLOBAL if self.tracker == "global" else _PROMPT).items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        if not 0 < self.rho_min <= self.rho_max < 1:
+            problems.append(f"--rho_min {self.rho_min} --rho_max {self.rho_max}: 0 < rho_min <= rho_max < 1")
+        if self.rho_half_life <= 0:
+            problems.append(f"--rho_half_life {self.rho_half_life}: more than 0")
+        if self.reward_range is not None and (
+            len(self.reward_range) != 2
+            or not all(map(math.isfinite, self.reward_range))
+            or self.reward_range[0] >= self.reward_range[1]
+        ):
+            problems.append(f"--reward_range {self.reward_range}: two numbers, the lower one first")
+        least = {"init_rollouts": 0, "opponent_pool": 1, "opponent_interval": 1}
+        problems += [
+            f"--{name} {getattr(self, name)}: at least {low}"
+            for name, low in least.items()
+            if getattr(self, name) < low
+        ]
+        if self.sampling_floor <= 0:
+            problems.append(f"--sampling_floor {self.sampling_floor}: more than 0, or a prompt would never come back")
+        if self.tracker == "global" and self.init_rollouts:
+            problems.append("--init_rollouts is for --tracker prompt")
+        if problems:
+            raise InputError("\n".join(problems))
+        super().__post_init__()

@@ -1,0 +1,284 @@
+"""Single-stream policy optimisation, and self-play, on GRPOTrainer's rollouts."""
+
+import math
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from datasets import IterableDataset
+from torch import Tensor
+from transformers import TrainerCallback
+from trl.trainer.utils import pad
+
+from ..errors import InputError
+from .opponents import OpponentPool
+from .rollout_trainer import Rollout, RolloutTrainer
+from .spo_config import SPOConfig
+from .value_tracker import GlobalTracker, PromptTracker
+
+PROMPT_NUMBER = "prompt_number"  # the column that tells which row of the training data a prompt is
+
+
+class SPOTrainer(RolloutTrainer):
+    """Single-stream Policy Optimization (arXiv 2509.13232): one completion per prompt against what it used to get.
+
+    Rewards are mapped to [0, 1] from their declared range. A tracker's baseline is subtracted, and with
+    `tracker="prompt"` the differences are normalised over the global batch. The loss is TRL's clipped surrogate (0.2
+    and 0.28), with an optional KL to the reference. Prompts are drawn with weight `sqrt(v (1 - v)) + floor`, without
+    replacement within a batch; how often a prompt comes back follows from that and not from epochs.
+
+    How far the policy has moved since it last answered a prompt, which decides how much of the prompt's history counts,
+    is estimated on that answer: the mean over its tokens of k3 of the log-probabilities then and now.
+
+    Trackers, stored answers, draws and opponents are the same in every process, and in checkpoints.
+
+    Metrics of training, beside TRL's: `policy_loss`, `rho`, `baseline`, `baseline_brier` (the mean of (v - r)^2),
+    `advantage_mean`, `advantage_std` (before they are normalised), `effective_prompts` (of the sampling weights:
+    (sum w)^2 / sum w^2), and in self-play `win_rate`, `win_rate/age_N` (against the policy of N steps ago) and
+    `win_rate/initial`; held-out `eval_win_rate`, greedily against the initial policy.
+
+    Args:
+        args: an `SPOConfig`.
+        others: as for `RolloutTrainer`.
+    """
+
+    _tag_names = ("trl", "spo")
+    _name = "SPO"
+    needs_logps = True
+
+    def __init__(self, model, reward_funcs=None, args: SPOConfig | None = None, train_dataset=None, *rest, **more):
+        if isinstance(train_dataset, IterableDataset):
+            raise InputError("SPO keeps a record of every prompt and cannot train on a stream: set streaming: false")
+        train_dataset = train_dataset.add_column(PROMPT_NUMBER, range(len(train_dataset)))
+        super().__init__(model, reward_funcs, args, train_dataset, *rest, **more)
+        self.reward_range = self._declared_range()
+        bounds = {"half_life": args.rho_half_life, "rho_min": args.rho_min, "rho_max": args.rho_max}
+        per_prompt = args.tracker == "prompt"
+        self.tracker = PromptTracker(len(train_dataset), **bounds) if per_prompt else GlobalTracker(**bounds)
+        self._answers: dict[int, tuple[list[int], list[int], list[float]]] = {}
+        self._draws = torch.Generator().manual_seed(args.seed)
+        self.opponents = None
+        if args.opponent:
+            if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+                raise InputError("--opponent snapshot needs whole weights in every process: no DeepSpeed, no FSDP")
+            self.opponents = OpponentPool(self._base_or_adapted(), args.opponent_pool)
+            self.add_callback(_KeepOpponents(self))
+        self._initialised = not (per_prompt and args.init_rollouts)
+
+    # Rollouts
+
+    def choose_rows(self, rows: list[dict]) -> list[dict]:
+        if not self._initialised:
+            self._initialise()
+        if self.args.tracker == "global" or not self.args.prioritized_sampling:
+            return rows
+        weights = self.tracker.weights(self.args.sampling_floor)
+        count = len(rows) * self.accelerator.num_processes
+        chosen = torch.multinomial(weights, count, replacement=count > len(weights), generator=self._draws).tolist()
+        self.record(effective_prompts=(weights.sum() ** 2 / weights.square().sum()).item())
+        first = self.accelerator.process_index * len(rows)
+        return [self.train_dataset[number] for number in chosen[first : first + len(rows)]]
+
+    def advantages(self, rollout: Rollout) -> Tensor:
+        rewards = self._normalised(rollout.gathered)
+        if self.opponents is not None:
+            rewards = self._wins(rollout, rewards)
+        step = self._prompt_step if self.args.tracker == "prompt" else self._global_step
+        advantages = step(rollout, rewards).to(rollout.rewards)
+        first = self.accelerator.process_index * len(rollout.rows)
+        return advantages[first : first + len(rollout.rows)]
+
+    def _prompt_step(self, rollout: Rollout, rewards: Tensor) -> Tensor:
+        numbers = self._gathered([row[PROMPT_NUMBER] for row in rollout.rows])
+        baselines = self.tracker.baselines(torch.tensor(numbers))
+        divergences = self._divergences(rollout)
+        rho = self.tracker.update(torch.tensor(numbers), rewards.cpu(), divergences)
+        self._store(rollout)
+        differences = rewards.double().cpu() - baselines
+        self._describe(rho.mean().item(), baselines, rewards, differences)
+        return (differences - differences.mean()) / (differences.std(correction=0) + 1e-8)
+
+    def _global_step(self, rollout: Rollout, rewards: Tensor) -> Tensor:
+        low, high = self.reward_range if self.opponents is None else (0.0, 1.0)
+        baseline = self.tracker.baseline()
+        sums = self.total(torch.stack([(rollout.logps * rollout.mask).sum(), rollout.mask.sum()]).double())
+        rho = self.tracker.update(rewards.mean().item(), (sums[0] / sums[1].clamp(min=1)).item())
+        differences = (rewards.double().cpu() - baseline) * (high - low)
+        self._describe(rho, torch.full_like(differences, baseline), rewards, differences)
+        return differences.clamp(-5, 5)
+
+    def _describe(self, rho: float, baselines: Tensor, rewards: Tensor, differences: Tensor) -> None:
+        self.record(
+            rho=rho,
+            baseline=baselines.mean(),
+            baseline_brier=(baselines - rewards.double().cpu()).square().mean(),
+            advantage_mean=differences.mean(),
+            advantage_std=differences.std(correction=0),
+        )
+
+    # Rewards
+
+    def _declared_range(self) -> tuple[float, float]:
+        """Lowest and highest weighted sum of the rewards."""
+        if self.args.reward_range is not None:
+            return tuple(self.args.reward_range)
+        low = high = 0.0
+        for name, function, weight in zip(self.reward_func_names, self.reward_funcs, self.reward_weights, strict=True):
+            ends = sorted(weight.item() * getattr(function, end, math.nan) for end in ("low", "high"))
+            if not all(map(math.isfinite, ends)):
+                raise InputError(f"the range of reward {name} is not known: give --reward_range LOWEST HIGHEST")
+            low, high = low + ends[0], high + ends[1]
+        if low == high:
+            raise InputError(f"all rewards are {low:g}: nothing to learn from")
+        return low, high
+
+    def _normalised(self, gathered: Tensor) -> Tensor:
+        """(N,) weighted sums, mapped to [0, 1]."""
+        low, high = self.reward_range
+        sums = (gathered * self.reward_weights.to(gathered.device)).nansum(1)
+        outside = (sums < low - 1e-6) | (sums > high + 1e-6)
+        if outside.any():
+            row = int(outside.nonzero()[0])
+            parts = ", ".join(f"{n} {v:g}" for n, v in zip(self.reward_func_names, gathered[row].tolist(), strict=True))
+            raise InputError(
+                f"the reward {sums[row].item():g} ({parts}) is outside --reward_range {low:g} {high:g}: widen it, or "
+                "clip the reward"
+            )
+        return ((sums - low) / (high - low)).clamp(0, 1)
+
+    def _wins(self, rollout: Rollout, rewards: Tensor) -> Tensor:
+        """1, 1/2 or 0 where an answer beats, equals or loses to an opponent's to the same prompt."""
+        index = int(torch.randint(len(self.opponents.snapshots), (1,), generator=self._draws))
+        step, _ = self.opponents.snapshots[index]
+        theirs = self._opponent_rewards(index, rollout.rows, rollout.tokens, self.temperature)
+        wins = (rewards > theirs + 1e-6).float() + 0.5 * ((rewards - theirs).abs() <= 1e-6).float()
+        rate = wins.mean().item()
+        self.record(win_rate=rate, **{f"win_rate/age_{self.state.global_step - step}": rate})
+        if step == 0:
+            self.record(**{"win_rate/initial": rate})
+        return wins
+
+    def _opponent_rewards(self, index: int, rows: list[dict], tokens: dict[str, Any], temperature: float) -> Tensor:
+        """(N,) of all processes, in [0, 1]."""
+        opponent = self.opponents.playing(index).to(self.accelerator.device)
+        prompt_ids, prompt_mask = tokens["prompt_ids"], tokens["prompt_mask"]
+        with self._sampling(temperature):
+            output = opponent.generate(
+                input_ids=prompt_ids, attention_mask=prompt_mask, generation_config=self.generation_config
+            )
+        said = [_until_end(ids, self.eos_token_ids) for ids in output[:, prompt_ids.shape[1] :].tolist()]
+        texts = self._tokenizer.batch_decode(said, skip_special_tokens=True)
+        prompts = [row["prompt"] for row in rows]
+        talk = isinstance(prompts[0], list)
+        completions = [[{"role": "assistant", "content": text}] for text in texts] if talk else texts
+        mine = self._rewards
+        theirs = self._normalised(self._calculate_rewards(rows, prompts, completions, said))
+        self._rewards = mine
+        return theirs
+
+    # What the policy said last
+
+    def _divergences(self, rollout: Rollout) -> Tensor:
+        """(N,) nats per token between the policy that last answered each prompt and this one; 0 for a first answer."""
+        stored = [self._answers.get(row[PROMPT_NUMBER]) for row in rollout.rows]
+        mine = [0.0] * len(stored)
+        known = [place for place, answer in enumerate(stored) if answer is not None]
+        # all processes go forward together, as a sharded model must
+        if any(self._gathered([bool(known)])):
+            places = known or [0]
+            answers = [stored[place] or ([0], [0], [0.0]) for place in places]
+            for place, value in zip(known, self._moved(answers), strict=False):
+                mine[place] = value
+        return torch.tensor(self._gathered(mine), dtype=torch.float64)
+
+    def _moved(self, answers: list[tuple[list[int], list[int], list[float]]]) -> list[float]:
+        prompts, completions, then = ([torch.tensor(part) for part in parts] for parts in zip(*answers, strict=True))
+        fill, device = self._tokenizer.pad_token_id, self.accelerator.device
+
+        def padded(parts: list[Tensor], value: float, side: str) -> Tensor:
+            return pad(parts, padding_value=value, padding_side=side).to(device)
+
+        tokens = {
+            "prompt_ids": padded(prompts, fill, "left"),
+            "prompt_mask": padded([torch.ones_like(ids) for ids in prompts], 0, "left"),
+            "completion_ids": padded(completions, fill, "right"),
+            "completion_mask": padded([torch.ones_like(ids) for ids in completions], 0, "right"),
+        }
+        now, _ = self.logps_of(self.model, tokens)
+        mask, shift = tokens["completion_mask"], now - padded(then, 0.0, "right")
+        k3 = (shift.exp() - 1 - shift) * mask
+        return (k3.sum(1) / mask.sum(1)).tolist()
+
+    def _store(self, rollout: Rollout) -> None:
+        tokens, mine = rollout.tokens, []
+        for place, row in enumerate(rollout.rows):
+            asked = tokens["prompt_ids"][place][tokens["prompt_mask"][place].bool()].tolist()
+            length = int(tokens["completion_mask"][place].sum())
+            said = tokens["completion_ids"][place][:length].tolist()
+            mine.append((row[PROMPT_NUMBER], (asked, said, rollout.logps[place][:length].tolist())))
+        self._answers.update(self._gathered(mine))
+
+    def _gathered(self, values: list) -> list:
+        """Values of all processes, in the order of their ranks."""
+        return gather_object(values) if self.accelerator.num_processes > 1 else values
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        """Ask every prompt `init_rollouts` times, as evaluation does, and start the tracker there."""
+        rows, count = list(self.train_dataset), self.args.init_rollouts
+        with self._apart(), self._sampling(self.temperature):
+            answered = self._answered([row for row in rows for _ in range(count)])
+        self._metrics["eval"].clear()
+        self.tracker.initialise(self._normalised(answered["rewards"]).view(-1, count).cpu())
+        self._initialised = True
+
+    # Evaluation
+
+    def rollout_figures(self, rollout: Rollout) -> dict[str, Tensor]:
+        if self.opponents is None:
+            return {}
+        ours = self._normalised(rollout.gathered)
+        theirs = self._opponent_rewards(0, rollout.rows, rollout.tokens, self.args.eval_temperature)
+        wins = (ours > theirs + 1e-6).float() + 0.5 * ((ours - theirs).abs() <= 1e-6).float()
+        first = self.accelerator.process_index * len(rollout.rows)
+        return {"wins": wins[first : first + len(rollout.rows)]}
+
+    def summary(self, figures: dict[str, Tensor]) -> dict[str, float]:
+        return {"win_rate": figures["wins"].mean().item()} if "wins" in figures else {}
+
+    # State
+
+    def trainer_state(self) -> dict[str, Any]:
+        return {
+            "tracker": self.tracker.state(),
+            "answers": self._answers,
+            "draws": self._draws.get_state(),
+            "opponents": self.opponents and self.opponents.state(),
+            "initialised": self._initialised,
+        }
+
+    def load_trainer_state(self, state: dict[str, Any]) -> None:
+        self.tracker.load(state["tracker"])
+        self._answers, self._initialised = state["answers"], state["initialised"]
+        self._draws.set_state(state["draws"].cpu())
+        if self.opponents is not None:
+            self.opponents.load(state["opponents"])
+
+    def _base_or_adapted(self) -> torch.nn.Module:
+        return self.accelerator.unwrap_model(self.model)
+
+
+class _KeepOpponents(TrainerCallback):
+    def __init__(self, trainer: SPOTrainer):
+        self.trainer = trainer
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step % args.opponent_interval == 0:
+            self.trainer.opponents.add(self.trainer._base_or_adapted(), state.global_step)
+
+
+def _until_end(ids: list[int], ends: list[int]) -> list[int]:
+    for place, token in enumerate(ids):
+        if token in ends:
+            return ids[: place + 1]
+    return ids
