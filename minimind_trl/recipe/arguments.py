@@ -101,16 +101,13 @@ LoraArguments = dataclasses.make_dataclass(
 
 
 @dataclass
-class MachineDefaults:
+class Machine:
     """Defaults that suit small models and the machine at hand, to put before one of TRL's configs."""
 
     _argument_group_name = "TRL and transformers"
 
     gradient_checkpointing: bool = field(
         default=False, metadata={"help": "Trade compute for memory; models of this size fit without."}
-    )
-    max_length: int | None = field(
-        default=None, metadata={"help": "Tokens per row. Default: the mixture's max_seq_length, else 1024."}
     )
 
     def __post_init__(self):
@@ -132,6 +129,15 @@ class MachineDefaults:
             super().__post_init__()
         except ValueError as error:
             raise InputError(str(error)) from error
+
+
+@dataclass
+class MachineDefaults(Machine):
+    """The same, for trainers on rows of a given length."""
+
+    max_length: int | None = field(
+        default=None, metadata={"help": "Tokens per row. Default: the mixture's max_seq_length, else 1024."}
+    )
 
 
 @dataclass

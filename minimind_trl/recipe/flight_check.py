@@ -40,10 +40,10 @@ def flight_check(
     """
     rows = list(islice(data["train"], _SAMPLE))
     problems = [
-        *_tokenizer_problems(trainer, args, tokenizer),
+        *tokenizer_problems(trainer, args, tokenizer),
         *(_length_problems(trainer, rows, tokenizer) or _batch_problems(trainer, data)),
-        *_overlap_problems(data),
-        *_resume_problems(trainer, args, mixer),
+        *overlap_problems(data),
+        *resume_problems(trainer, args, mixer),
     ]
     if problems:
         raise InputError("\n".join(problems))
@@ -52,7 +52,7 @@ def flight_check(
         _print_plan(trainer, rows, tokenizer, mixer, seconds)
 
 
-def _tokenizer_problems(trainer, args: RecipeArguments, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def tokenizer_problems(trainer, args: RecipeArguments, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     problems = []
     if tokenizer.eos_token_id is None:
         problems.append("the tokenizer has no end-of-sequence token: set eos_token in its tokenizer_config.json")
@@ -120,7 +120,7 @@ def _length_problems(trainer, rows: list[Row], tokenizer: PreTrainedTokenizerBas
     return []
 
 
-def _overlap_problems(data: DatasetDict) -> list[str]:
+def overlap_problems(data: DatasetDict) -> list[str]:
     if isinstance(data["train"], IterableDataset):
         return []  # the split by content hash cannot overlap; a stream is not read twice to say so
     held_out = {_content(row) for row in data["validation"]}
@@ -128,7 +128,7 @@ def _overlap_problems(data: DatasetDict) -> list[str]:
     return [f"{shared} training rows are among the validation rows as well: build the mixture again"] if shared else []
 
 
-def _resume_problems(trainer, args: RecipeArguments, mixer: DatasetMixer) -> list[str]:
+def resume_problems(trainer, args: RecipeArguments, mixer: DatasetMixer) -> list[str]:
     checkpoint = trainer.args.resume_from_checkpoint
     changed = differences(Path(checkpoint), run_record(trainer, args, mixer)) if checkpoint else []
     if not changed:
@@ -158,20 +158,34 @@ def _print_plan(
     trainer, rows: list[Row], tokenizer: PreTrainedTokenizerBase, mixer: DatasetMixer, seconds: float | None
 ) -> None:
     config, console = trainer.args, Console(highlight=False, soft_wrap=True)
-    parameters = list(trainer.model.parameters())
-    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-    precision = "bf16" if config.bf16 else "fp16" if config.fp16 else "fp32"
     limit = config.max_length
     whole, cut = (_tokenized(trainer, rows, tokenizer, length) for length in (None, limit))
     truncated = sum(len(ids) > limit for ids, _ in whole) / len(whole)
     supervised = sum(sum(mask) for _, mask in cut) / max(sum(len(ids) for ids, _ in cut), 1)
     learned = "" if "chosen" in rows[0] else f"{supervised:.0%} of the tokens are learned, "
-    total = sum(parameter.numel() for parameter in parameters)
     if mixer.report:
         console.print(mixer.report.table())
     for number, row in enumerate(rows[:_EXAMPLES], start=1):
         console.rule(f"train row {number}, from {row['source']}")
         console.print(marked_row(row, tokenizer), markup=False)
+    print_model(console, trainer)
+    steps = _steps(trainer)
+    packed = "packed rows" if getattr(config, "packing", False) else "rows"
+    console.print(
+        f"plan: {steps:,} steps of {_rows_per_step(config)} {packed} in {config.world_size} process(es), at most "
+        f"{limit} tokens each; {learned}{truncated:.1%} of the rows are cut"
+    )
+    if seconds is not None:
+        minutes = seconds * steps / 60
+        console.print(f"time: {seconds:.2f} s a step here, {minutes:.1f} minutes in all, evaluation apart")
+
+
+def print_model(console: Console, trainer) -> None:
+    """Size, precision, optimizer, and the memory of what is there before the first row."""
+    config, parameters = trainer.args, list(trainer.model.parameters())
+    total = sum(parameter.numel() for parameter in parameters)
+    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    precision = "bf16" if config.bf16 else "fp16" if config.fp16 else "fp32"
     checkpointing = "with" if config.gradient_checkpointing else "no"
     console.print(
         f"model: {total:,} parameters, {trained:,} of them trained; {precision} on {config.device.type}, "
@@ -179,16 +193,7 @@ def _print_plan(
     )
     # Weights, their gradients and Adam's two moments, in float32 as the trainers keep them.
     memory = (4 * total + 12 * trained) / 2**20
-    steps = _steps(trainer)
-    packed = "packed rows" if getattr(config, "packing", False) else "rows"
-    console.print(
-        f"plan: {steps:,} steps of {_rows_per_step(config)} {packed} in {config.world_size} process(es), at most "
-        f"{limit} tokens each; {learned}{truncated:.1%} of the rows are cut"
-    )
     console.print(f"memory: {memory:,.0f} MiB for weights, gradients and optimizer; activations come on top")
-    if seconds is not None:
-        minutes = seconds * steps / 60
-        console.print(f"time: {seconds:.2f} s a step here, {minutes:.1f} minutes in all, evaluation apart")
 
 
 def _rows_per_step(config) -> int:

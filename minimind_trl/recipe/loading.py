@@ -91,7 +91,7 @@ def load_data(
 ) -> tuple[DatasetDict, DatasetMixer]:
     """The mixture's train and validation rows, and the mixer, which tells what became of the others.
 
-    Sets `config.max_length` from the mixture where it is unset.
+    Sets `config.max_length`, if there is such a setting, from the mixture where it is unset.
 
     Raises:
         InputError: the mixture cannot be built, or is for another phase.
@@ -100,7 +100,7 @@ def load_data(
     metadata = mixer.mixture.metadata
     if metadata.phase not in phases:
         raise InputError(f"{args.data_config}: phase {metadata.phase!r}, but this recipe trains {' or '.join(phases)}")
-    if config.max_length is None:
+    if getattr(config, "max_length", 0) is None:  # online trainers have none
         config.max_length = metadata.max_seq_length or 1024
     if mixer.mixture.streaming and config.max_steps <= 0:
         raise InputError(f"{args.data_config}: a streaming mixture has no end that is known: set --max_steps")

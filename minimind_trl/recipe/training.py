@@ -1,6 +1,7 @@
 """TRL's trainers as the recipes run them: a plan, evaluation before, during and after, and what stays in the folder."""
 
 import copy
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -36,6 +37,10 @@ _SHOWN = (
     "accuracy",
     "margin",
     "divergence",
+    "reward",
+    "kl",
+    "explained_variance",
+    "win_rate",
 )
 
 
@@ -191,7 +196,12 @@ def settle(args: RecipeArguments, config, name: str) -> None:
 
 
 def run(
-    trainer, args: RecipeArguments, tokenizer: PreTrainedTokenizerBase, data: DatasetDict, mixer: DatasetMixer
+    trainer,
+    args: RecipeArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    data: DatasetDict,
+    mixer: DatasetMixer,
+    check: Callable[..., None] = flight_check,
 ) -> dict:
     """Check and print the plan, evaluate, train, evaluate, and leave model, tokenizer, metrics, lock and model card.
 
@@ -199,10 +209,10 @@ def run(
         `{"before": ..., "after": ...}`, held-out figures; empty with `--eval_interval 0` and with `--dry_run`.
 
     Raises:
-        InputError: of `flight_check`.
+        InputError: of `check`, which is called with all the others.
     """
     try:
-        flight_check(trainer, args, tokenizer, data, mixer)
+        check(trainer, args, tokenizer, data, mixer)
     except InputError:
         _remove_if_empty(trainer.args.output_dir)
         raise
@@ -231,7 +241,7 @@ def _leave_results(
     # What `minimind-trl eval` needs to give the same figures later.
     options = {
         "phase": mixer.mixture.metadata.phase,
-        "max_length": config.max_length,
+        "max_length": getattr(config, "max_length", None),
         "batch_size": config.per_device_eval_batch_size,
         "eval_batches": args.eval_batches * config.world_size,
         "bf16": config.bf16,

@@ -1,5 +1,6 @@
 """The critic of PPO: a value for every token, trained inside the policy's forward pass."""
 
+import copy
 import functools
 import types
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from accelerate.utils import is_peft_model
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig
@@ -23,13 +25,15 @@ CRITIC = "critic"  # the submodule, and the folder beside the policy's files
 
 
 def make_critic(policy: MiniMindForCausalLM, name: str | None = None) -> MiniMindForTokenClassification:
-    """A value model: the policy's body, or that of a reward model or saved critic, under a head of one number.
+    """A value model: the policy's body (an adapter merged), or that of a reward model or saved critic, with one number.
 
     A fresh head says 0; a reward model's says its score of what was read so far.
 
     Raises:
         InputError: `name` is no reward model or critic of MiniMind, or reads other tokens than the policy.
     """
+    if is_peft_model(policy):
+        policy = copy.deepcopy(policy).merge_and_unload()
     if name is None:
         source, head = policy.model, None
         config = policy.config
@@ -41,7 +45,8 @@ def make_critic(policy: MiniMindForCausalLM, name: str | None = None) -> MiniMin
                 f"--critic_model {name} has {config.vocab_size} tokens, the policy {policy.config.vocab_size}: the "
                 "critic reads the policy's tokens"
             )
-    config = type(config).from_dict(config.to_dict() | {"num_labels": 1})
+    config = copy.deepcopy(config)
+    config.num_labels = 1
     critic = MiniMindForTokenClassification(config).to(policy.dtype)
     critic.model.load_state_dict(source.state_dict())
     with torch.no_grad():

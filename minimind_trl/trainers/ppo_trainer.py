@@ -37,13 +37,14 @@ class PPOTrainer(RolloutTrainer):
 
     _tag_names = ("trl", "ppo")
     _name = "PPO"
-    needs_logps, kl_in_loss = True, False
+    needs_logps, kl_in_loss, loss_name = True, False, "actor_loss"
 
     def __init__(self, model, reward_funcs=None, args: PPOConfig | None = None, *positional, **more):
+        critic = make_critic(model, args.critic_model)  # of the model without adapters, which the next line adds
         super().__init__(model, reward_funcs, args, *positional, **more)
         if args.target_kl is not None and self.is_deepspeed_enabled:
             raise InputError("--target_kl cannot skip DeepSpeed's steps: leave it out")
-        self.critic = make_critic(self._base_model(), args.critic_model)
+        self.critic = critic.to(self.accelerator.device)
         attach_critic(self._base_model(), self.critic)
         self._too_far = False  # of the rollout at hand, the policy is
         self.add_callback(_BeforeStep(self))
@@ -61,6 +62,8 @@ class PPOTrainer(RolloutTrainer):
         if args.whiten_advantages:
             advantages = whiten(advantages, mask, self.total)
         rollout.extra |= {"old_values": values, "returns": returns}
+        _, outcomes = generalized_advantages(rewards, values, mask, args.gamma, lam=1.0)
+        self.record(explained_variance=self._explained(values, outcomes, mask))
         kl = self._kl_to_reference(rollout) * mask
         rows = torch.tensor(len(mask), device=mask.device)
         summed_kl, tokens, count = self.total(torch.stack([kl.sum(), mask.sum(), rows]).double()).tolist()
@@ -81,6 +84,14 @@ class PPOTrainer(RolloutTrainer):
             return torch.zeros_like(rollout.logps)
         ratio = rollout.ref_logps - rollout.logps
         return -ratio if self.args.kl_estimator == "k1" else ratio.exp() - 1 - ratio
+
+    def _explained(self, values: Tensor, returns: Tensor, mask: Tensor) -> float:
+        """1 - Var(returns - values) / Var(returns), over the tokens of all processes."""
+        error = (returns - values) * mask
+        moments = [mask, returns * mask, returns.square() * mask, error, error.square()]
+        count, *sums = self.total(torch.stack([moment.double().sum() for moment in moments])).tolist()
+        mean, square, error_mean, error_square = (value / max(count, 1) for value in sums)
+        return 1 - (error_square - error_mean**2) / max(square - mean**2, 1e-8)
 
     def _rollout_values(self, tokens: dict[str, Any]) -> Tensor:
         """(B, T): the critic's values of the states in which the completions' tokens were chosen."""

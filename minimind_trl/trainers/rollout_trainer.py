@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import is_peft_model
+from accelerate.utils import gather_object, is_peft_model
+from datasets import IterableDataset
 from torch import Tensor, nn
 from transformers import GenerationConfig
 from trl import GRPOTrainer
@@ -97,7 +98,8 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
     every random stream of the training alone: with it or without, the weights are the same. It reports `eval_reward`,
     `eval_rewards/NAME`, `eval_kl` (per token, to the reference), `eval_entropy`, `eval_eos_rate`,
     `eval_completion_length`, and as `eval_policy_loss` and `eval_loss` the clipped surrogate on answers that were
-    sampled at the first evaluation, with their log-probabilities then: 0 there, and below while the policy learns.
+    sampled at the first evaluation, with their log-probabilities and rewards then: 0 there, below while the policy does
+    more of what was good and less of what was bad; far from those answers it says little.
     Several evaluation sets get their names into the keys: `eval_NAME_reward`.
 
     Args:
@@ -105,7 +107,8 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
         ref_model: where `args.beta` is not 0; by default a copy of `model` as it is.
 
     Raises:
-        InputError: a reward function returned something that is no reward; see `Reward`.
+        InputError: fewer prompts than one rollout answers; while training, a reward function returned something that is
+            no reward (see `Reward`).
     """
 
     needs_logps = False  # whether `Rollout.logps` is wanted
@@ -125,6 +128,7 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
             add_learned_positions_head(self._base_model(), self.temperature)
         if beta and not is_peft_model(self.model):  # of LoRA the reference is the model without it
             self._add_reference(reference, sync)
+        self._refuse_too_few_prompts()
         self.num_tokens_generated = 0
         self._rewards: Tensor | None = None  # of the last batch, of all processes
         self._frozen: dict[str, list[dict]] = {}
@@ -183,6 +187,28 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
             compute_entropy=entropy,
         )
         return logps, entropies
+
+    def answer(self, rows: list[dict]) -> list[dict[str, Any]]:
+        """One sampled completion for each row, without a trace in the training: `{prompt, completion, reward}`.
+
+        All processes must call it with the same rows, and get the same.
+        """
+        answers = []
+        with self._apart(), self._sampling(self.temperature):
+            for local, count in self._shares(rows):
+                rollout = self._rollout(local, self._generate_and_score_completions(local))
+                said = [
+                    ids[kept.bool()].tolist()
+                    for ids, kept in zip(rollout.tokens["completion_ids"], rollout.mask, strict=True)
+                ]
+                texts = self._tokenizer.batch_decode(said, skip_special_tokens=True)
+                mine = [
+                    {"prompt": row["prompt"], "completion": text, "reward": reward}
+                    for row, text, reward in zip(local, texts, rollout.rewards.tolist(), strict=True)
+                ]
+                answers += (gather_object(mine) if self.accelerator.num_processes > 1 else mine)[:count]
+        self._metrics["eval"].clear()
+        return answers
 
     # Training
 
@@ -274,8 +300,12 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
         if isinstance(rows, dict):
             parts = [self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}") for name, part in rows.items()]
             return {name: value for part in parts for name, value in part.items()}
+        rows, key = list(rows), metric_key_prefix
+        if key not in self._frozen:
+            with self._clock.paused(), self._apart():
+                self._frozen[key] = self._sample_frozen(rows)
         with self._clock.paused(), self._apart():
-            figures = self._held_out(list(rows), metric_key_prefix)
+            figures = self._held_out(rows, self._frozen[key])
             figures = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
             self._metrics["eval"].clear()  # TRL's, which weigh batches and not completions equally
             self.log(figures)
@@ -319,10 +349,8 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
             else:
                 self.generation_config, self.generation_kwargs = kept
 
-    def _held_out(self, rows: list[dict], key: str) -> dict[str, float]:
-        if key not in self._frozen:
-            self._frozen[key] = self._sample_frozen(rows)
-        loss = self._frozen_loss(self._frozen[key])
+    def _held_out(self, rows: list[dict], frozen: list[dict]) -> dict[str, float]:
+        loss = self._frozen_loss(frozen)
         repeats = self.args.num_generations_eval or 1 if self.args.eval_temperature else 1
         rows = [row for row in rows for _ in range(repeats)]
         with self._sampling(self.args.eval_temperature):
@@ -434,6 +462,17 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
         self.load_trainer_state(state["trainer"])
 
     # Set-up
+
+    def _refuse_too_few_prompts(self) -> None:
+        args, rows = self.args, self.train_dataset
+        prompts = args.generation_batch_size // args.num_generations
+        if isinstance(rows, IterableDataset) or len(rows) >= prompts:
+            return
+        most = len(rows) * args.num_generations // (args.world_size * args.steps_per_generation)
+        raise InputError(
+            f"a rollout answers {prompts} prompts, and there are {len(rows)}, so that no step would be taken: set "
+            f"--per_device_train_batch_size {max(most, 1)} or less"
+        )
 
     def _base_model(self) -> nn.Module:
         model = self.accelerator.unwrap_model(self.model)

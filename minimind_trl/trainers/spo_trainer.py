@@ -74,7 +74,7 @@ class SPOTrainer(RolloutTrainer):
             return rows
         weights = self.tracker.weights(self.args.sampling_floor)
         count = len(rows) * self.accelerator.num_processes
-        chosen = torch.multinomial(weights, count, replacement=count > len(weights), generator=self._draws).tolist()
+        chosen = torch.multinomial(weights, count, generator=self._draws).tolist()
         self.record(effective_prompts=(weights.sum() ** 2 / weights.square().sum()).item())
         first = self.accelerator.process_index * len(rows)
         return [self.train_dataset[number] for number in chosen[first : first + len(rows)]]

@@ -1,0 +1,230 @@
+"""Online RL as the recipes run it: rewards, the trainers of `minimind_trl.trainers`, and a flight check of its own."""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from datasets import DatasetDict
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase
+from trl import get_peft_config
+
+from ..data import DatasetMixer
+from ..errors import InputError, nearest
+from ..evaluation.answers import render_prompt
+from ..rewards import Reward, load_rewards
+from ..rewards.reward import text_of
+from ..trainers import PPOTrainer, RolloutTrainer, SPOTrainer
+from ..trainers.doctor import RLDoctor
+from ..trainers.ppo_config import PPOConfig
+from ..trainers.rollout_config import RolloutConfig
+from ..trainers.spo_config import SPOConfig
+from .arguments import Machine, RecipeArguments
+from .flight_check import overlap_problems, print_model, resume_problems, tokenizer_problems
+from .training import capped, run, settle
+
+_TRIALS = 4  # batches that are answered before training
+_EXAMPLES = 2
+_LOOKED_AT = 100_000  # prompts whose length is taken
+
+
+@dataclass
+class OnlineDefaults(Machine):
+    """What the online recipes add to their configs."""
+
+    reward_funcs: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "exact_match, position_match, math_accuracy, ..., a reward model's folder, or module:function; "
+            "parameters as in length:low=5,high=20. Weights: --reward_weights."
+        },
+    )
+
+    def __post_init__(self):
+        try:
+            super().__post_init__()
+        except InputError as error:
+            raise InputError(f"{error}{self._hint(str(error))}") from error
+
+    def _hint(self, message: str) -> str:
+        if "requires at least 2 generations" in message:
+            return " For one completion per prompt use recipes/spo.py or recipes/ppo.py."
+        if "must be divisible by num_generations" not in message:
+            return ""
+        batch = self.generation_batch_size
+        fitting = [count for count in range(2, batch + 1) if batch % count == 0]
+        closest = min(fitting, key=lambda count: abs(count - self.num_generations), default=None)
+        more = -(-batch // self.num_generations) * self.num_generations
+        each = f"--per_device_train_batch_size {self.num_generations}"
+        return (
+            f" Set --num_generations {closest}, or {each} (a batch of {more} would do)" if closest else f" Set {each}"
+        )
+
+
+@dataclass
+class GRPORecipeConfig(OnlineDefaults, RolloutConfig):
+    """Group relative policy optimisation: TRL's GRPOTrainer with our evaluation."""
+
+
+@dataclass
+class PPORecipeConfig(OnlineDefaults, PPOConfig):
+    """Proximal policy optimisation."""
+
+
+@dataclass
+class SPORecipeConfig(OnlineDefaults, SPOConfig):
+    """Single-stream policy optimisation."""
+
+
+_TRAINERS = {GRPORecipeConfig: RolloutTrainer, PPORecipeConfig: PPOTrainer, SPORecipeConfig: SPOTrainer}
+
+
+def load_reward_funcs(config: OnlineDefaults) -> list[Reward]:
+    """The rewards that the command line or the YAML names; sets their weights in the config.
+
+    Raises:
+        InputError: of `load_rewards`.
+    """
+    rewards, config.reward_weights = load_rewards(config.reward_funcs, config.reward_weights)
+    return rewards
+
+
+def train_online(args, config, lora, model, rewards, tokenizer, data: DatasetDict, mixer: DatasetMixer) -> dict:
+    """Train with the trainer that belongs to the config; of `run`'s arguments and results."""
+    trainer_class = _TRAINERS[type(config)]
+    settle(args, config, trainer_class._name)
+    data = DatasetDict({split: _with_tools(rows, tokenizer) for split, rows in data.items()})
+    problems = [*_column_problems(rewards, data), *_length_problems(config, model, tokenizer, data)]
+    if problems:
+        raise InputError("\n".join(problems))
+    trainer = trainer_class(
+        model,
+        rewards,
+        config,
+        train_dataset=data["train"],
+        eval_dataset=capped(args, config, data["validation"]),
+        processing_class=tokenizer,
+        peft_config=get_peft_config(lora),
+    )
+    trainer.add_callback(RLDoctor())
+    return run(trainer, args, tokenizer, data, mixer, check=online_check)
+
+
+def online_check(
+    trainer: RolloutTrainer,
+    args: RecipeArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    data: DatasetDict,
+    mixer: DatasetMixer,
+) -> None:
+    """Refuse what could not learn; print mixture, two prompts with answers and rewards, plan, memory and time.
+
+    Raises:
+        InputError: one line for each reason.
+    """
+    problems = [
+        *tokenizer_problems(trainer, args, tokenizer),
+        *overlap_problems(data),
+        *resume_problems(trainer, args, mixer),
+    ]
+    if problems:
+        raise InputError("\n".join(problems))
+    started = time.perf_counter()
+    answers = _trial(trainer, data)
+    seconds = (time.perf_counter() - started) / len(answers)
+    values = [answer["reward"] for answer in answers]
+    if max(values) - min(values) < 1e-9:
+        raise InputError(
+            f"the reward is {values[0]:g} for all of {len(values)} answers to training prompts: nothing to learn from. "
+            f"The first answer is {answers[0]['completion']!r}. Start from a checkpoint that is sometimes right, take "
+            "easier prompts, or a graded reward"
+        )
+    if trainer.is_world_process_zero():
+        _print_plan(trainer, mixer, answers, seconds)
+
+
+def _trial(trainer: RolloutTrainer, data: DatasetDict) -> list[dict[str, Any]]:
+    """Answers of the policy to the first prompts, at training's temperature, until two rewards differ."""
+    size = trainer.args.per_device_eval_batch_size * trainer.accelerator.num_processes
+    answers: list[dict[str, Any]] = []
+    prompts = iter(data["train"])
+    for _ in range(_TRIALS):
+        rows = list(islice(prompts, size))
+        if not rows:
+            break
+        answers += trainer.answer(rows)
+        if len({answer["reward"] for answer in answers}) > 1:
+            break
+    return answers
+
+
+def _column_problems(rewards: list[Reward], data: DatasetDict) -> Iterator[str]:
+    known = list(next(iter(data["train"])))
+    for reward in rewards:
+        for column in reward.columns():
+            if column not in known:
+                yield (
+                    f"reward {reward.__name__} needs the column {column!r}{nearest(column, known)}; the mixture's rows "
+                    f"have {', '.join(known)} (keep_columns: [{column}] keeps a source's)"
+                )
+
+
+def _length_problems(config, model, tokenizer: PreTrainedTokenizerBase, data: DatasetDict) -> list[str]:
+    room = model.config.max_position_embeddings - config.max_completion_length
+    longest = f"--max_completion_length {config.max_completion_length} leave no room in"
+    if room < 1:
+        return [f"{longest} the model's {model.config.max_position_embeddings} positions: set it lower"]
+    lengths = [len(ids) for ids in _tokenized(tokenizer, islice(data["train"], _LOOKED_AT))]
+    over = [length for length in lengths if length > room]
+    if not over:
+        return []
+    return [
+        f"{len(over)} of {len(lengths)} prompts have more than {room} tokens (the longest {max(over)}), which with "
+        f"{longest} the model's {model.config.max_position_embeddings} positions: drop them with a length filter, or "
+        "set it lower"
+    ]
+
+
+def _tokenized(tokenizer: PreTrainedTokenizerBase, rows) -> Iterator[list[int]]:
+    for row in rows:
+        prompt = row["prompt"]
+        text = prompt if isinstance(prompt, str) else render_prompt(tokenizer, prompt)
+        yield tokenizer(text, add_special_tokens=False).input_ids
+
+
+def _with_tools(rows, tokenizer: PreTrainedTokenizerBase):
+    """Prompts whose rows name tools as text, with the tools in it: TRL renders only those that it runs itself."""
+    if "tools" not in next(iter(rows)):
+        return rows
+    return rows.map(lambda row: {"prompt": render_prompt(tokenizer, row["prompt"], row["tools"])})
+
+
+def _print_plan(trainer: RolloutTrainer, mixer: DatasetMixer, answers: list[dict], seconds: float) -> None:
+    config, console = trainer.args, Console(highlight=False, soft_wrap=True)
+    if mixer.report:
+        console.print(mixer.report.table())
+    for number, answer in enumerate(answers[:_EXAMPLES], start=1):
+        console.rule(f"train prompt {number}, and an answer of the policy as it is")
+        said = [text_of(answer["prompt"]) or _last(answer["prompt"]), answer["completion"]]
+        console.print(*(json.dumps(text, ensure_ascii=False) for text in said), sep="\n", markup=False)
+        console.print(f"reward {answer['reward']:.3f}")
+    print_model(console, trainer)
+    values = [answer["reward"] for answer in answers]
+    prompts = config.generation_batch_size // config.num_generations
+    updates = config.steps_per_generation * config.num_iterations // config.gradient_accumulation_steps
+    console.print(
+        f"plan: a rollout answers {prompts} prompts with {config.num_generations} completion(s) each of at most "
+        f"{config.max_completion_length} tokens, in {config.world_size} process(es); then {updates or 1} step(s)"
+    )
+    console.print(
+        f"rewards: mean {sum(values) / len(values):.3f} of {len(values)} trial answers, from {min(values):.3f} to "
+        f"{max(values):.3f}"
+    )
+    console.print(f"time: about {seconds * config.generation_batch_size:.1f} s a rollout here; the steps come on top")
+
+
+def _last(prompt: str | list[dict]) -> str:
+    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
