@@ -5,6 +5,7 @@ import functools
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig
 from transformers.utils import SAFE_WEIGHTS_NAME
+from trl.trainer.utils import FusedCausalLMOutput
 
 from ..errors import InputError
 from ..models import (
@@ -22,6 +24,13 @@ from ..models import (
 )
 
 CRITIC = "critic"  # the submodule, and the folder beside the policy's files
+
+
+@dataclass
+class OutputWithValues(FusedCausalLMOutput):
+    """TRL's output of a fused forward pass, with the critic's values (batch, length)."""
+
+    token_values: Tensor | None = None
 
 
 def make_critic(policy: MiniMindForCausalLM, name: str | None = None) -> MiniMindForTokenClassification:
@@ -68,10 +77,11 @@ def attach_critic(policy: MiniMindForCausalLM, critic: MiniMindForTokenClassific
     @functools.wraps(type(policy).forward)
     def forward(self, *args, fused_lm_head: bool = False, **kwargs):
         outputs = inner(*args, fused_lm_head=fused_lm_head, **kwargs)
-        if fused_lm_head and torch.is_grad_enabled():
-            critic = self.get_submodule(CRITIC)
-            critic.values = values_of(critic, kwargs["input_ids"], kwargs["attention_mask"])
-        return outputs
+        if not fused_lm_head or not torch.is_grad_enabled():
+            return outputs
+        critic = self.get_submodule(CRITIC)
+        critic.values = values_of(critic, kwargs["input_ids"], kwargs["attention_mask"])
+        return OutputWithValues(**outputs, token_values=critic.values)  # where DDP finds that the critic takes part
 
     policy.forward = types.MethodType(forward, policy)
 

@@ -2,6 +2,9 @@
 
 import copy
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from minimind_trl.models import MiniMindForTokenClassification
 from minimind_trl.rewards import Reward
 from minimind_trl.trainers import PPOConfig, RLDoctor, SPOConfig
 from minimind_trl.trainers.rollout_trainer import broken_contract
+from tests.conftest import REPOSITORY
 from tests.trainers.online import METHODS, bandit_model, low_ids, online, prompts, weights
 
 ALL = list(METHODS)
@@ -67,9 +71,11 @@ def test_a_bandit_is_solved(tmp_path, method):
     assert after["eval_policy_loss"] == after["eval_loss"] != before["eval_loss"]
     logs = [log for log in trainer.state.log_history if "loss" in log]
     for name in METRICS[method]:
-        assert all(math.isfinite(log[name]) for log in logs), name
+        values = [log[name] for log in logs if name in log]  # some come with a rollout
+        assert values and all(map(math.isfinite, values)), name
     assert logs[-1]["num_tokens_generated"] > logs[0]["num_tokens_generated"] > 0
-    assert logs[-1]["reward"] > logs[0]["reward"]
+    rewards = [log["reward"] for log in logs if "reward" in log]
+    assert rewards[-1] > rewards[0]
     if method == "ppo":
         assert after["eval_value_loss"] < before["eval_value_loss"] and "eval_explained_variance" in after
 
@@ -152,6 +158,41 @@ def test_the_gradient_is_that_of_finite_differences(tmp_path, method):
     step = 2e-2
     measured = (loss(step) - loss(-step)).item() / (2 * step)
     assert slope == pytest.approx(measured, rel=0.03, abs=1e-4) and abs(slope) > 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ALL)
+def test_two_processes_learn_what_one_does(tmp_path, method):
+    """Fed the same answers: equal weights and trackers in both, losses and gradients as in one, the same figures."""
+    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    results = {}
+    for name, command in (("one", [sys.executable]), ("two", two)):
+        (tmp_path / name).mkdir()
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "ACCELERATE_USE_CPU": "true",
+            "PYTHONPATH": str(REPOSITORY),
+        }
+        script = [*command, "tests/trainers/fed.py", method, str(tmp_path / name)]
+        done = subprocess.run(script, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        results[name] = [torch.load(file, weights_only=True) for file in sorted((tmp_path / name).glob("rank-*.pt"))]
+    [one], [first, second] = results["one"], results["two"]
+    assert first["world"] == 2 and equal(first["weights"], second["weights"])
+    assert first["figures"] == second["figures"]
+    for name in ("losses", "norms"):
+        assert first[name] == pytest.approx(one[name], abs=1e-4, rel=1e-4), name
+    for mine, theirs in zip(first["figures"], one["figures"], strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-4)
+    for name, tensor in one["weights"].items():
+        torch.testing.assert_close(first["weights"][name], tensor, atol=1e-4, rtol=1e-3)
+    if method == "spo":
+        assert first["state"]["answers"] == second["state"]["answers"]
+        for name, tensor in first["state"]["tracker"].items():
+            assert torch.equal(tensor, second["state"]["tracker"][name])
+            torch.testing.assert_close(tensor, one["state"]["tracker"][name], atol=1e-4, rtol=1e-4)
+        assert torch.equal(first["state"]["draws"], second["state"]["draws"])
 
 
 @pytest.mark.parametrize("method", ALL)

@@ -1,0 +1,56 @@
+"""Trains one method on rollouts that depend on the prompts alone, in as many processes as it is started in.
+
+Arguments: method, folder. Every process writes `rank-R.pt`: its weights, its losses, held-out figures, tracker.
+"""
+
+import os
+import sys
+import zlib
+from pathlib import Path
+
+import torch
+
+from minimind_trl.rewards import Reward
+from tests.trainers.online import low_ids, online, prompts
+
+
+def completion(prompt: list[int], turn: int) -> list[int]:
+    generator = torch.Generator().manual_seed(zlib.crc32(bytes(str((prompt, turn)), "ascii")))
+    length = int(torch.randint(1, 4, (1,), generator=generator))
+    return torch.randint(3, 556, (length,), generator=generator).tolist()
+
+
+def main(method: str, folder: Path) -> None:
+    trainer = online(
+        method,
+        folder,
+        reward=Reward(low_ids, "low_ids", 0, 1),
+        rows=prompts(32),
+        held_out=prompts(7),
+        max_steps=4,
+        per_device_train_batch_size=16 // int(os.environ.get("WORLD_SIZE", 1)),
+        logging_steps=1,
+        learning_rate=1e-3,
+        **({"kl_coef": 0.1} if method == "ppo" else {"beta": 0.1}),
+    )
+
+    def fed(prompt_ids, *_, **__):
+        turns = [place % trainer.num_generations + 10 * trainer.state.global_step for place in range(len(prompt_ids))]
+        return [completion(*pair) for pair in zip(prompt_ids, turns, strict=True)], None
+
+    trainer._generate_single_turn = fed
+    figures = trainer.evaluate()
+    trainer.train()
+    result = {
+        "weights": trainer.accelerator.unwrap_model(trainer.model).state_dict(),
+        "losses": [log["loss"] for log in trainer.state.log_history if "loss" in log],
+        "norms": [log["grad_norm"] for log in trainer.state.log_history if "grad_norm" in log],
+        "figures": [figures, trainer.evaluate()],
+        "world": trainer.args.world_size,
+        "state": trainer.trainer_state() if method == "spo" else {},
+    }
+    torch.save(result, folder / f"rank-{trainer.args.process_index}.pt")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
