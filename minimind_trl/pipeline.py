@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from datasets import Dataset
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from transformers import logging as transformers_logging
@@ -20,6 +21,7 @@ from transformers import logging as transformers_logging
 from .data import DatasetMixer
 from .errors import InputError
 from .evaluation import exact_match_by_skill
+from .files import atomic_path
 from .models import MiniMindConfig, MiniMindForCausalLM, load_model
 from .recipe import run_recipe
 from .tokenization import tiny_tokenizer
@@ -32,14 +34,17 @@ _STAGES = {
     "sft": ("midtrain", "loss"),
     "reward": ("sft", "accuracy"),
     "dpo": ("sft", "rewards/accuracies"),
+    "grpo": ("dpo", "reward"),
+    "ppo": ("dpo", "reward"),
+    "spo": ("dpo", "reward"),
 }
 
 
 def run_demo(output_dir: Path) -> dict:
-    """Run every stage, and report its held-out figure before and after, and exact match per skill.
+    """Run every stage, and report its held-out figure before and after, and what it answers to held-out prompts.
 
     Returns:
-        the report, also written to `output_dir` as `report.json` and `report.md`.
+        the report, also written to `output_dir` as `report.json`, `report.md` and `report.png`.
 
     Raises:
         InputError: not started in the repository, or the folder holds something already.
@@ -85,36 +90,65 @@ def _ask(folder: Path, tokenizer, prompts: Dataset) -> dict:
 
 
 def _write_report(report: dict, output_dir: Path) -> None:
-    held_out, skills = _tables(report)
+    table = _table(report)
     with (output_dir / "report.md").open("w", encoding="utf-8") as file:
-        console = Console(file=file, width=120)
+        console = Console(file=file, width=140)
         console.print("# minimind-trl demo\n\n```")
-        console.print(held_out, skills)
-        console.print(f"```\n\nTook {report['seconds']:.0f} s on this machine, evaluation included.")
+        console.print(table, _skills(report))
+        console.print(f"```\n\n![answers](report.png)\n\nTook {report['seconds']:.0f} s, evaluation included.")
     (output_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    Console(width=None if sys.stdout.isatty() else 120).print(held_out, skills)
+    _draw(report, output_dir / "report.png")
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
     print(f"took {report['seconds']:.0f} s; report in {output_dir / 'report.md'}")
 
 
-def _tables(report: dict) -> tuple[Table, Table]:
-    held_out = Table(title="on held-out data")
-    for column in ("stage", "figure", "before", "after", "seconds"):
-        held_out.add_column(column, justify="left" if column in ("stage", "figure") else "right")
+def _table(report: dict) -> Table:
+    prompts = report["exact_match"]["untrained"]["all"]["prompts"]
+    table = Table(title=f"each stage on held-out data, and its greedy answers to {prompts} held-out prompts")
+    for column in ("stage", "figure", "before", "after", "reward", "exact match", "seconds"):
+        table.add_column(column, justify="left" if column in ("stage", "figure") else "right")
+    table.add_row("untrained", "", "", "", *_answered(report, "untrained"), "")
     for stage in report["stages"]:
         before, after = (f"{stage[when]['eval_' + stage['figure']]:.3f}" for when in ("before", "after"))
-        held_out.add_row(stage["stage"], stage["figure"], before, after, f"{stage['seconds']:.0f}")
+        answered = _answered(report, stage["stage"])
+        table.add_row(stage["stage"], stage["figure"], before, after, *answered, f"{stage['seconds']:.0f}")
+    return table
 
+
+def _answered(report: dict, stage: str) -> tuple[str, str]:
+    if stage not in report["exact_match"]:
+        return "", ""
+    figures = report["exact_match"][stage]["all"]
+    return f"{figures['position_score']:.3f}", f"{figures['exact_match']:.0%}"
+
+
+def _skills(report: dict) -> Table:
     answers = report["exact_match"]
-    skills = Table(title="exact match (and position score) on held-out prompts")
-    skills.add_column("skill")
-    for column in ("prompts", *answers):
-        skills.add_column(column, justify="right")
+    table = Table(title="exact match by skill")
+    table.add_column("skill")
+    for stage in answers:
+        table.add_column(stage, justify="right")
     *_, last_skill, _ = answers["untrained"]
-    for skill, figures in answers["untrained"].items():
-        cells = [answers[stage][skill] for stage in answers]
-        values = [f"{cell['exact_match']:.0%} ({cell['position_score']:.2f})" for cell in cells]
-        skills.add_row(skill, str(figures["prompts"]), *values, end_section=skill == last_skill)
-    return held_out, skills
+    for skill in answers["untrained"]:
+        cells = [f"{answers[stage][skill]['exact_match']:.0%}" for stage in answers]
+        table.add_row(skill, *cells, end_section=skill == last_skill)
+    return table
+
+
+def _draw(report: dict, path: Path) -> None:
+    """Reward and exact match of every stage's answers."""
+    stages = list(report["exact_match"])
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axis = figure.subplots()
+    for shift, (name, label) in enumerate((("position_score", "reward"), ("exact_match", "exact match"))):
+        values = [report["exact_match"][stage]["all"][name] for stage in stages]
+        bars = axis.bar([place + 0.4 * shift - 0.2 for place in range(len(stages))], values, 0.4, label=label)
+        axis.bar_label(bars, fmt="%.2f", fontsize=7)
+    axis.set_xticks(range(len(stages)), stages)
+    axis.set_ylabel("held-out prompts, greedy answers")
+    axis.legend()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from ..trainers.rollout_config import RolloutConfig
 from ..trainers.spo_config import SPOConfig
 from .arguments import Machine, RecipeArguments
 from .flight_check import overlap_problems, print_model, resume_problems, tokenizer_problems
-from .training import capped, run, settle
+from .training import capped, remove_if_empty, run, settle
 
 _TRIALS = 4  # batches that are answered before training
 _EXAMPLES = 2
@@ -100,15 +100,19 @@ def train_online(args, config, lora, model, rewards, tokenizer, data: DatasetDic
     problems = [*_column_problems(rewards, data), *_length_problems(config, model, tokenizer, data)]
     if problems:
         raise InputError("\n".join(problems))
-    trainer = trainer_class(
-        model,
-        rewards,
-        config,
-        train_dataset=data["train"],
-        eval_dataset=capped(args, config, data["validation"]),
-        processing_class=tokenizer,
-        peft_config=get_peft_config(lora),
-    )
+    try:
+        trainer = trainer_class(
+            model,
+            rewards,
+            config,
+            train_dataset=data["train"],
+            eval_dataset=capped(args, config, data["validation"]),
+            processing_class=tokenizer,
+            peft_config=get_peft_config(lora),
+        )
+    except InputError:
+        remove_if_empty(config.output_dir)
+        raise
     trainer.add_callback(RLDoctor())
     return run(trainer, args, tokenizer, data, mixer, check=online_check)
 

@@ -214,10 +214,10 @@ def run(
     try:
         check(trainer, args, tokenizer, data, mixer)
     except InputError:
-        _remove_if_empty(trainer.args.output_dir)
+        remove_if_empty(trainer.args.output_dir)
         raise
     if args.dry_run:
-        _remove_if_empty(trainer.args.output_dir)
+        remove_if_empty(trainer.args.output_dir)
         return {}
     record = run_record(trainer, args, mixer)
     trainer.add_callback(RecordsCallback(mixer, record))
@@ -265,7 +265,8 @@ def _missing(prepared: Dataset | IterableDataset, rows: Dataset | IterableDatase
     return 0 if isinstance(prepared, IterableDataset) else len(rows) - len(prepared)
 
 
-def _remove_if_empty(folder: str) -> None:
+def remove_if_empty(folder: str) -> None:
+    """Take the run's folder away again, where nothing came into it."""
     with suppress(OSError):  # transformers has made it; one that holds something stays
         Path(folder).rmdir()
 

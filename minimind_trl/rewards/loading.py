@@ -56,7 +56,8 @@ def load_rewards(specs: Sequence[str], weights: Sequence[float] | None = None) -
             - a name of `REWARDS`, with parameters where it has some: `length:low=5,high=20`;
             - `reward_model:PATH`, with `RewardModel`'s parameters, or just the path of a reward model;
             - a preset: `minimind3:reward_model=PATH`;
-            - `module:function`, a function of your own, from the working directory or an installed package.
+            - `module:function`, a function of your own, from the working directory or an installed package, whose
+              range its attributes `low` and `high` may tell.
         weights: one for each of `specs`; of a preset it multiplies the preset's own. Default: 1.
 
     Raises:

@@ -18,15 +18,18 @@ class Reward:
         function: `fn(prompts=..., completions=..., completion_ids=..., **columns)`, a number for each completion, or
             None where it does not apply.
         name: for logs and messages.
-        low, high: the range of its values, where it is known; a value outside is an error.
+        low, high: the range of its values; by default the function's attributes of these names, if it has them. A value
+            outside is an error.
 
     Calling it raises:
         InputError: the function failed (the row is named), or returned something else than one finite number or
             None per completion.
     """
 
-    def __init__(self, function: Callable[..., list], name: str, low: float = -math.inf, high: float = math.inf):
-        self.function, self.low, self.high = function, low, high
+    def __init__(self, function: Callable[..., list], name: str, low: float | None = None, high: float | None = None):
+        self.function = function
+        self.low = getattr(function, "low", -math.inf) if low is None else low
+        self.high = getattr(function, "high", math.inf) if high is None else high
         self.__name__ = name
 
     def columns(self) -> list[str]:

@@ -13,6 +13,7 @@ _PANELS = {
         "held out": ("eval_mean_token_accuracy", "eval_accuracy", "eval_rewards/accuracies"),
     },
     "reward": {"train": ("reward",), "held out": ("eval_reward",)},
+    "KL to the reference": {"train": ("kl_ref",), "held out": ("eval_kl",)},
     "learning rate": {"train": ("learning_rate",)},
     "tokens per second": {"train": ("tokens_per_second",)},
 }

@@ -18,6 +18,15 @@ from minimind_trl.tokenization import inference_template, tiny_tokenizer
 from tests.conftest import REPOSITORY
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml"]
+# of the online recipes: small rollouts, a start that knows nothing, and so a reward that it gets now and then
+ONLINE = {
+    recipe: {
+        "reward_funcs": "tests.recipes.own_rewards:vowels",
+        "per_device_train_batch_size": 16,
+        "max_completion_length": 8,
+    }
+    for recipe in ("grpo", "ppo", "spo")
+}
 QUICK = {"max_steps": 20, "warmup_steps": 2, "eval_interval": 10, "eval_batches": 2}
 
 
@@ -134,6 +143,33 @@ def test_every_stage_trains_measures_and_reports(pretrained, tmp_path, recipe, f
         assert seen[name] == sorted(seen[name])
 
 
+@pytest.mark.parametrize(
+    ("recipe", "training"),
+    [
+        ("grpo", ["policy_loss", "frac_reward_zero_std"]),
+        ("ppo", ["actor_loss", "critic_loss", "kl_ref", "approx_kl", "actor_lr", "critic_lr", "critic_grad_norm"]),
+        ("spo", ["policy_loss", "rho", "baseline", "baseline_brier", "effective_prompts"]),
+    ],
+)
+def test_every_online_recipe_trains_measures_and_reports(pretrained, tmp_path, recipe, training):
+    """The reward is seen before, during and after; the folder has all it should; WandB got every figure."""
+    options = QUICK | ONLINE[recipe] | {"max_steps": 6, "eval_interval": 3, "from_weight": pretrained}
+    options |= {"output_dir": tmp_path / recipe, "logging_steps": 2, "use_wandb": True}
+    metrics = run(recipe, "tiny", environment=offline_wandb(tmp_path), **options)
+    held_out = ["reward", "rewards/vowels", "policy_loss", "entropy", "eos_rate", "completion_length"]
+    held_out += ["kl", "value_loss", "explained_variance"] if recipe == "ppo" else []
+    for name in held_out:
+        assert all(math.isfinite(metrics[when][f"eval_{name}"]) for when in ("before", "after")), name
+    files = ["model.safetensors", "mixture.lock.json", "recipe.json", "curves.png", "README.md", "tokenizer.json"]
+    for file in files + (["critic/model.safetensors"] if recipe == "ppo" else []):
+        assert (tmp_path / recipe / file).stat().st_size > 0
+    seen = wandb_history(tmp_path)
+    wanted = ["reward", "num_tokens_generated", *training]
+    for name in (*TRAINING_FIGURES, *(f"train/{name}" for name in wanted), *(f"eval/{name}" for name in held_out)):
+        assert len(seen.get(name, [])) >= 2, (name, sorted(seen))
+        assert all(math.isfinite(value) for value in seen[name]), name
+
+
 TRAINING_FIGURES = [
     f"train/{name}"
     for name in (
@@ -193,10 +229,11 @@ def test_dry_run_prints_the_plan_and_leaves_nothing(pretrained, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["pretrain", "midtrain", "sft", "distill", "dpo", "reward"])
+@pytest.mark.parametrize("recipe", ["pretrain", "midtrain", "sft", "distill", "dpo", "reward", "grpo", "ppo", "spo"])
 def test_killed_and_resumed_it_ends_where_it_would_have(pretrained, tmp_path, recipe):
     """`kill -9` after the first checkpoint, then `--resume auto`: the same weights, bit for bit."""
     options = QUICK | {"max_steps": 12, "eval_interval": 0, "save_strategy": "steps", "save_steps": 4}
+    options |= ONLINE.get(recipe, {})
     start = {"pretrain": None, "distill": "teacher_model_name_or_path"}.get(recipe, "from_weight")
     options |= {start: pretrained} if start else {}
     run(recipe, "tiny", output_dir=tmp_path / "whole", **options)
@@ -210,6 +247,8 @@ def test_killed_and_resumed_it_ends_where_it_would_have(pretrained, tmp_path, re
     assert not (tmp_path / "killed" / "model.safetensors").exists()
     run(recipe, "tiny", output_dir=tmp_path / "killed", resume="auto", **options)
     assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+    if recipe == "ppo":
+        assert weights(tmp_path / "killed" / "critic") == weights(tmp_path / "whole" / "critic")
 
 
 def losses(folder: Path) -> list[float]:
@@ -292,6 +331,9 @@ def test_the_demo_learns_its_skills(demo):
     assert exact["untrained"] < 0.05 and exact["pretrain"] < 0.1 and exact["sft"] >= 0.6 and exact["dpo"] >= 0.6
     after = {stage["stage"]: stage["after"] for stage in report["stages"]}
     assert after["dpo"]["eval_rewards/accuracies"] > 0.8 and after["reward"]["eval_accuracy"] > 0.9
+    for stage in ("grpo", "ppo", "spo"):  # from a checkpoint that is mostly right: they must not lose it
+        assert after[stage]["eval_reward"] > 0.7 and exact[stage] >= 0.6
+    assert (demo / "report.png").stat().st_size > 0
     assert "exact match" in (demo / "report.md").read_text()
     # the checkpoint gives the same answers when asked again
     sft = load_model(demo / "sft")
@@ -300,6 +342,15 @@ def test_the_demo_learns_its_skills(demo):
         for line in (REPOSITORY / "data_configs/tiny/data/sft_validation.jsonl").read_text().splitlines()
     ]
     assert exact_match_by_skill(sft, tiny_tokenizer(), rows)["all"]["exact_match"] == exact["sft"]
+
+
+@pytest.mark.slow
+def test_online_methods_gain_held_out_reward(demo):
+    """The short form of the benchmark, which exits with 1 where one does not gain."""
+    command = [sys.executable, "benchmarks/rl.py", "--quick", "--from_weight", str(demo / "midtrain")]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("+0.") >= 3
 
 
 @pytest.mark.slow

@@ -25,8 +25,52 @@ def mixture(name: str) -> list[str]:
     return ["--from_weight", "{model}", "--data_config", f"{{folder}}/{name}.yaml", "--output_dir", "{new}"]
 
 
+RLAIF = ["--data_config", "data_configs/tiny/rlaif.yaml", "--output_dir", "{new}", "--max_completion_length", "4"]
+RL = ["--from_weight", "{model}", *RLAIF]
+MATCH = [*RL, "--reward_funcs", "position_match"]
+
+
+def own(function: str) -> list[str]:
+    """A reward of tests/recipes/own_rewards.py."""
+    return [*RL, "--reward_funcs", f"tests.recipes.own_rewards:{function}"]
+
+
 # recipe, options, what the message says
 REFUSED = [
+    # --- online RL ---
+    ("grpo", RL, "no reward: give --reward_funcs"),
+    ("grpo", [*RL, "--reward_funcs", "exactmatch"], "no such reward; did you mean 'exact_match'?"),
+    ("grpo", [*MATCH, "--reward_weights", "1", "2"], "--reward_weights has 2 values, --reward_funcs 1"),
+    ("grpo", [*RL, "--reward_funcs", "length:lo=3"], "no parameter 'lo'; did you mean 'low'?"),
+    ("grpo", [*RL, "--reward_funcs", "tool_calls"], "reward tool_calls needs the column 'gt'; the mixture's rows have"),
+    (
+        "grpo",
+        [*RL, "--reward_funcs", "{model}"],
+        "is a MiniMindForCausalLM: train a reward model with recipes/reward.py",
+    ),
+    ("grpo", [*RL, "--reward_funcs", "{small_reward}"], "tokens, its tokenizer 556: they do not belong together"),
+    ("grpo", own("nothing"), "completions have no reward: nothing returned None for them"),
+    ("grpo", own("not_a_number"), "reward not_a_number returned nan, not a finite number or None"),
+    ("grpo", own("too_few"), "reward too_few returned 1 values for 8 completions"),
+    ("grpo", own("fails"), "reward fails raised KeyError: 'missing'; for the completion "),
+    ("grpo", own("constant"), "the reward is 1 for all of 32 answers to training prompts: nothing to learn from"),
+    ("grpo", own("no_such"), "has no function 'no_such'"),
+    ("grpo", [*MATCH, "--num_generations", "1"], "For one completion per prompt use recipes/spo.py or recipes/ppo.py"),
+    ("grpo", [*MATCH, "--num_generations", "6"], "Set --num_generations 4, or --per_device_train_batch_size 6"),
+    ("grpo", [*MATCH, "--max_completion_length", "2040"], "prompts have more than 8 tokens"),
+    ("grpo", [*MATCH, "--max_completion_length", "4096"], "leave no room in the model's 2048 positions: set it lower"),
+    ("grpo", [*MATCH, "--per_device_train_batch_size", "40000"], "answers 5000 prompts, and there are 3600"),
+    ("grpo", ["--from_weight", "{model}", *SFT, "--reward_funcs", "exact_match"], "but this recipe trains rlaif"),
+    ("ppo", [*MATCH, "--num_generations", "4"], "--num_generations 4: this method samples one completion per prompt"),
+    ("ppo", [*MATCH, "--epsilon", "0.1"], "--epsilon is set by --cliprange"),
+    (
+        "ppo",
+        [*MATCH, "--critic_model", "{small_reward}"],
+        "300 tokens, the policy 556: the critic reads the policy's tokens",
+    ),
+    ("spo", [*MATCH, "--reward_range", "0", "-1"], "two numbers, the lower one first"),
+    ("spo", own("unbounded"), "the range of reward unbounded is not known: give --reward_range LOWEST HIGHEST"),
+    ("spo", [*MATCH, "--tracker", "globl"], "--tracker 'globl': prompt or global"),
     # --- the options ---
     ("sft", [*SCRATCH, "--learning_rat", "1"], "unknown option --learning_rat; did you mean '--learning_rate'?"),
     ("sft", ["--from_weight", "x", *SCRATCH], "exactly one of --preset"),
@@ -124,14 +168,25 @@ def test_a_recipe_as_a_program_ends_the_same_way(tmp_path):
 
 def make_input(folder: Path) -> dict[str, str]:
     """Checkpoints, tokenizers, mixtures and a run to resume, by the names that the cases use."""
-    names = ("model", "small", "reward", "other_words", "no_template", "no_pad", "endless", "pad_is_eos", "run")
-    paths = {name: folder / name for name in names} | {"new": folder / "new", "folder": folder}
+    names = (
+        "model",
+        "small",
+        "reward",
+        "small_reward",
+        "other_words",
+        "no_template",
+        "no_pad",
+        "endless",
+        "pad_is_eos",
+    )
+    paths = {name: folder / name for name in names} | {"new": folder / "new", "folder": folder, "run": folder / "run"}
     tokenizer = tiny_tokenizer()
     sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 2048}
     for name, model in {
         "model": MiniMindForCausalLM(small_config("dense3", **sizes)),
         "small": MiniMindForCausalLM(small_config("dense3", vocab_size=300)),
         "reward": MiniMindForSequenceClassification(small_config("dense3", **sizes, num_labels=1)),
+        "small_reward": MiniMindForSequenceClassification(small_config("dense3", vocab_size=300, num_labels=1)),
     }.items():
         model.save_pretrained(paths[name])
         tokenizer.save_pretrained(paths[name])

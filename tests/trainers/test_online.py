@@ -332,8 +332,11 @@ def test_fewer_prompts_than_a_rollout_answers_are_refused(tmp_path):
 
 
 def test_a_range_that_nobody_declared_is_asked_for(tmp_path):
-    with pytest.raises(InputError, match="the range of reward low_ids is not known: give --reward_range"):
-        online("spo", tmp_path)
+    def lengths(prompts, completions, completion_ids, **_):
+        return [float(len(ids)) for ids in completion_ids]
+
+    with pytest.raises(InputError, match="the range of reward lengths is not known: give --reward_range"):
+        online("spo", tmp_path, reward=lengths)
 
 
 def test_a_completion_without_any_reward_is_an_error(tmp_path):
