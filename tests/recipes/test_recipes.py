@@ -14,6 +14,15 @@ import yaml
 
 from minimind_trl.evaluation import exact_match_by_skill
 from minimind_trl.models import load_model, save_native
+from minimind_trl.recipe import (
+    ConversationConfig,
+    PreferenceConfig,
+    PretrainConfig,
+    RewardModelConfig,
+    parse_arguments,
+)
+from minimind_trl.recipe.distillation import DistillationConfig
+from minimind_trl.recipe.online import GRPORecipeConfig, PPORecipeConfig, SPORecipeConfig
 from minimind_trl.tokenization import inference_template, tiny_tokenizer
 from tests.conftest import REPOSITORY
 
@@ -204,6 +213,22 @@ def test_evaluating_more_often_does_not_change_training(pretrained, tmp_path):
 
 def weights(folder: Path) -> bytes:
     return (folder / "model.safetensors").read_bytes()
+
+
+def test_every_config_that_comes_with_the_recipes_is_understood(monkeypatch):
+    kinds = {
+        "pretrain": PretrainConfig,
+        "midtrain": PretrainConfig,
+        "dpo": PreferenceConfig,
+        "reward": RewardModelConfig,
+    }
+    kinds |= {"distill": DistillationConfig, "grpo": GRPORecipeConfig, "ppo": PPORecipeConfig, "spo": SPORecipeConfig}
+    files = sorted((REPOSITORY / "recipes/configs").glob("*/*.yaml"))
+    assert len(files) >= 10
+    for file in files:
+        monkeypatch.setattr(sys, "argv", [f"{file.parent.name}.py", "--config", str(file)])
+        args, *_ = parse_arguments(kinds.get(file.parent.name, ConversationConfig))
+        assert (REPOSITORY / args.data_config).is_file(), file
 
 
 def test_help_has_our_options_first():
