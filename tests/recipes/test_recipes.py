@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -25,44 +24,17 @@ from minimind_trl.recipe.distillation import DistillationConfig
 from minimind_trl.recipe.online import GRPORecipeConfig, PPORecipeConfig, SPORecipeConfig
 from minimind_trl.tokenization import inference_template, tiny_tokenizer
 from tests.conftest import REPOSITORY
-
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml"]
-# of the online recipes: small rollouts, a start that knows nothing, and so a reward that it gets now and then
-ONLINE = {
-    recipe: {
-        "reward_funcs": "tests.recipes.own_rewards:vowels",
-        "per_device_train_batch_size": 16,
-        "max_completion_length": 8,
-    }
-    for recipe in ("grpo", "ppo", "spo")
-}
-QUICK = {"max_steps": 20, "warmup_steps": 2, "eval_interval": 10, "eval_batches": 2}
-
-
-def launch(recipe: str, *options: str, command: list[str] = LAUNCH, environment=None) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **(environment or {})}
-    return subprocess.run(
-        [*command, f"recipes/{recipe}.py", *options], cwd=REPOSITORY, env=environment, capture_output=True, text=True
-    )
-
-
-def as_options(**values) -> list[str]:
-    return [part for name, value in values.items() for part in (f"--{name}", str(value))]
-
-
-def run(recipe: str, config: str, command: list[str] = LAUNCH, environment=None, **values) -> dict:
-    options = ["--config", f"recipes/configs/{recipe}/{config}.yaml", *as_options(**values)]
-    result = launch(recipe, *options, command=command, environment=environment)
-    assert result.returncode == 0, result.stderr
-    return json.loads((Path(values["output_dir"]) / "metrics.json").read_text())
-
-
-@pytest.fixture(scope="session")
-def pretrained(tmp_path_factory) -> Path:
-    """The tiny preset after a few steps of pretraining on the embedded data, by the recipe."""
-    folder = tmp_path_factory.mktemp("runs") / "pretrain"
-    run("pretrain", "tiny", output_dir=folder, **QUICK)
-    return folder
+from tests.recipes.launching import (
+    LAUNCH,
+    QUICK,
+    TRAINING_FIGURES,
+    as_options,
+    launch,
+    offline_wandb,
+    run,
+    wandb_history,
+    weights,
+)
 
 
 def test_pretraining_from_scratch_lowers_the_held_out_loss(pretrained):
@@ -152,67 +124,11 @@ def test_every_stage_trains_measures_and_reports(pretrained, tmp_path, recipe, f
         assert seen[name] == sorted(seen[name])
 
 
-@pytest.mark.parametrize(
-    ("recipe", "training"),
-    [
-        ("grpo", ["policy_loss", "frac_reward_zero_std"]),
-        ("ppo", ["actor_loss", "critic_loss", "kl_ref", "approx_kl", "actor_lr", "critic_lr", "critic_grad_norm"]),
-        ("spo", ["policy_loss", "rho", "baseline", "baseline_brier", "effective_prompts"]),
-    ],
-)
-def test_every_online_recipe_trains_measures_and_reports(pretrained, tmp_path, recipe, training):
-    """The reward is seen before, during and after; the folder has all it should; WandB got every figure."""
-    options = QUICK | ONLINE[recipe] | {"max_steps": 6, "eval_interval": 3, "from_weight": pretrained}
-    options |= {"output_dir": tmp_path / recipe, "logging_steps": 2, "use_wandb": True}
-    metrics = run(recipe, "tiny", environment=offline_wandb(tmp_path), **options)
-    held_out = ["reward", "rewards/vowels", "policy_loss", "entropy", "eos_rate", "completion_length"]
-    held_out += ["kl", "value_loss", "explained_variance"] if recipe == "ppo" else []
-    for name in held_out:
-        assert all(math.isfinite(metrics[when][f"eval_{name}"]) for when in ("before", "after")), name
-    files = ["model.safetensors", "mixture.lock.json", "recipe.json", "curves.png", "README.md", "tokenizer.json"]
-    for file in files + (["critic/model.safetensors"] if recipe == "ppo" else []):
-        assert (tmp_path / recipe / file).stat().st_size > 0
-    seen = wandb_history(tmp_path)
-    wanted = ["reward", "num_tokens_generated", *training]
-    for name in (*TRAINING_FIGURES, *(f"train/{name}" for name in wanted), *(f"eval/{name}" for name in held_out)):
-        assert len(seen.get(name, [])) >= 2, (name, sorted(seen))
-        assert all(math.isfinite(value) for value in seen[name]), name
-
-
-TRAINING_FIGURES = [
-    f"train/{name}"
-    for name in (
-        *("loss", "learning_rate", "grad_norm", "epoch", "global_step", "tokens_per_second", "samples_per_second"),
-        *("steps_per_second", "num_input_tokens_seen", "mfu_percent", "eta_minutes"),
-    )
-]
-
-
-def offline_wandb(folder: Path) -> dict[str, str]:
-    return {"WANDB_MODE": "offline", "WANDB_DIR": str(folder), "WANDB_SILENT": "true"}
-
-
-def wandb_history(folder: Path) -> dict[str, list[float]]:
-    """Every figure of the one offline run in a folder, in the order in which it was logged."""
-    [run_folder] = folder.glob("wandb/offline-run-*")
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run_folder)]
-    inspected = subprocess.run(command, capture_output=True, text=True, check=True)
-    seen: dict[str, list[float]] = {}
-    for row in map(json.loads, inspected.stdout.splitlines()):
-        for name, value in row["history"]["item"].items() if row.get("type") == "history" else ():
-            seen.setdefault(name, []).append(value)
-    return seen
-
-
 def test_evaluating_more_often_does_not_change_training(pretrained, tmp_path):
     options = QUICK | {"from_weight": pretrained, "max_steps": 6}
     run("sft", "tiny", output_dir=tmp_path / "often", **options | {"eval_interval": 2})
     run("sft", "tiny", output_dir=tmp_path / "never", **options | {"eval_interval": 0})
     assert weights(tmp_path / "often") == weights(tmp_path / "never")
-
-
-def weights(folder: Path) -> bytes:
-    return (folder / "model.safetensors").read_bytes()
 
 
 def test_every_config_that_comes_with_the_recipes_is_understood(monkeypatch):
@@ -251,29 +167,6 @@ def test_dry_run_prints_the_plan_and_leaves_nothing(pretrained, tmp_path):
     ):
         assert told in result.stdout
     assert not (tmp_path / "sft").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["pretrain", "midtrain", "sft", "distill", "dpo", "reward", "grpo", "ppo", "spo"])
-def test_killed_and_resumed_it_ends_where_it_would_have(pretrained, tmp_path, recipe):
-    """`kill -9` after the first checkpoint, then `--resume auto`: the same weights, bit for bit."""
-    options = QUICK | {"max_steps": 12, "eval_interval": 0, "save_strategy": "steps", "save_steps": 4}
-    options |= ONLINE.get(recipe, {})
-    start = {"pretrain": None, "distill": "teacher_model_name_or_path"}.get(recipe, "from_weight")
-    options |= {start: pretrained} if start else {}
-    run(recipe, "tiny", output_dir=tmp_path / "whole", **options)
-    killed = as_options(output_dir=tmp_path / "killed", **options)
-    command = [sys.executable, f"recipes/{recipe}.py", "--config", f"recipes/configs/{recipe}/tiny.yaml", *killed]
-    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not (tmp_path / "killed" / "checkpoint-4").is_dir():
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-    assert not (tmp_path / "killed" / "model.safetensors").exists()
-    run(recipe, "tiny", output_dir=tmp_path / "killed", resume="auto", **options)
-    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
-    if recipe == "ppo":
-        assert weights(tmp_path / "killed" / "critic") == weights(tmp_path / "whole" / "critic")
 
 
 def losses(folder: Path) -> list[float]:
@@ -367,15 +260,6 @@ def test_the_demo_learns_its_skills(demo):
         for line in (REPOSITORY / "data_configs/tiny/data/sft_validation.jsonl").read_text().splitlines()
     ]
     assert exact_match_by_skill(sft, tiny_tokenizer(), rows)["all"]["exact_match"] == exact["sft"]
-
-
-@pytest.mark.slow
-def test_online_methods_gain_held_out_reward(demo):
-    """The short form of the benchmark, which exits with 1 where one does not gain."""
-    command = [sys.executable, "benchmarks/rl.py", "--quick", "--from_weight", str(demo / "midtrain")]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("+0.") >= 3
 
 
 @pytest.mark.slow

@@ -1,0 +1,17 @@
+"""The benchmarks that say whether something works at all."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+
+@pytest.mark.slow
+def test_online_methods_gain_held_out_reward():
+    """The short form of the benchmark, which exits with 1 where one does not gain."""
+    command = [sys.executable, "benchmarks/rl.py", "--quick"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("+0.") >= 3
