@@ -9,7 +9,7 @@ from ..files import atomic_path
 _HYPERPARAMETERS = (
     *("learning_rate", "lr_scheduler_type", "warmup_steps", "max_steps", "num_train_epochs"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "packing", "weight_decay"),
-    *("adam_beta2", "max_grad_norm", "beta", "lmbda", "bf16", "seed"),
+    *("adam_beta2", "max_grad_norm", "beta", "lmbda", "bf16", "seed", "reward_funcs", "reward_weights"),
 )
 
 
@@ -22,8 +22,14 @@ def complete_card(card: Path, metrics: dict[str, dict], record: dict[str, Any], 
     """
     options = record["options"] | {"processes": record["processes"]}
     chosen = [(name, options[name]) for name in (*_HYPERPARAMETERS, "processes") if options.get(name) is not None]
+    start = record["start"]["from_weight"] or f"scratch (the preset {record['start']['preset']})"
+    text = card.read_text(encoding="utf-8").rstrip()
+    # TRL's line about a model of the Hub, where there is none
+    text = text.replace(
+        "This model is a fine-tuned version of [None](https://huggingface.co/None).", f"This model starts from {start}."
+    )
     parts = [
-        card.read_text(encoding="utf-8").rstrip(),
+        text,
         "## Results on held-out data",
         _results(metrics) if metrics else "Not measured (`--eval_interval 0`).",
         "![curves](curves.png)",

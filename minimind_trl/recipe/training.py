@@ -252,7 +252,7 @@ def _leave_results(
     write_json(folder / LOCK, mixer.lock())
     write_json(folder / RECIPE, record)
     write_curves(trainer.state.log_history, folder / "curves.png")
-    trainer.create_model_card()
+    trainer.create_model_card(model_name=folder.name)
     complete_card(folder / "README.md", metrics, record, mixer)
     for when, figures in metrics.items():
         shown = {name: figures[f"eval_{name}"] for name in _SHOWN if f"eval_{name}" in figures}

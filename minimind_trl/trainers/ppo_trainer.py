@@ -1,7 +1,7 @@
 """Proximal policy optimisation with a critic, on GRPOTrainer's rollouts."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,16 @@ class PPOTrainer(RolloutTrainer):
 
     _tag_names = ("trl", "ppo")
     _name = "PPO"
+    _paper: ClassVar[dict[str, str]] = {
+        "title": "Proximal Policy Optimization Algorithms",
+        "id": "1707.06347",
+        "citation": """@article{schulman2017proximal,
+    title        = {{Proximal Policy Optimization Algorithms}},
+    author       = {John Schulman and Filip Wolski and Prafulla Dhariwal and Alec Radford and Oleg Klimov},
+    year         = 2017,
+    eprint       = {arXiv:1707.06347},
+}""",
+    }
     needs_logps, kl_in_loss, loss_name = True, False, "actor_loss"
 
     def __init__(self, model, reward_funcs=None, args: PPOConfig | None = None, *positional, **more):

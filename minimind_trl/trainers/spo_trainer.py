@@ -1,7 +1,7 @@
 """Single-stream policy optimisation, and self-play, on GRPOTrainer's rollouts."""
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate.utils import gather_object
@@ -44,6 +44,16 @@ class SPOTrainer(RolloutTrainer):
 
     _tag_names = ("trl", "spo")
     _name = "SPO"
+    _paper: ClassVar[dict[str, str]] = {
+        "title": "Single-stream Policy Optimization",
+        "id": "2509.13232",
+        "citation": """@article{xu2025singlestream,
+    title        = {{Single-stream Policy Optimization}},
+    author       = {Zhongwen Xu and Zihan Ding},
+    year         = 2025,
+    eprint       = {arXiv:2509.13232},
+}""",
+    }
     needs_logps = True
 
     def __init__(self, model, reward_funcs=None, args: SPOConfig | None = None, train_dataset=None, *rest, **more):

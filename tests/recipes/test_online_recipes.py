@@ -37,6 +37,8 @@ def test_every_online_recipe_trains_measures_and_reports(pretrained, tmp_path, r
     files = ["model.safetensors", "mixture.lock.json", "recipe.json", "curves.png", "README.md", "tokenizer.json"]
     for file in files + (["critic/model.safetensors"] if recipe == "ppo" else []):
         assert (tmp_path / recipe / file).stat().st_size > 0
+    card = (tmp_path / recipe / "README.md").read_text()
+    assert f"# Model Card for {recipe}" in card and "[None]" not in card and f"trained with {recipe.upper()}" in card
     seen = wandb_history(tmp_path)
     wanted = ["reward", "num_tokens_generated", *training]
     for name in (*TRAINING_FIGURES, *(f"train/{name}" for name in wanted), *(f"eval/{name}" for name in held_out)):
