@@ -42,7 +42,7 @@ ROWS = {  # train and validation rows; per skill for the chats
     "midtrain": (600, 90),
     "sft": (600, 50),
     "dpo": (150, 20),
-    "rlaif": (400, 50),
+    "rlaif": (155, 50),
 }
 HARD_SHARE = {"pretrain": 0.25, "midtrain": 0.75, "sft": 0.25, "dpo": 0.25, "rlaif": 0.25}
 
@@ -240,7 +240,7 @@ def make_rows(stage: str, validation: bool) -> list[dict]:
             answers = {"chosen": f" {question.answer}", "rejected": f" {wrong(rng, question)}"}
             rows.append({"prompt": prompt, **answers, "skill": skill})
         else:
-            rows.append({"prompt": user, "answer": question.answer, "skill": skill})
+            rows.append({"prompt": prompt, "answer": question.answer, "skill": skill})
     return rows
 
 
