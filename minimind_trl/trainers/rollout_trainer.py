@@ -22,7 +22,7 @@ from transformers import GenerationConfig
 from trl import GRPOTrainer
 from trl.models import prepare_deepspeed, prepare_fsdp
 from trl.trainer.callbacks import SyncRefModelCallback
-from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model, get_callable_name
+from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model, get_callable_name, is_async_callable
 
 from ..errors import InputError
 from ..evaluation.held_out import evaluating
@@ -511,7 +511,7 @@ def broken_contract(trainer: GRPOTrainer | None = None) -> list[str]:
 
 def _checked(function: Any) -> Any:
     """Functions with their answers checked; models and paths, which TRL calls itself, as they are."""
-    if isinstance(function, (str, nn.Module, Reward)) or inspect.iscoroutinefunction(function):
+    if isinstance(function, (str, nn.Module, Reward)) or is_async_callable(function):
         return function
     if not callable(function):
         raise InputError(f"a reward function is a function, a model or a path, not {function!r}")

@@ -57,6 +57,8 @@ class SPOTrainer(RolloutTrainer):
     needs_logps = True
 
     def __init__(self, model, reward_funcs=None, args: SPOConfig | None = None, train_dataset=None, *rest, **more):
+        if train_dataset is None:
+            raise ValueError("SPO needs a train_dataset: it keeps a record of every prompt")
         if isinstance(train_dataset, IterableDataset):
             raise InputError("SPO keeps a record of every prompt and cannot train on a stream: set streaming: false")
         train_dataset = train_dataset.add_column(PROMPT_NUMBER, range(len(train_dataset)))

@@ -1,9 +1,11 @@
 """Rewards by name, from models and of one's own, and what becomes of those that fail."""
 
+import json
 import math
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from minimind_trl.errors import InputError
 from minimind_trl.models import MiniMindForCausalLM, MiniMindForSequenceClassification
@@ -178,6 +180,38 @@ def test_what_is_no_reward_model_is_refused(folders, name, message):
     with pytest.raises(InputError) as error:
         load_rewards([f"reward_model:{folders / name}"])
     assert message in str(error.value)
+
+
+def test_a_model_with_a_get_score_of_its_own_runs_its_code_on_request_only(tmp_path):
+    """As InternLM's reward models do."""
+    (tmp_path / "modeling_counting.py").write_text(
+        "import torch\n"
+        "from transformers import PreTrainedConfig, PreTrainedModel\n\n\n"
+        "class CountingConfig(PreTrainedConfig):\n"
+        "    model_type = 'counting'\n"
+        "    vocab_size = 556\n\n\n"
+        "class CountingModel(PreTrainedModel):\n"
+        "    config_class = CountingConfig\n\n"
+        "    def __init__(self, config):\n"
+        "        super().__init__(config)\n"
+        "        self.unit = torch.nn.Parameter(torch.ones(1))\n"
+        "        self.post_init()\n\n"
+        "    def get_score(self, tokenizer, messages):\n"
+        "        return len(messages[-1]['content']) * self.unit.item()\n"
+    )
+    names = {"AutoConfig": "modeling_counting.CountingConfig", "AutoModel": "modeling_counting.CountingModel"}
+    config = {"model_type": "counting", "architectures": ["CountingModel"], "auto_map": names, "vocab_size": 556}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({"unit": torch.ones(1)}, tmp_path / "model.safetensors", {"format": "pt"})
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(InputError):
+        load_rewards([f"reward_model:{tmp_path}"])
+    [reward], _ = load_rewards([f"reward_model:{tmp_path},trust_remote_code=true,high=5"])
+    prompts = [[{"role": "user", "content": "?"}]] * 2
+    assert reward(prompts=prompts, completions=[said("two"), said("longer than five")], completion_ids=[[1], [1]]) == [
+        3,
+        5,
+    ]
 
 
 def test_a_preset_is_minimind_s_own_mix(folders):
