@@ -4,11 +4,11 @@
     python benchmarks/rl.py --quick [--from_weight PRETRAINED]
 
 The start is the tiny preset (1M parameters), pretrained (by recipes/pretrain.py, or `--from_weight`) and briefly
-fine-tuned, so that there is headroom. Every method answers 256 prompts of the embedded tasks per rollout, as many
-rollouts, and is rewarded by the share of words in their place. The held-out reward is that of sampled answers, four to
+fine-tuned, so that there is headroom. A rollout is 256 answers to prompts of the embedded tasks (GRPO: eight to
+each of 32), every method takes as many of them (the opponent's own answers in self-play come on top), and is rewarded by the share of words in their place. The held-out reward is that of sampled answers, four to
 each of 450 prompts that no stage has seen; the intervals are of the mean over prompts, the spread is of the seeds.
 
-`--quick` is one seed of GRPO, PPO and SPO, at most 8 minutes; it exits with 1 if one of them does not gain.
+`--quick` is one seed of GRPO, PPO and SPO, 7 to 9 minutes; it exits with 1 if one of them does not gain.
 """
 
 import argparse
@@ -104,6 +104,8 @@ def measure(method: str, seed: int, start: str, rollouts: int) -> dict:
         if "eval_reward" in log and log["step"]:
             curve.append((log["step"] * rollouts / steps, log["eval_reward"]))
     after = [log for log in trainer.state.log_history if "eval_reward" in log][-1]
+    if after["step"] != steps:
+        sys.exit("--rollouts must be a multiple of 4, or the last evaluation is not at the end")
     return {
         "method": method,
         "seed": seed,

@@ -203,7 +203,12 @@ def _with_tools(rows, tokenizer: PreTrainedTokenizerBase):
     """Prompts whose rows name tools as text, with the tools in it: TRL renders only those that it runs itself."""
     if "tools" not in next(iter(rows)):
         return rows
-    return rows.map(lambda row: {"prompt": render_prompt(tokenizer, row["prompt"], row["tools"])})
+
+    def rendered(row: dict) -> dict:
+        # reward models get the messages, and render them by their own template
+        return {"prompt": render_prompt(tokenizer, row["prompt"], row["tools"]), "messages": row["prompt"]}
+
+    return rows.map(rendered)
 
 
 def _print_plan(trainer: RolloutTrainer, mixer: DatasetMixer, answers: list[dict], seconds: float) -> None:

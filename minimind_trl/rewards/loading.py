@@ -42,7 +42,7 @@ PRESETS: dict[str, tuple[tuple[str, float], ...]] = {
         ("length:low=20,high=800,unit=characters,inside=0.5,outside=-0.5", 1.0),
         ("thinking", 1.0),
         ("repetition_penalty", 1.0),
-        ("reward_model:{reward_model}", 1.0),
+        ("reward_model:{reward_model},answer_only=true", 1.0),
     ),
 }
 

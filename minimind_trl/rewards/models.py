@@ -23,6 +23,7 @@ class RewardModel:
     Args:
         name: directory or Hub id, such as the output of `recipes/reward.py`.
         low, high: scores are clipped to this range (MiniMind's: -3 to 3).
+        answer_only: show it what stands after the reasoning alone (as MiniMind-3 does).
         answer_share: where a completion has an `<answer>`, that much of the score is the answer's alone (MiniMind2's
             reward of reasoning: 0.6).
         batch_size: completions at once.
@@ -37,11 +38,13 @@ class RewardModel:
         name: str,
         low: float = -3.0,
         high: float = 3.0,
+        answer_only: bool = False,
         answer_share: float = 0.0,
         batch_size: int = 32,
         trust_remote_code: bool = False,
     ):
-        self.low, self.high, self.answer_share, self.batch_size = low, high, answer_share, batch_size
+        self.low, self.high, self.batch_size = low, high, batch_size
+        self.answer_only, self.answer_share = answer_only, answer_share
         try:
             config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
             self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
@@ -56,8 +59,11 @@ class RewardModel:
         config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
         self.model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
 
-    def __call__(self, prompts: list, completions: list, **_: Any) -> list[float]:
-        """A score for each completion, clipped."""
+    def __call__(self, prompts: list, completions: list, messages: list | None = None, **_: Any) -> list[float]:
+        """A score for each completion, clipped; `messages` are the prompts where those are rendered already."""
+        prompts = messages or prompts
+        if self.answer_only:
+            completions = [text_of(completion).rpartition("</think>")[2].strip() for completion in completions]
         self.model.to(PartialState().device)
         scores = self._scores([_messages(*pair) for pair in zip(prompts, completions, strict=True)])
         answers = {row: _ANSWER.search(text_of(completion)) for row, completion in enumerate(completions)}

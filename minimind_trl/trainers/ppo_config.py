@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from ..errors import InputError
-from .rollout_config import SingleRolloutConfig, refuse_other_names
+from .rollout_config import SingleRolloutConfig, refuse_other_names, refuse_unused
 
 # GRPO's name of an option: PPO's, from which it is set.
 _OURS = {
@@ -13,6 +13,10 @@ _OURS = {
     "epsilon": "cliprange",
     "epsilon_high": "cliprange",
     "beta": "kl_coef",
+}
+_NOT_PPO = {
+    "sync_ref_model": "the reference stays where the policy started",
+    "use_bias_correction_kl": "the KL is in the reward, not in the loss",
 }
 
 
@@ -55,6 +59,7 @@ class PPOConfig(SingleRolloutConfig):
 
     def __post_init__(self):
         refuse_other_names(self, _OURS)
+        refuse_unused(self, _NOT_PPO)
         at_least = {"num_ppo_epochs": 1, "num_mini_batches": 1, "kl_coef": 0, "vf_coef": 0}
         problems = [
             f"--{name} {getattr(self, name)}: at least {low}"

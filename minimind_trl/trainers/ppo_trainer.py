@@ -66,8 +66,6 @@ class PPOTrainer(RolloutTrainer):
         self._too_far = False
         values = self._rollout_values(rollout.tokens) * mask
         rewards = self._token_rewards(rollout)
-        if args.whiten_rewards:
-            rewards = whiten(rewards, mask, self.total, shift_mean=False)
         advantages, returns = generalized_advantages(rewards, values, mask, args.gamma, args.lam)
         if args.whiten_advantages:
             advantages = whiten(advantages, mask, self.total)
@@ -87,7 +85,8 @@ class PPOTrainer(RolloutTrainer):
             scores = scores - self.args.missing_eos_penalty * ~rollout.ended
         rewards = -self.args.kl_coef * self._kl_to_reference(rollout) * mask
         last = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).argmax(1, keepdim=True)
-        return rewards.scatter_add(1, last, scores[:, None].to(rewards.dtype))
+        rewards = rewards.scatter_add(1, last, scores[:, None].to(rewards.dtype))
+        return whiten(rewards, mask, self.total, shift_mean=False) if self.args.whiten_rewards else rewards
 
     def _kl_to_reference(self, rollout: Rollout) -> Tensor:
         if rollout.ref_logps is None:
@@ -149,6 +148,8 @@ class PPOTrainer(RolloutTrainer):
             for name, parameters in self._halves().items():
                 gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
                 norm = nn.utils.get_total_norm(gradients)
+                if self.accelerator.scaler is not None:  # fp16, whose gradients are scaled until they are clipped
+                    norm = norm / self.accelerator.scaler.get_scale()
                 self.record(**{f"{name}_grad_norm": norm.full_tensor() if hasattr(norm, "full_tensor") else norm})
         return super()._clip_grad_norm(model)
 
@@ -214,14 +215,21 @@ class PPOTrainer(RolloutTrainer):
             "explained_variance": (1 - unexplained / variance.clamp(min=1e-8)).item(),
         }
 
-    # Files
+    # State and files
+
+    def trainer_state(self) -> dict[str, Any]:
+        return {"too_far": self._too_far}
+
+    def load_trainer_state(self, state: dict[str, Any]) -> None:
+        self._too_far = state["too_far"]
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         policy, critic = (None, None) if state_dict is None else split_state(state_dict)
         folder = Path(output_dir or self.args.output_dir)
         with without_critic(self._base_model()):
             super()._save(str(folder), policy)
-        self.critic.save_pretrained(folder / CRITIC, state_dict=critic)
+        if self.args.should_save:  # as Trainer itself does for the policy
+            self.critic.save_pretrained(folder / CRITIC, state_dict=critic)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.is_fsdp_enabled:

@@ -25,6 +25,7 @@ class RolloutConfig(GRPOConfig):
     def __post_init__(self):
         if self.eval_temperature < 0:
             raise InputError(f"--eval_temperature {self.eval_temperature}: must be 0 (greedy) or more")
+        refuse_unused(self, {"use_transformers_continuous_batching": "it leaves the model in training mode"})
         super().__post_init__()
 
 
@@ -37,9 +38,25 @@ class SingleRolloutConfig(RolloutConfig):
     def __post_init__(self):
         if self.num_generations != 1:
             raise InputError(f"--num_generations {self.num_generations}: this method samples one completion per prompt")
+        refuse_unused(self, dict.fromkeys(("scale_rewards", "multi_objective_aggregation"), "there are no groups"))
         self.num_generations = _One(1)
         super().__post_init__()
         self.num_generations = 1
+
+
+def refuse_unused(config, reasons: dict[str, str]) -> None:
+    """Raise InputError where an option is given that would have no effect.
+
+    Args:
+        reasons: `{option: why}`.
+    """
+    given = [name for name in reasons if getattr(config, name) != _default(config, name)]
+    if given:
+        raise InputError("; ".join(f"--{name} is not for this method: {reasons[name]}" for name in given))
+
+
+def _default(config, name: str):
+    return type(config).__dataclass_fields__[name].default
 
 
 def refuse_other_names(config, names: dict[str, str]) -> None:
@@ -48,7 +65,6 @@ def refuse_other_names(config, names: dict[str, str]) -> None:
     Args:
         names: `{GRPO's: ours}`.
     """
-    defaults = {name: spec.default for name, spec in type(config).__dataclass_fields__.items()}
-    given = [name for name in names if getattr(config, name) != defaults[name]]
+    given = [name for name in names if getattr(config, name) != _default(config, name)]
     if given:
         raise InputError("; ".join(f"--{name} is set by --{names[name]}" for name in given))

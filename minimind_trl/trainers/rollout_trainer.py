@@ -118,14 +118,23 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
     def __init__(self, model, reward_funcs=None, args=None, *positional, ref_model: nn.Module | None = None, **more):
         if isinstance(model, str):
             raise TypeError("give the model itself, such as load_model(path)")
-        functions = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+        if args is None:
+            raise TypeError("give args, such as RolloutConfig(output_dir)")
+        functions = reward_funcs if isinstance(reward_funcs, list) else [] if reward_funcs is None else [reward_funcs]
         beta, args.beta = args.beta, 0.0  # TRL would build the reference from the model's path, and ours may have none
         sync, args.sync_ref_model = args.sync_ref_model, False
+        if beta and is_peft_model(model):
+            raise InputError("a PeftModel brings no reference: merge its adapter, and give peft_config for a new one")
+        if ref_model is not None and more.get("peft_config") is not None:
+            raise InputError("with peft_config the reference is the model without its adapter: leave ref_model out")
         reference = ref_model if ref_model is not None or not beta else unpatched_copy(model)
         super().__init__(model, [_checked(function) for function in functions], args, *positional, **more)
         args.beta, self.beta, args.sync_ref_model = beta, beta, sync
         if not args.cast_lm_head_to_fp32:
             add_learned_positions_head(self._base_model(), self.temperature)
+        if sync and (not beta or is_peft_model(self.model)):
+            why = "with LoRA it is the model without its adapter" if beta else "beta is 0, so there is none"
+            raise InputError(f"--sync_ref_model has no reference model to move: {why}")
         if beta and not is_peft_model(self.model):  # of LoRA the reference is the model without it
             self._add_reference(reference, sync)
         self._refuse_too_few_prompts()
@@ -232,7 +241,16 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
             advantages = self.advantages(rollout)
         if advantages is not None:
             tokens["advantages"] = advantages
+            self._show_advantages(advantages, rollout.mask)
         return tokens | rollout.extra
+
+    def _show_advantages(self, advantages: Tensor, mask: Tensor) -> None:
+        """Put them, of tokens the mean, into the table of completions, where TRL has its own."""
+        if advantages.dim() == 2:
+            advantages = (advantages * mask).sum(1) / mask.sum(1).clamp(min=1)
+        shown = self.accelerator.gather(advantages.contiguous()).tolist()
+        for place, value in enumerate(shown, start=len(self._logs["advantages"]) - len(shown)):
+            self._logs["advantages"][place] = value
 
     def _calculate_rewards(self, *args, **kwargs) -> Tensor:
         rewards = super()._calculate_rewards(*args, **kwargs)
@@ -270,8 +288,9 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
             loss = super()._compute_loss(model, inputs)
         finally:
             self.beta = beta
-        mean = self.total(loss.detach()) / self.accelerator.num_processes
-        self.record(**{self.loss_name: mean * self.current_gradient_accumulation_steps})
+        if self.loss_name != "policy_loss" or not self._entropy_bonus_enabled:  # with which TRL logs it
+            mean = self.total(loss.detach()) / self.accelerator.num_processes
+            self.record(**{self.loss_name: mean * self.current_gradient_accumulation_steps})
         extra = self.extra_loss(model, inputs)
         return loss if extra is None else loss + extra
 
@@ -440,7 +459,9 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
         state = {
+            "reference": self._base_reference().state_dict() if self.args.sync_ref_model else None,
             "step": self._step,
             "buffered": self._buffered_inputs,
             "num_tokens_generated": self.num_tokens_generated,
@@ -459,6 +480,8 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
         state = torch.load(path, map_location=self.accelerator.device, weights_only=True)
         self._step, self._buffered_inputs = state["step"], state["buffered"]
         self.num_tokens_generated, self._frozen = state["num_tokens_generated"], state["frozen"]
+        if state["reference"] is not None:
+            self._base_reference().load_state_dict(state["reference"])
         self.load_trainer_state(state["trainer"])
 
     # Set-up
@@ -468,11 +491,20 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
         prompts = args.generation_batch_size // args.num_generations
         if isinstance(rows, IterableDataset) or len(rows) >= prompts:
             return
-        most = len(rows) * args.num_generations // (args.world_size * args.steps_per_generation)
-        raise InputError(
-            f"a rollout answers {prompts} prompts, and there are {len(rows)}, so that no step would be taken: set "
-            f"--per_device_train_batch_size {max(most, 1)} or less"
+        each = args.world_size * args.steps_per_generation
+        sizes = range(len(rows) * args.num_generations // each, 0, -1)
+        fitting = next((size for size in sizes if size * each % args.num_generations == 0), None)
+        remedy = (
+            f"set --per_device_train_batch_size {fitting}"
+            if fitting
+            else "set --per_device_train_batch_size 1 and lower --gradient_accumulation_steps or --num_mini_batches"
         )
+        raise InputError(
+            f"a rollout answers {prompts} prompts, and there are {len(rows)}, so that no step would be taken: {remedy}"
+        )
+
+    def _base_reference(self) -> nn.Module:
+        return self.accelerator.unwrap_model(self.ref_model)
 
     def _base_model(self) -> nn.Module:
         model = self.accelerator.unwrap_model(self.model)

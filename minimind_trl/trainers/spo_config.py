@@ -79,6 +79,10 @@ class SPOConfig(SingleRolloutConfig):
             problems.append(f"--sampling_floor {self.sampling_floor}: more than 0, or a prompt would never come back")
         if self.tracker == "global" and self.init_rollouts:
             problems.append("--init_rollouts is for --tracker prompt")
+        if self.opponent and self.init_rollouts:
+            problems.append("--init_rollouts is not for self-play, which starts where a win is as likely as a loss")
+        if self.opponent and self.use_vllm:
+            problems.append("--opponent snapshot generates with transformers: no --use_vllm")
         if problems:
             raise InputError("\n".join(problems))
         super().__post_init__()

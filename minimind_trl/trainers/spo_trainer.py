@@ -186,6 +186,8 @@ class SPOTrainer(RolloutTrainer):
         mine = self._rewards
         theirs = self._normalised(self._calculate_rewards(rows, prompts, completions, said))
         self._rewards = mine
+        self._pending_metrics.clear()  # what the rewards logged of the opponent
+        self._pending_extra_logs.clear()
         return theirs
 
     # What the policy said last
@@ -194,13 +196,10 @@ class SPOTrainer(RolloutTrainer):
         """(N,) nats per token between the policy that last answered each prompt and this one; 0 for a first answer."""
         stored = [self._answers.get(row[PROMPT_NUMBER]) for row in rollout.rows]
         mine = [0.0] * len(stored)
-        known = [place for place, answer in enumerate(stored) if answer is not None]
-        # all processes go forward together, as a sharded model must
-        if any(self._gathered([bool(known)])):
-            places = known or [0]
-            answers = [stored[place] or ([0], [0], [0.0]) for place in places]
-            for place, value in zip(known, self._moved(answers), strict=False):
-                mine[place] = value
+        if any(self._gathered([any(stored)])):
+            # A stand-in for those without: all processes go forward equally often, as a sharded model must.
+            moved = self._moved([answer or ([0], [0], [0.0]) for answer in stored])
+            mine = [value if answer else 0.0 for value, answer in zip(moved, stored, strict=True)]
         return torch.tensor(self._gathered(mine), dtype=torch.float64)
 
     def _moved(self, answers: list[tuple[list[int], list[int], list[float]]]) -> list[float]:
@@ -219,13 +218,15 @@ class SPOTrainer(RolloutTrainer):
         now, _ = self.logps_of(self.model, tokens)
         mask, shift = tokens["completion_mask"], now - padded(then, 0.0, "right")
         k3 = (shift.exp() - 1 - shift) * mask
-        return (k3.sum(1) / mask.sum(1)).tolist()
+        return (k3.sum(1) / mask.sum(1).clamp(min=1)).tolist()
 
     def _store(self, rollout: Rollout) -> None:
         tokens, mine = rollout.tokens, []
         for place, row in enumerate(rollout.rows):
             asked = tokens["prompt_ids"][place][tokens["prompt_mask"][place].bool()].tolist()
             length = int(tokens["completion_mask"][place].sum())
+            if not length:  # masked because it was cut off
+                continue
             said = tokens["completion_ids"][place][:length].tolist()
             mine.append((row[PROMPT_NUMBER], (asked, said, rollout.logps[place][:length].tolist())))
         self._answers.update(self._gathered(mine))

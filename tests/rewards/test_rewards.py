@@ -217,7 +217,10 @@ def test_a_model_with_a_get_score_of_its_own_runs_its_code_on_request_only(tmp_p
 def test_a_preset_is_minimind_s_own_mix(folders):
     rewards, weights = load_rewards([f"minimind3:reward_model={folders / 'good'}"], [2.0])
     assert [reward.__name__ for reward in rewards] == ["length", "thinking", "repetition_penalty", "reward_model"]
-    assert weights == [2.0] * 4
+    assert weights == [2.0] * 4 and rewards[3].function.answer_only
+    shown = {"prompts": [[{"role": "user", "content": "?"}]], "completion_ids": [[1]]}
+    with_reasoning, without = ([said(text)] for text in ("<think>hm</think> 4", "4"))
+    assert rewards[3](completions=with_reasoning, **shown) == rewards[3](completions=without, **shown)
     rewards, weights = load_rewards([f"minimind2:reward_model={folders / 'good'}"])
     assert weights == [1.0, 0.5, 1.0] and rewards[2].function.answer_share == 0.6
     form = "<think>\nhm\n</think>\n<answer>\n4\n</answer>"

@@ -54,6 +54,7 @@ def test_trl_still_is_what_the_rollout_trainer_leans_on(tmp_path):
     before = weights(trainer)
     trainer.train()
     assert losses[0][0] == seen["rollout"].mask.shape and sorted(losses[0][1].tolist()) == list(range(16))
+    assert list(trainer._logs["advantages"]) == [0.0] * 16
     assert equal(before, weights(trainer)), "advantages of 0 move nothing"
 
 
@@ -306,6 +307,9 @@ def test_the_global_tracker_trains_as_minimind_does(tmp_path):
         (PPOConfig, {"num_generations": 4}, "samples one completion per prompt"),
         (PPOConfig, {"kl_estimator": "k2"}, "--kl_estimator 'k2': k1 or k3"),
         (PPOConfig, {"lam": 1.5, "num_ppo_epochs": 0}, "--num_ppo_epochs 0: at least 1"),
+        (PPOConfig, {"sync_ref_model": True}, "--sync_ref_model is not for this method"),
+        (SPOConfig, {"scale_rewards": "none"}, "--scale_rewards is not for this method: there are no groups"),
+        (SPOConfig, {"opponent": "snapshot", "init_rollouts": 2}, "--init_rollouts is not for self-play"),
         (SPOConfig, {"tracker": "none"}, "--tracker 'none': prompt or global"),
         (SPOConfig, {"rho_min": 0.99}, "0 < rho_min <= rho_max < 1"),
         (SPOConfig, {"reward_range": [1, 0]}, "two numbers, the lower one first"),
@@ -324,10 +328,31 @@ def test_rewards_outside_of_the_declared_range_are_an_error(tmp_path):
         trainer.train()
 
 
+def test_a_reference_that_is_not_there_cannot_follow_the_policy(tmp_path):
+    with pytest.raises(InputError, match="--sync_ref_model has no reference model to move: beta is 0"):
+        online("grpo", tmp_path, sync_ref_model=True)
+
+
+def test_a_reference_follows_the_policy_and_is_kept(tmp_path):
+    options = {"beta": 0.1, "sync_ref_model": True, "ref_model_sync_steps": 2, "ref_model_mixup_alpha": 1.0}
+    options |= {"save_strategy": "steps", "save_steps": 3}
+    trainer = online("grpo", tmp_path, **options)
+    trainer.train()
+    assert equal(trainer.ref_model.state_dict(), trainer.model.state_dict())
+    again = online("grpo", tmp_path, **options)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert equal(weights(trainer), weights(again))
+
+
+def test_answers_that_are_cut_off_and_masked_leave_the_tracker_whole(tmp_path):
+    options = {"mask_truncated_completions": True, "max_steps": 6, "rows": prompts(16)}
+    trainer = online("spo", tmp_path, reward=bounded(), **options)
+    trainer.train()
+    assert trainer.tracker.baselines(torch.arange(16)).isfinite().all()
+
+
 def test_fewer_prompts_than_a_rollout_answers_are_refused(tmp_path):
-    with pytest.raises(
-        InputError, match=r"answers 16 prompts, and there are 9, .* --per_device_train_batch_size 9 or less"
-    ):
+    with pytest.raises(InputError, match=r"answers 16 prompts, and there are 9, .* --per_device_train_batch_size 9"):
         online("spo", tmp_path, reward=bounded(), rows=prompts(9))
 
 
