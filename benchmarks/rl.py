@@ -4,9 +4,10 @@
     python benchmarks/rl.py --quick [--from_weight PRETRAINED]
 
 The start is the tiny preset (1M parameters), pretrained (by recipes/pretrain.py, or `--from_weight`) and briefly
-fine-tuned, so that there is headroom. A rollout is 256 answers to prompts of the embedded tasks (GRPO: eight to
-each of 32), every method takes as many of them (the opponent's own answers in self-play come on top), and is rewarded by the share of words in their place. The held-out reward is that of sampled answers, four to
-each of 450 prompts that no stage has seen; the intervals are of the mean over prompts, the spread is of the seeds.
+fine-tuned, so that there is headroom. A rollout is 256 answers to prompts of the embedded tasks (GRPO: eight to each of
+32). Every method takes as many of them (the opponent's answers in self-play come on top), and is rewarded by the share
+of words in their place. The held-out reward is that of sampled answers, four to each of 450 prompts that no stage has
+seen; the intervals are of the mean over prompts, the spread is of the seeds.
 
 `--quick` is one seed of GRPO, PPO and SPO, 7 to 9 minutes; it exits with 1 if one of them does not gain.
 """
