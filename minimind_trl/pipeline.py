@@ -95,7 +95,8 @@ def _write_report(report: dict, output_dir: Path) -> None:
         console = Console(file=file, width=140)
         console.print("# minimind-trl demo\n\n```")
         console.print(table, _skills(report))
-        console.print(f"```\n\n![answers](report.png)\n\nTook {report['seconds']:.0f} s, evaluation included.")
+        picture = "![answers to held-out prompts](report.png)"
+        console.print(f"```\n\n{picture}\n\nTook {report['seconds']:.0f} s, evaluation included.", markup=False)
     (output_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     _draw(report, output_dir / "report.png")
     Console(width=None if sys.stdout.isatty() else 120).print(table)

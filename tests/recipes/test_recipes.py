@@ -249,8 +249,13 @@ def test_the_demo_learns_its_skills(demo):
     assert exact["untrained"] < 0.05 and exact["pretrain"] < 0.1 and exact["sft"] >= 0.6 and exact["dpo"] >= 0.6
     after = {stage["stage"]: stage["after"] for stage in report["stages"]}
     assert after["dpo"]["eval_rewards/accuracies"] > 0.8 and after["reward"]["eval_accuracy"] > 0.9
-    for stage in ("grpo", "ppo", "spo"):  # from a checkpoint that is mostly right: they must not lose it
-        assert after[stage]["eval_reward"] > 0.7 and exact[stage] >= 0.6
+    before = {stage["stage"]: stage["before"] for stage in report["stages"]}
+    for stage in (
+        "grpo",
+        "ppo",
+        "spo",
+    ):  # from a checkpoint that is mostly right; where there is room see benchmarks/rl.py
+        assert after[stage]["eval_reward"] > before[stage]["eval_reward"] - 0.01 and exact[stage] >= 0.6
     assert (demo / "report.png").stat().st_size > 0
     assert "exact match" in (demo / "report.md").read_text()
     # the checkpoint gives the same answers when asked again
