@@ -105,8 +105,6 @@ def measure(method: str, seed: int, start: str, rollouts: int) -> dict:
         if "eval_reward" in log and log["step"]:
             curve.append((log["step"] * rollouts / steps, log["eval_reward"]))
     after = [log for log in trainer.state.log_history if "eval_reward" in log][-1]
-    if after["step"] != steps:
-        sys.exit("--rollouts must be a multiple of 4, or the last evaluation is not at the end")
     return {
         "method": method,
         "seed": seed,
@@ -211,6 +209,8 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
+    if args.rollouts < 4 or args.rollouts % 4:
+        parser.error(f"--rollouts {args.rollouts}: a multiple of 4, or the last evaluation would not be at the end")
     if args.quick:
         args.methods, args.seeds, args.rollouts = list(QUICK), args.seeds[:1], 60
     with tempfile.TemporaryDirectory() as folder:

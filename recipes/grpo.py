@@ -3,7 +3,7 @@
     accelerate launch recipes/grpo.py --config recipes/configs/grpo/tiny.yaml \
         --from_weight runs/demo/sft
 
-Supports: every option of TRL's GRPOConfig, so all its losses (`--loss_type` grpo, dapo, dr_grpo, cispo, ...);
+Supports: TRL's GRPOConfig (not its continuous batching), so all its losses (`--loss_type` grpo, dapo, cispo, ...);
 rewards by name, of a model or your own (`--reward_funcs`), weighed; LoRA; held-out rewards before, during and after
 training; resuming at any step.
 Assumes: a checkpoint that is sometimes right, a mixture of phase rlaif, and the columns that the rewards ask for.

@@ -3,9 +3,9 @@
     accelerate launch recipes/spo.py --config recipes/configs/spo/tiny.yaml \
         --from_weight runs/demo/sft
 
-Supports: MiniMind's own variant (`--tracker global`), self-play (`--opponent snapshot`), every option of TRL's
-GRPOConfig; rewards by name, of a model or your own (`--reward_funcs`), weighed; LoRA; held-out rewards before, during
-and after training; resuming at any step.
+Supports: MiniMind's own variant (`--tracker global`), self-play (`--opponent snapshot`), what of TRL's GRPOConfig is
+not about groups; rewards by name, of a model or your own (`--reward_funcs`), weighed; LoRA; held-out rewards before,
+during and after training; resuming at any step.
 Assumes: a checkpoint that is sometimes right, a mixture of phase rlaif, and the columns that the rewards ask for.
 Exit codes: 0 done, 2 bad input (one line says what), 1 crash.
 """

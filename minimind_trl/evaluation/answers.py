@@ -66,13 +66,20 @@ def generate_tokens(
                 pad_token_id=tokenizer.pad_token_id,
             )
         completions += [
-            _until_end(ids, tokenizer.eos_token_id) for ids in output[:, batch["input_ids"].shape[1] :].tolist()
+            until_end(ids, [tokenizer.eos_token_id]) for ids in output[:, batch["input_ids"].shape[1] :].tolist()
         ]
     return completions
 
 
-def _until_end(ids: list[int], end: int) -> list[int]:
-    return ids[: ids.index(end) + 1] if end in ids else ids
+def until_end(ids: list[int], ends: Sequence[int]) -> list[int]:
+    """Tokens up to and with the first that ends a turn; all of them where none does."""
+    first = next((place for place, token in enumerate(ids) if token in ends), len(ids))
+    return ids[: first + 1]
+
+
+def without_reasoning(text: str) -> str:
+    """What stands after the think block."""
+    return text.rpartition("</think>")[2]
 
 
 def exact_match_by_skill(
@@ -180,4 +187,4 @@ def _right_answer(row: dict) -> str | None:
 
 
 def _words(text: str) -> list[str]:
-    return text.rpartition("</think>")[2].split()
+    return without_reasoning(text).split()

@@ -8,17 +8,12 @@ from trl.rewards import think_format_reward
 
 from ..errors import InputError
 from ..evaluation.answers import position_score
-from .reward import text_of
+from .reward import answer_of, text_of
 
 _CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 _WORDS = re.compile(r"\w+|[^\w\s]")
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 _MARKED_ANSWER = re.compile(r"(?:####|[Tt]he answer is:?)\s*(.+?)\s*$")  # GSM8K's, MetaMathQA's
-
-
-def answer_of(completion: str | list[dict]) -> str:
-    """What stands after the reasoning."""
-    return text_of(completion).rpartition("</think>")[2]
 
 
 def exact_match(completions: list, answer: list[str], **_) -> list[float]:

@@ -10,7 +10,7 @@ from accelerate import PartialState
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from ..errors import InputError
-from .reward import text_of
+from .reward import answer_of, text_of
 
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
@@ -63,7 +63,7 @@ class RewardModel:
         """A score for each completion, clipped; `messages` are the prompts where those are rendered already."""
         prompts = messages or prompts
         if self.answer_only:
-            completions = [text_of(completion).rpartition("</think>")[2].strip() for completion in completions]
+            completions = [answer_of(completion).strip() for completion in completions]
         self.model.to(PartialState().device)
         scores = self._scores([_messages(*pair) for pair in zip(prompts, completions, strict=True)])
         answers = {row: _ANSWER.search(text_of(completion)) for row, completion in enumerate(completions)}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..errors import InputError
+from ..evaluation.answers import without_reasoning
 
 _GIVEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
 _SHOWN = 80
@@ -96,6 +97,11 @@ def text_of(completion: str | list[dict]) -> str:
         return completion
     said = [message.get("content") or "" for message in completion if message["role"] == "assistant"]
     return said[-1] if said else ""
+
+
+def answer_of(completion: str | list[dict]) -> str:
+    """What the model said after its reasoning."""
+    return without_reasoning(text_of(completion))
 
 
 def _required(function: Callable) -> Iterator[str]:

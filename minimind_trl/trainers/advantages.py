@@ -34,6 +34,14 @@ def generalized_advantages(
     return advantages, (advantages + values) * mask
 
 
+def k3(log_ratio: Tensor) -> Tensor:
+    """`exp(x) - 1 - x` of `x = log(q / p)`: at samples of p an unbiased estimate of KL(p || q), never negative.
+
+    Schulman, "Approximating KL Divergence" (2020).
+    """
+    return log_ratio.exp() - 1 - log_ratio
+
+
 def whiten(values: Tensor, mask: Tensor, total: Callable[[Tensor], Tensor], shift_mean: bool = True) -> Tensor:
     """Values at unit variance, and at mean 0 with `shift_mean`, over the mask of all processes; 0 outside of it.
 

@@ -92,11 +92,11 @@ def values_of(critic: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> T
 
 
 @contextmanager
-def without_critic(policy: nn.Module) -> Iterator[nn.Module]:
-    """The policy as everybody else knows it, for saving, loading and generation elsewhere; gives the critic."""
+def without_critic(policy: nn.Module) -> Iterator[None]:
+    """Within the block the policy is as everybody else knows it: for saving, loading and generation elsewhere."""
     critic = policy._modules.pop(CRITIC)
     try:
-        yield critic
+        yield
     finally:
         policy._modules[CRITIC] = critic
 

@@ -26,10 +26,10 @@ class OpponentPool:
 
     def add(self, policy: nn.Module, step: int) -> None:
         """Keep the policy of this step; the oldest one but the first goes where there is no room."""
-        parameters = dict(policy.named_parameters())
-        weights = {name: parameters[name].detach().to("cpu", copy=True) for name in self._names}
         if self.size == 1 and self.snapshots:
             return  # the first stays
+        parameters = dict(policy.named_parameters())
+        weights = {name: parameters[name].detach().to("cpu", copy=True) for name in self._names}
         self.snapshots.append((step, weights))
         if len(self.snapshots) > self.size:
             del self.snapshots[1]

@@ -3,20 +3,17 @@
 from dataclasses import dataclass, field
 
 from ..errors import InputError
-from .rollout_config import SingleRolloutConfig, refuse_other_names, refuse_unused
+from .rollout_config import SingleRolloutConfig, refuse_given
 
-# GRPO's name of an option: PPO's, from which it is set.
-_OURS = {
-    "num_iterations": "num_ppo_epochs",
-    "steps_per_generation": "num_mini_batches",
-    "generation_batch_size": "num_mini_batches",
-    "epsilon": "cliprange",
-    "epsilon_high": "cliprange",
-    "beta": "kl_coef",
-}
-_NOT_PPO = {
-    "sync_ref_model": "the reference stays where the policy started",
-    "use_bias_correction_kl": "the KL is in the reward, not in the loss",
+_REFUSED = {
+    "num_iterations": "is set by --num_ppo_epochs",
+    "steps_per_generation": "is set by --num_mini_batches",
+    "generation_batch_size": "is set by --num_mini_batches",
+    "epsilon": "is set by --cliprange",
+    "epsilon_high": "is set by --cliprange",
+    "beta": "is set by --kl_coef",
+    "sync_ref_model": "is not for this method: the reference stays where the policy started",
+    "use_bias_correction_kl": "is not for this method: the KL is in the reward, not in the loss",
 }
 
 
@@ -58,8 +55,7 @@ class PPOConfig(SingleRolloutConfig):
     loss_type: str = field(default="dapo", metadata={"help": "How TRL averages over tokens; dapo: over all of a step."})
 
     def __post_init__(self):
-        refuse_other_names(self, _OURS)
-        refuse_unused(self, _NOT_PPO)
+        refuse_given(self, _REFUSED)
         at_least = {"num_ppo_epochs": 1, "num_mini_batches": 1, "kl_coef": 0, "vf_coef": 0}
         problems = [
             f"--{name} {getattr(self, name)}: at least {low}"

@@ -9,10 +9,10 @@ from transformers import TrainerCallback
 
 from ..errors import InputError
 from ..hardware import COUNTED_MODELS, train_flops_per_token
-from .advantages import generalized_advantages, whiten
+from .advantages import generalized_advantages, k3, whiten
 from .critic import CRITIC, attach_critic, load_critic, make_critic, split_state, values_of, without_critic
 from .ppo_config import PPOConfig
-from .rollout_trainer import Rollout, RolloutTrainer
+from .rollout_trainer import Rollout, RolloutTrainer, chosen_mask, whole
 
 
 class PPOTrainer(RolloutTrainer):
@@ -71,7 +71,8 @@ class PPOTrainer(RolloutTrainer):
             advantages = whiten(advantages, mask, self.total)
         rollout.extra |= {"old_values": values, "returns": returns}
         _, outcomes = generalized_advantages(rewards, values, mask, args.gamma, lam=1.0)
-        self.record(explained_variance=self._explained(values, outcomes, mask))
+        sums = torch.stack([part.double().sum() for part in value_moments(values, outcomes, mask).values()])
+        self.record(explained_variance=explained_variance(*self.total(sums).tolist()))
         kl = self._kl_to_reference(rollout) * mask
         rows = torch.tensor(len(mask), device=mask.device)
         summed_kl, tokens, count = self.total(torch.stack([kl.sum(), mask.sum(), rows]).double()).tolist()
@@ -92,20 +93,11 @@ class PPOTrainer(RolloutTrainer):
         if rollout.ref_logps is None:
             return torch.zeros_like(rollout.logps)
         ratio = rollout.ref_logps - rollout.logps
-        return -ratio if self.args.kl_estimator == "k1" else ratio.exp() - 1 - ratio
-
-    def _explained(self, values: Tensor, returns: Tensor, mask: Tensor) -> float:
-        """1 - Var(returns - values) / Var(returns), over the tokens of all processes."""
-        error = (returns - values) * mask
-        moments = [mask, returns * mask, returns.square() * mask, error, error.square()]
-        count, *sums = self.total(torch.stack([moment.double().sum() for moment in moments])).tolist()
-        mean, square, error_mean, error_square = (value / max(count, 1) for value in sums)
-        return 1 - (error_square - error_mean**2) / max(square - mean**2, 1e-8)
+        return -ratio if self.args.kl_estimator == "k1" else k3(ratio)
 
     def _rollout_values(self, tokens: dict[str, Any]) -> Tensor:
         """(B, T): the critic's values of the states in which the completions' tokens were chosen."""
-        ids = torch.cat([tokens["prompt_ids"], tokens["completion_ids"]], 1)
-        mask = torch.cat([tokens["prompt_mask"], tokens["completion_mask"]], 1)
+        ids, mask = whole(tokens)
         size = self.args.per_device_train_batch_size
         with torch.no_grad(), self.accelerator.autocast():
             parts = [
@@ -117,7 +109,7 @@ class PPOTrainer(RolloutTrainer):
     # Loss
 
     def extra_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
+        mask = chosen_mask(inputs)
         values = _chosen(self.critic.values, mask.shape[1])
         self.critic.values = None  # or its graph would outlive the step
         losses = value_losses(values, inputs["old_values"], inputs["returns"], self.args.cliprange_value)
@@ -125,7 +117,7 @@ class PPOTrainer(RolloutTrainer):
         figures = {
             "critic_loss": losses.detach(),
             "kl": -shift,
-            "approx_kl": shift.exp() - 1 - shift,
+            "approx_kl": k3(shift),
             "clip_fraction": ((shift.exp() - 1).abs() > self.args.cliprange).float(),
         }
         sums = self.total(
@@ -188,32 +180,15 @@ class PPOTrainer(RolloutTrainer):
     # Evaluation
 
     def rollout_figures(self, rollout: Rollout) -> dict[str, Tensor]:
-        values, returns = self._values_and_returns(rollout)
-        error = (returns - values) * rollout.mask
-        return {
-            "returns": returns.sum(1),
-            "squared_returns": returns.square().sum(1),
-            "errors": error.sum(1),
-            "squared_errors": error.square().sum(1),
-            "count": rollout.mask.sum(1).float(),
-        }
-
-    def _values_and_returns(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
-        values = self._rollout_values(rollout.tokens) * rollout.mask
-        _, returns = generalized_advantages(
-            self._token_rewards(rollout), values, rollout.mask, self.args.gamma, lam=1.0
-        )
-        return values, returns
+        mask, rewards = rollout.mask, self._token_rewards(rollout)
+        values = self._rollout_values(rollout.tokens) * mask
+        _, outcomes = generalized_advantages(rewards, values, mask, self.args.gamma, lam=1.0)
+        return value_moments(values, outcomes, mask)
 
     def summary(self, figures: dict[str, Tensor]) -> dict[str, float]:
-        sums = {name: figures[name].double().sum() for name in figures}
-        count = sums["count"].clamp(min=1)
-        variance = sums["squared_returns"] / count - (sums["returns"] / count) ** 2
-        unexplained = sums["squared_errors"] / count - (sums["errors"] / count) ** 2
-        return {
-            "value_loss": (0.5 * sums["squared_errors"] / count).item(),
-            "explained_variance": (1 - unexplained / variance.clamp(min=1e-8)).item(),
-        }
+        sums = {name: column.double().sum().item() for name, column in figures.items()}
+        value_loss = 0.5 * sums["squared_errors"] / max(sums["count"], 1)
+        return {"value_loss": value_loss, "explained_variance": explained_variance(**sums)}
 
     # State and files
 
@@ -256,6 +231,27 @@ class _BeforeStep(TrainerCallback):
         self.trainer.record(skipped_steps=float(self.trainer._too_far))
         if self.trainer._too_far:
             self.trainer.model.zero_grad(set_to_none=True)
+
+
+def value_moments(values: Tensor, returns: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """The sums over each completion's tokens, (B,) each, that `explained_variance` takes."""
+    errors = (returns - values) * mask
+    return {
+        "count": mask.sum(1).float(),
+        "returns": returns.sum(1),
+        "squared_returns": returns.square().sum(1),
+        "errors": errors.sum(1),
+        "squared_errors": errors.square().sum(1),
+    }
+
+
+def explained_variance(
+    count: float, returns: float, squared_returns: float, errors: float, squared_errors: float
+) -> float:
+    """`1 - Var(returns - values) / Var(returns)`, of sums over tokens."""
+    count = max(count, 1)
+    unexplained = squared_errors / count - (errors / count) ** 2
+    return 1 - unexplained / max(squared_returns / count - (returns / count) ** 2, 1e-8)
 
 
 def value_losses(values: Tensor, old_values: Tensor, returns: Tensor, cliprange: float) -> Tensor:

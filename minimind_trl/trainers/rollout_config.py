@@ -6,6 +6,8 @@ from trl import GRPOConfig
 
 from ..errors import InputError
 
+_NOT_FOR_THIS = "is not for this method"
+
 
 class _One(int):
     """One, which GRPOConfig takes for enough generations; only group advantages need two."""
@@ -25,7 +27,8 @@ class RolloutConfig(GRPOConfig):
     def __post_init__(self):
         if self.eval_temperature < 0:
             raise InputError(f"--eval_temperature {self.eval_temperature}: must be 0 (greedy) or more")
-        refuse_unused(self, {"use_transformers_continuous_batching": "it leaves the model in training mode"})
+        why = f"{_NOT_FOR_THIS}: it leaves the model in training mode"
+        refuse_given(self, {"use_transformers_continuous_batching": why})
         super().__post_init__()
 
 
@@ -38,33 +41,20 @@ class SingleRolloutConfig(RolloutConfig):
     def __post_init__(self):
         if self.num_generations != 1:
             raise InputError(f"--num_generations {self.num_generations}: this method samples one completion per prompt")
-        refuse_unused(self, dict.fromkeys(("scale_rewards", "multi_objective_aggregation"), "there are no groups"))
+        why = f"{_NOT_FOR_THIS}: there are no groups"
+        refuse_given(self, {"scale_rewards": why, "multi_objective_aggregation": why})
         self.num_generations = _One(1)
         super().__post_init__()
         self.num_generations = 1
 
 
-def refuse_unused(config, reasons: dict[str, str]) -> None:
+def refuse_given(config, reasons: dict[str, str]) -> None:
     """Raise InputError where an option is given that would have no effect.
 
     Args:
-        reasons: `{option: why}`.
+        reasons: `{option: why}`, which the message says after its name.
     """
-    given = [name for name in reasons if getattr(config, name) != _default(config, name)]
+    fields = type(config).__dataclass_fields__
+    given = [name for name in reasons if getattr(config, name) != fields[name].default]
     if given:
-        raise InputError("; ".join(f"--{name} is not for this method: {reasons[name]}" for name in given))
-
-
-def _default(config, name: str):
-    return type(config).__dataclass_fields__[name].default
-
-
-def refuse_other_names(config, names: dict[str, str]) -> None:
-    """Raise InputError where GRPO's name of an option is given that this config sets from its own.
-
-    Args:
-        names: `{GRPO's: ours}`.
-    """
-    given = [name for name in names if getattr(config, name) != _default(config, name)]
-    if given:
-        raise InputError("; ".join(f"--{name} is set by --{names[name]}" for name in given))
+        raise InputError("; ".join(f"--{name} {reasons[name]}" for name in given))

@@ -27,6 +27,7 @@ from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model, get_c
 from ..errors import InputError
 from ..evaluation.held_out import evaluating
 from ..rewards import Reward
+from .advantages import k3
 from .lm_head import add_learned_positions_head, unpatched_copy
 from .metered import MeteredTrainer, count_tokens
 
@@ -43,15 +44,8 @@ _METHODS = {
 }
 _ATTRIBUTES = (
     *("_metrics", "_step", "_buffered_inputs", "_tokenizer", "generation_config", "generation_kwargs", "eos_token_ids"),
-    *(
-        "num_generations_eval",
-        "reward_weights",
-        "reward_func_names",
-        "ref_model",
-        "beta",
-        "temperature",
-        "num_iterations",
-    ),
+    *("num_generations_eval", "reward_weights", "reward_func_names", "ref_model", "beta", "temperature", "use_vllm"),
+    *("_logs", "_pending_metrics", "_pending_extra_logs", "_entropy_bonus_enabled", "epsilon_low", "epsilon_high"),
 )
 _STATE = "rollout_state-{}.pt"
 
@@ -177,6 +171,19 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
         """The sum over all processes."""
         return self.accelerator.reduce(values, "sum")
 
+    def gathered(self, values: list) -> list:
+        """Python values of all processes, in the order of their ranks."""
+        return gather_object(values) if self.accelerator.num_processes > 1 else values
+
+    def own(self, values: Any, count: int) -> Any:
+        """This process's `count` of values of all processes."""
+        first = self.accelerator.process_index * count
+        return values[first : first + count]
+
+    def weighted(self, rewards: Tensor) -> Tensor:
+        """(N,) sums of rewards (N, functions) with `reward_weights`, of the functions that apply."""
+        return (rewards * self.reward_weights.to(rewards.device)).nansum(1)
+
     def token_mean(self, values: Tensor, mask: Tensor, inputs: dict[str, Any]) -> Tensor:
         """Mean over the tokens of a whole optimizer step; what micro-batches and processes give adds up to it."""
         share = inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes
@@ -189,8 +196,7 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
         size = self.args.per_device_train_batch_size if self.model.training else self.args.per_device_eval_batch_size
         logps, entropies, _ = self._get_per_token_logps_and_entropies(
             model,
-            torch.cat([tokens["prompt_ids"], tokens["completion_ids"]], 1),
-            torch.cat([tokens["prompt_mask"], tokens["completion_mask"]], 1),
+            *whole(tokens),
             tokens["completion_ids"].shape[1],
             batch_size=size,
             compute_entropy=entropy,
@@ -215,7 +221,7 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
                     {"prompt": row["prompt"], "completion": text, "reward": reward}
                     for row, text, reward in zip(local, texts, rollout.rewards.tolist(), strict=True)
                 ]
-                answers += (gather_object(mine) if self.accelerator.num_processes > 1 else mine)[:count]
+                answers += self.gathered(mine)[:count]
         self._metrics["eval"].clear()
         return answers
 
@@ -265,17 +271,14 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
         return rewards
 
     def _rollout(self, rows: list[dict], tokens: dict[str, Any]) -> Rollout:
-        sums = (self._rewards * self.reward_weights.to(self._rewards.device)).nansum(1)
-        first = self.accelerator.process_index * len(rows)
-        mask = tokens["completion_mask"] * tokens.get("tool_mask", 1)
         last = tokens["completion_ids"].gather(1, (tokens["completion_mask"].sum(1, keepdim=True) - 1).clamp(min=0))
         return Rollout(
             rows=rows,
             tokens=tokens,
-            mask=mask,
+            mask=chosen_mask(tokens),
             logps=tokens.get("old_per_token_logps"),
             ref_logps=tokens.get("ref_per_token_logps"),
-            rewards=sums[first : first + len(rows)],
+            rewards=self.own(self.weighted(self._rewards), len(rows)),
             gathered=self._rewards,
             ended=torch.isin(last[:, 0], torch.tensor(self.eos_token_ids, device=last.device)),
         )
@@ -297,12 +300,8 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
     def _count(self, inputs: dict[str, Any]) -> None:
         if not self.model.training:
             return
-        counts = count_tokens(
-            {
-                "input_ids": torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1),
-                "attention_mask": torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1),
-            }
-        )
+        ids, mask = whole(inputs)
+        counts = count_tokens({"input_ids": ids, "attention_mask": mask})
         self._uncounted = counts if self._uncounted is None else self._uncounted + counts
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -375,13 +374,13 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
         with self._sampling(self.args.eval_temperature):
             columns = self._answered(rows)
         tokens = columns.pop("tokens")
-        weights = self.reward_weights.to(tokens.device)
         rewards = columns.pop("rewards")
+        sums = self.weighted(rewards)
         figures = {
             "loss": loss,
             "policy_loss": loss,
-            "reward": (rewards * weights).nansum(1).mean().item(),
-            "reward_std": (rewards * weights).nansum(1).std(correction=0).item(),
+            "reward": sums.mean().item(),
+            "reward_std": sums.std(correction=0).item(),
             **{f"rewards/{name}": rewards[:, i].nanmean().item() for i, name in enumerate(self.reward_func_names)},
             "entropy": (columns.pop("entropy").sum() / tokens.sum()).item(),
             "eos_rate": columns.pop("ended").mean().item(),
@@ -406,8 +405,7 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
                 **self.rollout_figures(rollout),
             }
             if rollout.ref_logps is not None:
-                ratio = rollout.ref_logps - rollout.logps
-                mine["kl"] = ((ratio.exp() - ratio - 1) * rollout.mask).sum(1)
+                mine["kl"] = (k3(rollout.ref_logps - rollout.logps) * rollout.mask).sum(1)
             for name, column in mine.items():
                 columns[name].append(self.accelerator.gather(column.contiguous())[:count])
             columns["rewards"].append(rollout.gathered[:count])
@@ -420,8 +418,7 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
             batch = rows[start : start + world * size]
             each = -(-len(batch) // world)
             filled = batch + [batch[-1]] * (each * world - len(batch))
-            first = self.accelerator.process_index * each
-            yield [dict(row) for row in filled[first : first + each]], len(batch)
+            yield [dict(row) for row in self.own(filled, each)], len(batch)
 
     def _sample_frozen(self, rows: list[dict]) -> list[dict]:
         """Answers of the policy as it is now, their log-probabilities, and their rewards, normalised, as advantages."""
@@ -525,6 +522,17 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
             self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
         if sync:
             self.add_callback(SyncRefModelCallback(ref_model=self.ref_model, accelerator=self.accelerator))
+
+
+def whole(tokens: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Ids and mask of prompts with their completions, (B, P + T) each."""
+    ids = torch.cat([tokens["prompt_ids"], tokens["completion_ids"]], 1)
+    return ids, torch.cat([tokens["prompt_mask"], tokens["completion_mask"]], 1)
+
+
+def chosen_mask(tokens: dict[str, Any]) -> Tensor:
+    """(B, T): 1 where the policy has chosen the token, and no tool."""
+    return tokens["completion_mask"] * tokens.get("tool_mask", 1)
 
 
 def broken_contract(trainer: GRPOTrainer | None = None) -> list[str]:

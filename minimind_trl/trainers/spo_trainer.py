@@ -4,13 +4,14 @@ import math
 from typing import Any, ClassVar
 
 import torch
-from accelerate.utils import gather_object
 from datasets import IterableDataset
 from torch import Tensor
 from transformers import TrainerCallback
 from trl.trainer.utils import pad
 
 from ..errors import InputError
+from ..evaluation.answers import until_end
+from .advantages import k3
 from .opponents import OpponentPool
 from .rollout_trainer import Rollout, RolloutTrainer
 from .spo_config import SPOConfig
@@ -73,7 +74,7 @@ class SPOTrainer(RolloutTrainer):
         if args.opponent:
             if self.is_deepspeed_enabled or self.is_fsdp_enabled:
                 raise InputError("--opponent snapshot needs whole weights in every process: no DeepSpeed, no FSDP")
-            self.opponents = OpponentPool(self._base_or_adapted(), args.opponent_pool)
+            self.opponents = OpponentPool(self.accelerator.unwrap_model(self.model), args.opponent_pool)
             self.add_callback(_KeepOpponents(self))
         self._initialised = not (per_prompt and args.init_rollouts)
 
@@ -88,20 +89,17 @@ class SPOTrainer(RolloutTrainer):
         count = len(rows) * self.accelerator.num_processes
         chosen = torch.multinomial(weights, count, generator=self._draws).tolist()
         self.record(effective_prompts=(weights.sum() ** 2 / weights.square().sum()).item())
-        first = self.accelerator.process_index * len(rows)
-        return [self.train_dataset[number] for number in chosen[first : first + len(rows)]]
+        return [self.train_dataset[number] for number in self.own(chosen, len(rows))]
 
     def advantages(self, rollout: Rollout) -> Tensor:
         rewards = self._normalised(rollout.gathered)
         if self.opponents is not None:
             rewards = self._wins(rollout, rewards)
         step = self._prompt_step if self.args.tracker == "prompt" else self._global_step
-        advantages = step(rollout, rewards).to(rollout.rewards)
-        first = self.accelerator.process_index * len(rollout.rows)
-        return advantages[first : first + len(rollout.rows)]
+        return self.own(step(rollout, rewards).to(rollout.rewards), len(rollout.rows))
 
     def _prompt_step(self, rollout: Rollout, rewards: Tensor) -> Tensor:
-        numbers = self._gathered([row[PROMPT_NUMBER] for row in rollout.rows])
+        numbers = self.gathered([row[PROMPT_NUMBER] for row in rollout.rows])
         baselines = self.tracker.baselines(torch.tensor(numbers))
         divergences = self._divergences(rollout)
         rho = self.tracker.update(torch.tensor(numbers), rewards.cpu(), divergences)
@@ -147,7 +145,7 @@ class SPOTrainer(RolloutTrainer):
     def _normalised(self, gathered: Tensor) -> Tensor:
         """(N,) weighted sums, mapped to [0, 1]."""
         low, high = self.reward_range
-        sums = (gathered * self.reward_weights.to(gathered.device)).nansum(1)
+        sums = self.weighted(gathered)
         outside = (sums < low - 1e-6) | (sums > high + 1e-6)
         if outside.any():
             row = int(outside.nonzero()[0])
@@ -163,7 +161,7 @@ class SPOTrainer(RolloutTrainer):
         index = int(torch.randint(len(self.opponents.snapshots), (1,), generator=self._draws))
         step, _ = self.opponents.snapshots[index]
         theirs = self._opponent_rewards(index, rollout.rows, rollout.tokens, self.temperature)
-        wins = (rewards > theirs + 1e-6).float() + 0.5 * ((rewards - theirs).abs() <= 1e-6).float()
+        wins = wins_over(theirs, rewards)
         rate = wins.mean().item()
         self.record(win_rate=rate, **{f"win_rate/age_{self.state.global_step - step}": rate})
         if step == 0:
@@ -178,7 +176,7 @@ class SPOTrainer(RolloutTrainer):
             output = opponent.generate(
                 input_ids=prompt_ids, attention_mask=prompt_mask, generation_config=self.generation_config
             )
-        said = [_until_end(ids, self.eos_token_ids) for ids in output[:, prompt_ids.shape[1] :].tolist()]
+        said = [until_end(ids, self.eos_token_ids) for ids in output[:, prompt_ids.shape[1] :].tolist()]
         texts = self._tokenizer.batch_decode(said, skip_special_tokens=True)
         prompts = [row["prompt"] for row in rows]
         talk = isinstance(prompts[0], list)
@@ -196,11 +194,11 @@ class SPOTrainer(RolloutTrainer):
         """(N,) nats per token between the policy that last answered each prompt and this one; 0 for a first answer."""
         stored = [self._answers.get(row[PROMPT_NUMBER]) for row in rollout.rows]
         mine = [0.0] * len(stored)
-        if any(self._gathered([any(stored)])):
+        if any(self.gathered([any(stored)])):
             # A stand-in for those without: all processes go forward equally often, as a sharded model must.
             moved = self._moved([answer or ([0], [0], [0.0]) for answer in stored])
             mine = [value if answer else 0.0 for value, answer in zip(moved, stored, strict=True)]
-        return torch.tensor(self._gathered(mine), dtype=torch.float64)
+        return torch.tensor(self.gathered(mine), dtype=torch.float64)
 
     def _moved(self, answers: list[tuple[list[int], list[int], list[float]]]) -> list[float]:
         prompts, completions, then = ([torch.tensor(part) for part in parts] for parts in zip(*answers, strict=True))
@@ -217,8 +215,7 @@ class SPOTrainer(RolloutTrainer):
         }
         now, _ = self.logps_of(self.model, tokens)
         mask, shift = tokens["completion_mask"], now - padded(then, 0.0, "right")
-        k3 = (shift.exp() - 1 - shift) * mask
-        return (k3.sum(1) / mask.sum(1).clamp(min=1)).tolist()
+        return ((k3(shift) * mask).sum(1) / mask.sum(1).clamp(min=1)).tolist()
 
     def _store(self, rollout: Rollout) -> None:
         tokens, mine = rollout.tokens, []
@@ -229,11 +226,7 @@ class SPOTrainer(RolloutTrainer):
                 continue
             said = tokens["completion_ids"][place][:length].tolist()
             mine.append((row[PROMPT_NUMBER], (asked, said, rollout.logps[place][:length].tolist())))
-        self._answers.update(self._gathered(mine))
-
-    def _gathered(self, values: list) -> list:
-        """Values of all processes, in the order of their ranks."""
-        return gather_object(values) if self.accelerator.num_processes > 1 else values
+        self._answers.update(self.gathered(mine))
 
     @torch.no_grad()
     def _initialise(self) -> None:
@@ -252,9 +245,7 @@ class SPOTrainer(RolloutTrainer):
             return {}
         ours = self._normalised(rollout.gathered)
         theirs = self._opponent_rewards(0, rollout.rows, rollout.tokens, self.args.eval_temperature)
-        wins = (ours > theirs + 1e-6).float() + 0.5 * ((ours - theirs).abs() <= 1e-6).float()
-        first = self.accelerator.process_index * len(rollout.rows)
-        return {"wins": wins[first : first + len(rollout.rows)]}
+        return {"wins": self.own(wins_over(theirs, ours), len(rollout.rows))}
 
     def summary(self, figures: dict[str, Tensor]) -> dict[str, float]:
         return {"win_rate": figures["wins"].mean().item()} if "wins" in figures else {}
@@ -277,9 +268,6 @@ class SPOTrainer(RolloutTrainer):
         if self.opponents is not None:
             self.opponents.load(state["opponents"])
 
-    def _base_or_adapted(self) -> torch.nn.Module:
-        return self.accelerator.unwrap_model(self.model)
-
 
 class _KeepOpponents(TrainerCallback):
     def __init__(self, trainer: SPOTrainer):
@@ -287,11 +275,10 @@ class _KeepOpponents(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step % args.opponent_interval == 0:
-            self.trainer.opponents.add(self.trainer._base_or_adapted(), state.global_step)
+            policy = self.trainer.accelerator.unwrap_model(self.trainer.model)
+            self.trainer.opponents.add(policy, state.global_step)
 
 
-def _until_end(ids: list[int], ends: list[int]) -> list[int]:
-    for place, token in enumerate(ids):
-        if token in ends:
-            return ids[: place + 1]
-    return ids
+def wins_over(theirs: Tensor, ours: Tensor) -> Tensor:
+    """1 where our reward is higher, 1/2 where they are equal, 0 where theirs is."""
+    return (ours > theirs + 1e-6).float() + 0.5 * ((ours - theirs).abs() <= 1e-6).float()
