@@ -113,7 +113,7 @@ class PPOTrainer(RolloutTrainer):
         values = _chosen(self.critic.values, mask.shape[1])
         self.critic.values = None  # or its graph would outlive the step
         losses = value_losses(values, inputs["old_values"], inputs["returns"], self.args.cliprange_value)
-        shift = self._new_logps - inputs["old_per_token_logps"]
+        shift = self.new_logps - inputs["old_per_token_logps"]
         figures = {
             "critic_loss": losses.detach(),
             "kl": -shift,
@@ -128,12 +128,6 @@ class PPOTrainer(RolloutTrainer):
         if self.args.target_kl is not None and means["approx_kl"] > self.args.target_kl:
             self._too_far = True
         return self.args.vf_coef * self.token_mean(losses, mask, inputs)
-
-    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
-        logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(*args, **kwargs)
-        if torch.is_grad_enabled():
-            self._new_logps = logps.detach()
-        return logps, entropies, aux_loss
 
     def _clip_grad_norm(self, model):
         if not self.is_deepspeed_enabled:
@@ -214,11 +208,8 @@ class PPOTrainer(RolloutTrainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         load_critic(self.critic, Path(resume_from_checkpoint))
 
-    def _generate_single_turn(self, *args, **kwargs):
-        if not self.use_vllm:
-            return super()._generate_single_turn(*args, **kwargs)
-        with without_critic(self._base_model()):  # vLLM has no place for the critic's weights
-            return super()._generate_single_turn(*args, **kwargs)
+    def engine_weights(self):
+        return without_critic(self._base_model())  # vLLM has no place for the critic's
 
 
 class _BeforeStep(TrainerCallback):

@@ -20,12 +20,15 @@ from datasets import IterableDataset
 from torch import Tensor, nn
 from transformers import GenerationConfig
 from trl import GRPOTrainer
-from trl.models import prepare_deepspeed, prepare_fsdp
+from trl.data_utils import is_conversational
+from trl.models import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
 from trl.trainer.callbacks import SyncRefModelCallback
-from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model, get_callable_name, is_async_callable
+from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model, get_callable_name, is_async_callable, pad
 
 from ..errors import InputError
+from ..evaluation.answers import until_end
 from ..evaluation.held_out import evaluating
+from ..models.decoding import can_sample, sample
 from ..rewards import Reward
 from .advantages import k3
 from .lm_head import add_learned_positions_head, unpatched_copy
@@ -86,6 +89,7 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
     - `advantages(rollout)`: (B,) or (B, T), in place of GRPO's; None keeps those;
     - `extra_loss(model, inputs)`: added to the loss of a batch, scaled like `token_mean`;
     - `rollout_figures(rollout)`: more held-out figures, a row of numbers for each completion;
+    - `engine_weights()`: a context around the copying of weights to vLLM;
     - `trainer_state()` and `load_trainer_state(state)`: what a checkpoint must keep, tensors and plain values.
 
     Evaluation answers the held-out prompts greedily, or at `eval_temperature` with a generator of its own, and leaves
@@ -133,6 +137,7 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
             self._add_reference(reference, sync)
         self._refuse_too_few_prompts()
         self.num_tokens_generated = 0
+        self.new_logps: Tensor | None = None  # (B, T) of the batch whose loss is computed, for `extra_loss`
         self._rewards: Tensor | None = None  # of the last batch, of all processes
         self._frozen: dict[str, list[dict]] = {}
 
@@ -153,6 +158,10 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
     def summary(self, figures: dict[str, Tensor]) -> dict[str, float]:
         """More held-out figures from those of every completion, (N,) each; by default none."""
         return {}
+
+    @contextmanager
+    def engine_weights(self) -> Iterator[None]:
+        yield
 
     def trainer_state(self) -> dict[str, Any]:
         return {}
@@ -203,6 +212,34 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
         )
         return logps, entropies
 
+    def complete(self, model: nn.Module, prompt_ids: list[list[int]]) -> list[list[int]]:
+        """Completions by a model with the policy's tokens, sampled as the policy's are, up to and with their ends."""
+        prompts = [torch.tensor(ids) for ids in prompt_ids]
+        ids = pad(prompts, padding_value=self._tokenizer.pad_token_id, padding_side="left")
+        mask = pad([torch.ones_like(prompt) for prompt in prompts], padding_value=0, padding_side="left")
+        device = self.accelerator.device
+        quick = device.type == "cpu" and can_sample(model.config, self.generation_config)
+        with torch.no_grad():
+            output = model.generate(
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                generation_config=self.generation_config,
+                custom_generate=sample if quick else None,
+            )
+        return [until_end(said, self.eos_token_ids) for said in output[:, ids.shape[1] :].tolist()]
+
+    def rewards_of(self, rows: list[dict], completion_ids: list[list[int]]) -> Tensor:
+        """(N, functions) rewards, of all processes, of completions that are not the policy's: nothing is logged."""
+        texts = self._tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
+        prompts = [row["prompt"] for row in rows]
+        talk = is_conversational(rows[0])
+        completions = [[{"role": "assistant", "content": text}] for text in texts] if talk else texts
+        own = self._rewards
+        rewards, self._rewards = self._calculate_rewards(rows, prompts, completions, completion_ids), own
+        self._pending_metrics.clear()
+        self._pending_extra_logs.clear()
+        return rewards
+
     def answer(self, rows: list[dict]) -> list[dict[str, Any]]:
         """One sampled completion for each row, without a trace in the training: `{prompt, completion, reward}`.
 
@@ -249,6 +286,26 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
             tokens["advantages"] = advantages
             self._show_advantages(advantages, rollout.mask)
         return tokens | rollout.extra
+
+    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, *rest, **named):
+        if self.use_vllm:
+            with self.engine_weights():
+                return super()._generate_single_turn(prompt_ids, images, multimodal_fields, *rest, **named)
+        if images or multimodal_fields or self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            return super()._generate_single_turn(prompt_ids, images, multimodal_fields, *rest, **named)
+        with unwrap_model_for_generation(
+            self.model_wrapped,
+            self.accelerator,
+            generation_kwargs=self.generation_kwargs,
+            gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+        ) as policy:
+            return self.complete(policy, prompt_ids), None
+
+    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
+        logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        if torch.is_grad_enabled():
+            self.new_logps = logps.detach()
+        return logps, entropies, aux_loss
 
     def _show_advantages(self, advantages: Tensor, mask: Tensor) -> None:
         """Put them, of tokens the mean, into the table of completions, where TRL has its own."""

@@ -10,7 +10,6 @@ from transformers import TrainerCallback
 from trl.trainer.utils import pad
 
 from ..errors import InputError
-from ..evaluation.answers import until_end
 from .advantages import k3
 from .opponents import OpponentPool
 from .rollout_trainer import Rollout, RolloutTrainer
@@ -171,22 +170,12 @@ class SPOTrainer(RolloutTrainer):
     def _opponent_rewards(self, index: int, rows: list[dict], tokens: dict[str, Any], temperature: float) -> Tensor:
         """(N,) of all processes, in [0, 1]."""
         opponent = self.opponents.playing(index).to(self.accelerator.device)
-        prompt_ids, prompt_mask = tokens["prompt_ids"], tokens["prompt_mask"]
+        asked = [
+            ids[kept.bool()].tolist() for ids, kept in zip(tokens["prompt_ids"], tokens["prompt_mask"], strict=True)
+        ]
         with self._sampling(temperature):
-            output = opponent.generate(
-                input_ids=prompt_ids, attention_mask=prompt_mask, generation_config=self.generation_config
-            )
-        said = [until_end(ids, self.eos_token_ids) for ids in output[:, prompt_ids.shape[1] :].tolist()]
-        texts = self._tokenizer.batch_decode(said, skip_special_tokens=True)
-        prompts = [row["prompt"] for row in rows]
-        talk = isinstance(prompts[0], list)
-        completions = [[{"role": "assistant", "content": text}] for text in texts] if talk else texts
-        mine = self._rewards
-        theirs = self._normalised(self._calculate_rewards(rows, prompts, completions, said))
-        self._rewards = mine
-        self._pending_metrics.clear()  # what the rewards logged of the opponent
-        self._pending_extra_logs.clear()
-        return theirs
+            said = self.complete(opponent, asked)
+        return self._normalised(self.rewards_of(rows, said))
 
     # What the policy said last
 

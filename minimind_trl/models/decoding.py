@@ -1,0 +1,172 @@
+"""A decoding loop for many short answers on a CPU, for transformers' `generate(custom_generate=sample)`.
+
+transformers' own loop copies the whole cache of keys and values for every token, goes on with rows that have ended, and
+draws a random number for every token of the vocabulary. This one writes into a cache with room, takes rows that have
+ended out of the batch, and draws one number a row. What it generates is distributed equally; greedily it is the same
+up to rounding.
+"""
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedConfig, StoppingCriteriaList
+from transformers.generation import GenerationMode
+
+_KINDS = ("minimind", "llama", "qwen3", "qwen3_moe")  # whose layers `_Decoder` knows
+_ROOM = 64  # tokens by which the cache grows
+_WORTH_MOVING = 0.75  # share of rows left at which the others are taken out: moving the cache costs about one step
+
+
+def can_sample(config: PreTrainedConfig, generation_config: GenerationConfig) -> bool:
+    """Whether `sample` knows the model and does what is asked: plain or greedy sampling with full attention."""
+    full = all(kind == "full_attention" for kind in getattr(config, "layer_types", None) or ())
+    modes = (GenerationMode.SAMPLE, GenerationMode.GREEDY_SEARCH)
+    return config.model_type in _KINDS and full and generation_config.get_generation_mode() in modes
+
+
+@torch.no_grad()
+def sample(
+    model: nn.Module,
+    input_ids: Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    **inputs: Any,
+) -> Tensor:
+    """Prompts with their completions (B, P + T), padded behind the end-of-sequence token.
+
+    The signature is that of transformers' decoding methods. Logits processors see the rows that have not ended, so
+    they may not keep a state of their own for each row.
+
+    Args:
+        input_ids: left-padded prompts (B, P); `inputs["attention_mask"]` tells the padding.
+    """
+    mask = inputs.get("attention_mask")
+    decoder = _Decoder(model, input_ids, torch.ones_like(input_ids) if mask is None else mask)
+    fill = generation_config.pad_token_id
+    answers = input_ids.new_full((len(input_ids), generation_config.max_length), 0 if fill is None else fill)
+    answers[:, : input_ids.shape[1]] = input_ids
+    ids, rows, ended = input_ids, torch.arange(len(input_ids)), torch.zeros(len(input_ids), dtype=torch.bool)
+    logits = decoder.logits
+    with _packed_weights(model):
+        while True:
+            scores = logits_processor(ids, logits.float())
+            tokens = _draw(scores) if generation_config.do_sample else scores.argmax(-1)
+            ids = torch.cat([ids, tokens[:, None]], 1)
+            answers[rows[~ended], ids.shape[1] - 1] = tokens[~ended]
+            ended = ended | stopping_criteria(ids, scores).bool()
+            left = (~ended).nonzero()[:, 0]
+            if not len(left):
+                return answers[:, : ids.shape[1]]
+            if len(left) <= _WORTH_MOVING * len(rows):
+                ids, rows, tokens, ended = ids[left], rows[left], tokens[left], ended[left]
+                decoder.keep(left)
+            logits = decoder.step(tokens)
+
+
+def _draw(scores: Tensor) -> Tensor:
+    """(B,) tokens drawn with probabilities softmax(scores), by where one uniform number falls in their sum."""
+    sums = scores.softmax(-1).cumsum(-1, dtype=torch.float64)
+    place = torch.rand(len(sums), 1, dtype=torch.float64) * sums[:, -1:]
+    return torch.searchsorted(sums, place, right=True)[:, 0]
+
+
+@contextmanager
+def _packed_weights(model: nn.Module) -> Iterator[None]:
+    """Linear layers with their weights in oneDNN's own order, which it otherwise makes for every product.
+
+    By the operators that `torch.compile` uses for frozen graphs; without them nothing changes. Under autocast the
+    products are in its type, as they would be anyway.
+    """
+    layers = [layer for layer in (*model.model.layers.modules(), model.lm_head) if type(layer) is nn.Linear]
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
+        layers = []
+    for layer in layers:
+        layer.forward = functools.partial(_packed_linear, *_packed(layer))
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _packed(layer: nn.Linear) -> tuple[Tensor, Tensor | None]:
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else layer.weight.dtype
+    bias = layer.bias if layer.bias is None else layer.bias.to(dtype)
+    return torch.ops.mkldnn._reorder_linear_weight(layer.weight.to(dtype)), bias
+
+
+def _packed_linear(weight: Tensor, bias: Tensor | None, states: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(states.to(weight.dtype), weight, bias, "none", [], "")
+
+
+class _Decoder:
+    """A model's layers, one token of every row at a time.
+
+    Keys and values are (B * kv_heads, room, head_dim) per layer, so that a product with them reads them where they
+    are; what is not written yet is masked like padding.
+    """
+
+    def __init__(self, model: nn.Module, ids: Tensor, mask: Tensor):
+        self.body, self.head = model.model, model.lm_head
+        attention = self.body.layers[0].self_attn
+        self.head_dim, self.scaling = attention.head_dim, attention.scaling
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        output = self.body(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True)
+        self.logits = self.head(output.last_hidden_state[:, -1])
+        self.position, self.length = positions[:, -1:], ids.shape[1]
+        layers = output.past_key_values.layers
+        self.kv_heads = layers[0].keys.shape[1]
+        self.keys = [layer.keys.flatten(0, 1) for layer in layers]
+        self.values = [layer.values.flatten(0, 1) for layer in layers]
+        masked = torch.zeros_like(mask, dtype=self.keys[0].dtype).masked_fill(mask == 0, float("-inf"))
+        self.bias = masked.repeat_interleave(self.kv_heads, 0)[:, None]
+        self._grow()
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows only."""
+        self.position = self.position[rows]
+        heads = (rows[:, None] * self.kv_heads + torch.arange(self.kv_heads)).flatten()
+        self.bias = self.bias[heads]
+        self.keys, self.values = [[part[heads] for part in parts] for parts in (self.keys, self.values)]
+
+    def _grow(self) -> None:
+        self.bias = pad(self.bias, (0, _ROOM), value=float("-inf"))
+        self.keys, self.values = [[pad(part, (0, 0, 0, _ROOM)) for part in parts] for parts in (self.keys, self.values)]
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Logits (B, V) after one more token (B,) in every row."""
+        if self.length == self.bias.shape[-1]:
+            self._grow()
+        self.position = self.position + 1
+        self.bias[..., self.length] = 0
+        hidden = self.body.embed_tokens(tokens[:, None])
+        cos, sin = self.body.rotary_emb(hidden, self.position)
+        half = self.head_dim // 2
+        rotation = cos, torch.cat([-sin[..., :half], sin[..., half:]], -1)
+        for layer, keys, values in zip(self.body.layers, self.keys, self.values, strict=True):
+            hidden = hidden + self._attend(layer.self_attn, layer.input_layernorm(hidden), keys, values, rotation)
+            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+        self.length += 1
+        return self.head(self.body.norm(hidden))[:, 0]
+
+    def _attend(self, attention: nn.Module, hidden: Tensor, keys: Tensor, values: Tensor, rotation) -> Tensor:
+        per_head = (len(hidden), -1, self.head_dim)
+        query, key = attention.q_proj(hidden).view(per_head), attention.k_proj(hidden).view(per_head)
+        if hasattr(attention, "q_norm"):
+            query, key = attention.q_norm(query), attention.k_norm(key)
+        keys[:, self.length] = _rotated(key, *rotation).reshape(-1, self.head_dim)
+        values[:, self.length] = attention.v_proj(hidden).view(-1, self.head_dim)
+        query = (_rotated(query, *rotation) * self.scaling).reshape(len(keys), -1, self.head_dim)
+        weights = torch.bmm(query, keys.transpose(1, 2)).add_(self.bias).softmax(-1)
+        return attention.o_proj(torch.bmm(weights, values).view(len(hidden), 1, -1))
+
+
+def _rotated(states: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
+    """RoPE of (B, heads, D) by angles (B, 1, D); the sines' first half is negative, as `rotate_half` would make it."""
+    return torch.addcmul(states * cos, states.roll(states.shape[-1] // 2, -1), signed_sin)

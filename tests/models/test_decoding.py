@@ -1,0 +1,127 @@
+"""The CPU's decoding loop against transformers' own."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
+
+from minimind_trl.models import MiniMindForCausalLM
+from minimind_trl.models.decoding import can_sample, sample
+from tests.conftest import small_config
+
+END = 2
+LENGTHS = torch.tensor([1, 9, 90, 4, 30])  # of the completions: rows end at different times, one long after the others
+
+
+class EndsAtItsLength(LogitsProcessor):
+    """Ends a row when it has as many new tokens as the last token of its prompt says."""
+
+    def __init__(self, prompt_length: int):
+        self.prompt_length = prompt_length
+
+    def __call__(self, ids, scores):
+        due = ids.shape[1] - self.prompt_length >= ids[:, self.prompt_length - 1] - 1
+        scores = scores.index_fill(1, torch.tensor([END]), -torch.inf)
+        end = torch.full_like(scores, -torch.inf).index_fill(1, torch.tensor([END]), 0)
+        return torch.where(due[:, None], end, scores)
+
+
+def prompts() -> tuple[torch.Tensor, torch.Tensor]:
+    ids = torch.randint(100, 768, (5, 12), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[0, :7] = mask[3, :2] = 0
+    ids[:, -1] = LENGTHS
+    return ids, mask
+
+
+def generate(model, custom, **options) -> torch.Tensor:
+    ids, mask = prompts()
+    config = GenerationConfig(max_new_tokens=100, eos_token_id=END, pad_token_id=0, **options)
+    ends = LogitsProcessorList([EndsAtItsLength(ids.shape[1])])
+    return model.generate(
+        input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=ends, custom_generate=custom
+    )
+
+
+@pytest.fixture
+def random_model(kind):
+    torch.manual_seed(0)
+    model = MiniMindForCausalLM(small_config(kind)).eval()
+    for parameter in model.parameters():  # so that the most likely token stands out
+        parameter.data.mul_(3 if parameter.dim() > 1 else 1)
+    return model
+
+
+def test_greedily_it_says_what_transformers_says(random_model):
+    expected = generate(random_model, None, do_sample=False)
+    torch.testing.assert_close(generate(random_model, sample, do_sample=False), expected)
+    assert (expected[:, 12:] == END).int().argmax(1).tolist() == (LENGTHS - 1).tolist()
+
+
+def test_an_adapter_is_heard(random_model):
+    plain = generate(random_model, sample, do_sample=False)
+    adapted = get_peft_model(random_model, LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    heard = generate(adapted, sample, do_sample=False)
+    assert not torch.equal(heard, plain)
+    torch.testing.assert_close(heard, generate(adapted, None, do_sample=False))
+
+
+def test_a_llama_with_biases():
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = LlamaForCausalLM(LlamaConfig(**shape, num_key_value_heads=2, vocab_size=800, attention_bias=True)).eval()
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn_like(parameter) / 4)
+    torch.testing.assert_close(generate(model, sample, do_sample=False), generate(model, None, do_sample=False))
+
+
+def test_answers_are_drawn_from_the_same_distribution(random_model):
+    """Two thousand second tokens, after a first one that is drawn too, within what chance explains."""
+    ids = torch.arange(100, 108).repeat(2000, 1)
+    config = GenerationConfig(max_new_tokens=2, do_sample=True, temperature=0.7, top_k=8, pad_token_id=0)
+    torch.manual_seed(0)
+    drawn = random_model.generate(input_ids=ids, generation_config=config, custom_generate=sample)[:, 8:]
+    with torch.no_grad():
+        first = (random_model(ids[:1]).logits[0, -1] / 0.7).topk(8)
+        after = random_model(torch.cat([ids[:8], first.indices[:, None]], 1)).logits[:, -1] / 0.7
+    for token, probability, logits in zip(first.indices, first.values.softmax(0), after, strict=True):
+        seconds = drawn[drawn[:, 0] == token, 1]
+        assert abs(len(seconds) - 2000 * probability) < 4 * (2000 * probability).sqrt() + 1
+        best = logits.topk(8)
+        for second, share in zip(best.indices, best.values.softmax(0), strict=True):
+            expected = len(seconds) * share
+            assert abs((seconds == second).sum() - expected) < 4 * expected.sqrt() + 2
+        assert torch.isin(seconds, best.indices).all()
+
+
+def test_a_seed_gives_the_same_answers_and_another_one_others(random_model):
+    def drawn(seed):
+        torch.manual_seed(seed)
+        return generate(random_model, sample, do_sample=True)
+
+    assert torch.equal(drawn(0), drawn(0))
+    assert not torch.equal(drawn(0), drawn(1))
+
+
+def test_the_weights_are_as_before(random_model):
+    before = {name: tensor.clone() for name, tensor in random_model.state_dict().items()}
+    expected = random_model(prompts()[0]).logits
+    generate(random_model, sample, do_sample=True)
+    after = random_model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert torch.equal(random_model(prompts()[0]).logits, expected)
+
+
+def test_under_autocast_it_computes_in_its_type(random_model):
+    with torch.autocast("cpu", torch.bfloat16):
+        said = generate(random_model, sample, do_sample=False)
+        expected = generate(random_model, None, do_sample=False)
+    first = said[:, 12] == expected[:, 12]
+    assert first.float().mean() >= 0.8  # rounding may turn a near tie
+    assert (said == END).int().argmax(1).tolist() == (expected == END).int().argmax(1).tolist()
+
+
+@pytest.mark.parametrize("options", [{"num_beams": 2}, {"penalty_alpha": 0.6, "top_k": 4}])
+def test_it_leaves_to_transformers_what_it_does_not_do(kind, options):
+    assert can_sample(small_config(kind), GenerationConfig(do_sample=True))
+    assert not can_sample(small_config(kind), GenerationConfig(**options))
