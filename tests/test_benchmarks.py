@@ -15,3 +15,11 @@ def test_online_methods_gain_held_out_reward():
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("+0.") >= 3
+
+
+@pytest.mark.slow
+def test_rollouts_are_compared():
+    command = [sys.executable, "benchmarks/rollouts.py", "--shapes", "tiny", "--batches", "4", "--dtypes", "float32"]
+    done = subprocess.run([*command, "--repeats", "1"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all(method in done.stdout for method in ("transformers", "plain", "ours"))
