@@ -5,10 +5,8 @@ Each filter is one class: its fields are the keys that a mixture file may set, i
 
 import copy
 import hashlib
-import importlib
 import inspect
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,6 +26,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from ..errors import MixtureError, nearest
+from ..imports import imported
 from .quality import code_of, code_quality_score, parses, quality_score
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -234,18 +233,18 @@ class CustomFilter(Filter):
     @field_validator("type")
     @classmethod
     def _check_function(cls, name: str) -> str:
-        _imported(name)
+        imported(name)
         return name
 
     @property
     def code(self) -> str:
         """Hash of the function's file, so that its edits are noticed; those of what it imports are not."""
-        file = inspect.getsourcefile(inspect.unwrap(_imported(self.type)))
+        file = inspect.getsourcefile(inspect.unwrap(imported(self.type)))
         return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else self.type
 
     @model_validator(mode="after")
     def _check_parameters(self):
-        signature = inspect.signature(_imported(self.type))
+        signature = inspect.signature(imported(self.type))
         try:
             signature.bind({}, **self.model_extra)
         except TypeError as error:
@@ -255,7 +254,7 @@ class CustomFilter(Filter):
 
     def reason(self, candidate: Candidate) -> str | None:
         try:
-            answer = _imported(self.type)(copy.deepcopy(candidate.row), **self.model_extra)
+            answer = imported(self.type)(copy.deepcopy(candidate.row), **self.model_extra)
         except Exception as error:
             raise MixtureError(f"filter {self.type} failed: {type(error).__name__}: {error}") from error
         if isinstance(answer, bool):
@@ -321,20 +320,6 @@ def _identifier():
     # Without the dialects that have three letters: to the full model, short Chinese is Cantonese.
     identifier.set_languages([code for code in identifier.labels if len(code) == 2])
     return identifier
-
-
-@cache
-def _imported(name: str) -> Callable[..., bool | str]:
-    module_name, _, function_name = name.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise ValueError(f"cannot import {module_name!r}: {type(error).__name__}: {error}") from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        hint = nearest(function_name, [key for key, value in vars(module).items() if callable(value)])
-        raise ValueError(f"{module_name} has no function {function_name!r}{hint}")
-    return function
 
 
 def value_at(row: Any, path: str) -> Any:

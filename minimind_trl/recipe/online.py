@@ -16,7 +16,6 @@ from ..data import DatasetMixer
 from ..errors import InputError, nearest
 from ..evaluation.answers import render_prompt
 from ..rewards import Reward, load_rewards
-from ..rewards.reward import text_of
 from ..trainers import PPOTrainer, RolloutTrainer, SPOTrainer
 from ..trainers.doctor import RLDoctor
 from ..trainers.ppo_config import PPOConfig
@@ -192,11 +191,11 @@ def _length_problems(config, model, tokenizer: PreTrainedTokenizerBase, data: Da
     ]
 
 
-def _tokenized(tokenizer: PreTrainedTokenizerBase, rows) -> Iterator[list[int]]:
-    for row in rows:
-        prompt = row["prompt"]
-        text = prompt if isinstance(prompt, str) else render_prompt(tokenizer, prompt)
-        yield tokenizer(text, add_special_tokens=False).input_ids
+def _tokenized(tokenizer: PreTrainedTokenizerBase, rows) -> list[list[int]]:
+    texts = [
+        row["prompt"] if isinstance(row["prompt"], str) else render_prompt(tokenizer, row["prompt"]) for row in rows
+    ]
+    return tokenizer(texts, add_special_tokens=False).input_ids
 
 
 def _with_tools(rows, tokenizer: PreTrainedTokenizerBase):
@@ -217,7 +216,7 @@ def _print_plan(trainer: RolloutTrainer, mixer: DatasetMixer, answers: list[dict
         console.print(mixer.report.table())
     for number, answer in enumerate(answers[:_EXAMPLES], start=1):
         console.rule(f"train prompt {number}, and an answer of the policy as it is")
-        said = [text_of(answer["prompt"]) or _last(answer["prompt"]), answer["completion"]]
+        said = [_last(answer["prompt"]), answer["completion"]]
         console.print(*(json.dumps(text, ensure_ascii=False) for text in said), sep="\n", markup=False)
         console.print(f"reward {answer['reward']:.3f}")
     print_model(console, trainer)

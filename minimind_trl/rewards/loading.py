@@ -1,8 +1,6 @@
 """From what is written on a command line or in YAML to reward functions."""
 
-import importlib
 import inspect
-import math
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,23 +10,26 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from ..errors import InputError, nearest
+from ..imports import imported
 from . import functions
 from .models import RewardModel, is_reward_model
 from .reward import Reward
 
-# Name: function, and the range of its values.
-REWARDS: dict[str, tuple[Callable, float, float]] = {
-    "exact_match": (functions.exact_match, 0, 1),
-    "position_match": (functions.position_match, 0, 1),
-    "math_accuracy": (functions.math_accuracy, 0, 1),
-    "regex": (functions.regex, 0, 1),
-    "think_format": (functions.think_format, 0, 1),
-    "tag_count": (functions.tag_count, 0, 1),
-    "length": (functions.length, -math.inf, math.inf),  # its parameters tell
-    "repetition_penalty": (functions.repetition_penalty, -math.inf, 0),
-    "thinking": (functions.thinking, -0.75, 1.25),
-    "tool_calls": (functions.tool_calls, 0, 1),
-    "reasoning_gym": (functions.reasoning_gym, 0, 1),
+_SHARE = (0, 1)
+
+# Name: function, and lowest and highest of its values, or what tells them from its parameters.
+REWARDS: dict[str, tuple[Callable, tuple[float, float] | Callable[..., tuple[float, float]]]] = {
+    "exact_match": (functions.exact_match, _SHARE),
+    "position_match": (functions.position_match, _SHARE),
+    "math_accuracy": (functions.math_accuracy, _SHARE),
+    "regex": (functions.regex, _SHARE),
+    "think_format": (functions.think_format, _SHARE),
+    "tag_count": (functions.tag_count, _SHARE),
+    "length": (functions.length, lambda inside, outside, **_: (min(inside, outside), max(inside, outside))),
+    "repetition_penalty": (functions.repetition_penalty, lambda cap, **_: (-cap, 0)),
+    "thinking": (functions.thinking, (-0.75, 1.25)),
+    "tool_calls": (functions.tool_calls, _SHARE),
+    "reasoning_gym": (functions.reasoning_gym, _SHARE),
 }
 
 # MiniMind's own mixes (train_grpo.py of each generation): `minimind3:reward_model=PATH`.
@@ -96,20 +97,20 @@ def _expanded(spec: str) -> list[tuple[str, float]]:
 def _load(spec: str) -> Reward:
     name, _, rest = spec.partition(":")
     if name in REWARDS:
-        function, low, high = REWARDS[name]
+        function, ends = REWARDS[name]
         function = partial(function, **_checked(function, _parameters(rest)))
-        settings = inspect.signature(function).parameters
-        if name == "length":
-            low, high = sorted((settings["inside"].default, settings["outside"].default))
-        elif name == "repetition_penalty":
-            low = -settings["cap"].default
-        return Reward(function, name, low, high)
+        if callable(ends):
+            parameters = inspect.signature(function).parameters.values()
+            ends = ends(**{p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY})
+        return Reward(function, name, *ends)
     if name == "reward_model" or is_reward_model(spec):
         path, _, options = (rest if name == "reward_model" else spec).partition(",")
         model = RewardModel(path, **_checked(RewardModel, _parameters(options)))
         return Reward(model, "reward_model", model.low, model.high)
     if rest:
-        return Reward(_imported(name, rest), rest)
+        if "" not in sys.path:
+            sys.path.insert(0, "")  # as of `python -m`: a script's own folder comes first otherwise
+        return Reward(imported(spec), rest)
     known = [*REWARDS, *PRESETS, "reward_model"]
     raise InputError(
         f"no such reward{nearest(name, known)}; known: {', '.join(known)}, a model's path, module:function"
@@ -146,17 +147,3 @@ def _checked(function: Callable, given: dict[str, Any]) -> dict[str, Any]:
         return {name: TypeAdapter(known[name].annotation).validate_python(value) for name, value in given.items()}
     except ValidationError as error:
         raise InputError(f"{error.errors()[0]['msg']}: {error.errors()[0]['input']!r}") from error
-
-
-def _imported(module_name: str, function_name: str) -> Callable:
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # as of `python -m`: a script's own folder comes first otherwise
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise InputError(f"cannot import {module_name}: {type(error).__name__}: {error}") from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        known = [name for name, value in vars(module).items() if callable(value)]
-        raise InputError(f"{module_name} has no function {function_name!r}{nearest(function_name, known)}")
-    return function

@@ -50,6 +50,8 @@ class PPOTrainer(RolloutTrainer):
     needs_logps, kl_in_loss, loss_name = True, False, "actor_loss"
 
     def __init__(self, model, reward_funcs=None, args: PPOConfig | None = None, *positional, **more):
+        if args is None:
+            raise TypeError("give args, such as PPOConfig(output_dir)")
         critic = make_critic(model, args.critic_model)  # of the model without adapters, which the next line adds
         super().__init__(model, reward_funcs, args, *positional, **more)
         if args.target_kl is not None and self.is_deepspeed_enabled:

@@ -4,8 +4,13 @@ from dataclasses import dataclass, field
 
 from trl import GRPOConfig
 
-from ..errors import InputError
+from ..errors import InputError, nearest
 
+# TRL says that it does not know a value when it computes the first loss.
+_KNOWN = {
+    "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"),
+    "importance_sampling_level": ("token", "sequence"),
+}
 _NOT_FOR_THIS = "is not for this method"
 
 
@@ -27,6 +32,9 @@ class RolloutConfig(GRPOConfig):
     def __post_init__(self):
         if self.eval_temperature < 0:
             raise InputError(f"--eval_temperature {self.eval_temperature}: must be 0 (greedy) or more")
+        for name, known in _KNOWN.items():
+            if (value := getattr(self, name)) not in known:
+                raise InputError(f"--{name} {value!r} is not known{nearest(str(value), known, listed=True)}")
         why = f"{_NOT_FOR_THIS}: it leaves the model in training mode"
         refuse_given(self, {"use_transformers_continuous_batching": why})
         super().__post_init__()

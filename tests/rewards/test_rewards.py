@@ -89,7 +89,7 @@ def test_values_stay_within_what_is_declared():
         (["length:low"], None, "'low' is not name=value"),
         (["regex"], None, "needs pattern"),
         (["regex:pattern=("], None, None),
-        (["no_such_module:f"], None, "cannot import no_such_module"),
+        (["no_such_module:f"], None, "cannot import 'no_such_module'"),
         (["json:dump_s"], None, "json has no function 'dump_s'; did you mean 'dumps'?"),
         (["minimind3"], None, "minimind3:reward_model=PATH"),
         (["exact_match", "exact_match"], None, "exact_match is given twice"),

@@ -1,6 +1,7 @@
 """What GRPO, PPO and SPO share: they learn, evaluation changes nothing, and a resume is exact."""
 
 import copy
+import itertools
 import math
 import os
 import subprocess
@@ -11,9 +12,9 @@ import torch
 from peft import LoraConfig
 
 from minimind_trl.errors import InputError
-from minimind_trl.models import MiniMindForTokenClassification
+from minimind_trl.models import MiniMindForSequenceClassification, MiniMindForTokenClassification
 from minimind_trl.rewards import Reward
-from minimind_trl.trainers import PPOConfig, RLDoctor, SPOConfig
+from minimind_trl.trainers import PPOConfig, RLDoctor, RolloutConfig, SPOConfig
 from minimind_trl.trainers.rollout_trainer import broken_contract
 from tests.conftest import REPOSITORY
 from tests.trainers.online import METHODS, bandit_model, low_ids, online, prompts, weights
@@ -225,6 +226,16 @@ def test_the_critic_is_saved_beside_the_policy_and_loads(tmp_path):
     assert equal(again.critic.state_dict(), trainer.critic.state_dict())
 
 
+def test_the_critic_starts_from_a_reward_model(tmp_path):
+    config = bandit_model().config
+    config.num_labels = 1
+    judge = MiniMindForSequenceClassification(config)
+    judge.save_pretrained(tmp_path / "judge")
+    critic = online("ppo", tmp_path / "run", critic_model=str(tmp_path / "judge")).critic
+    assert equal(critic.model.state_dict(), judge.model.state_dict())
+    assert torch.equal(critic.score.weight, judge.score.weight)
+
+
 def test_a_critic_of_other_tokens_or_without_values_is_refused(tmp_path):
     bandit_model().save_pretrained(tmp_path / "words")
     with pytest.raises(InputError, match="is a MiniMindForCausalLM; give a reward model"):
@@ -300,6 +311,33 @@ def test_the_global_tracker_trains_as_minimind_does(tmp_path):
     assert trainer.tracker.mean_logp is not None
 
 
+OPTIONS = {
+    "grpo": [{"loss_type": "cispo"}, {"scale_rewards": "none"}, {"beta": 0.5}],
+    "ppo": [
+        *({"whiten_rewards": True}, {"whiten_advantages": False}, {"gamma": 0.5}, {"lam": 0.1}),
+        *({"cliprange": 1e-3}, {"cliprange_value": 1e-3}, {"vf_coef": 5.0}, {"missing_eos_penalty": 1.0}),
+        *({"kl_coef": 0.2}, {"kl_coef": 0.2, "kl_estimator": "k3"}, {"num_mini_batches": 2}, {"num_ppo_epochs": 3}),
+    ],
+    "spo": [
+        *({"prioritized_sampling": False}, {"sampling_floor": 5.0}, {"rho_half_life": 1e-3}, {"init_rollouts": 2}),
+        *({"rho_min": 0.5, "rho_max": 0.6}, {"tracker": "global"}, {"beta": 0.5}, {"opponent": "snapshot"}),
+    ],
+}
+
+
+@pytest.mark.parametrize("method", OPTIONS)
+def test_every_option_changes_what_is_learned(tmp_path, method):
+    # few prompts, so that they come back, and several minibatches, so that what is clipped has moved
+    shared = {"rows": prompts(16), "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "max_steps": 16}
+    learned = {}
+    for number, options in enumerate([{}, *OPTIONS[method]]):
+        trainer = online(method, tmp_path / str(number), **(shared | options))
+        trainer.train()
+        learned[str(options)] = torch.cat([tensor.flatten() for tensor in weights(trainer).values()])
+    same = [pair for pair in itertools.combinations(learned, 2) if torch.equal(learned[pair[0]], learned[pair[1]])]
+    assert not same
+
+
 @pytest.mark.parametrize(
     ("config", "options", "message"),
     [
@@ -314,6 +352,8 @@ def test_the_global_tracker_trains_as_minimind_does(tmp_path):
         (SPOConfig, {"rho_min": 0.99}, "0 < rho_min <= rho_max < 1"),
         (SPOConfig, {"reward_range": [1, 0]}, "two numbers, the lower one first"),
         (SPOConfig, {"sampling_floor": 0}, "--sampling_floor 0: more than 0"),
+        (RolloutConfig, {"loss_type": "cipso"}, "--loss_type 'cipso' is not known; did you mean 'cispo'?"),
+        (SPOConfig, {"importance_sampling_level": "row"}, "is not known; known: token, sequence"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(tmp_path, config, options, message):
