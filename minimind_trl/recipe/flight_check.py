@@ -226,7 +226,7 @@ def _seconds_per_step(trainer) -> float | None:
         for batch in islice(trainer.get_train_dataloader(), _TIMED_STEPS):
             started = time.perf_counter()
             inputs = trainer._prepare_inputs(batch)
-            with trainer.compute_loss_context_manager():
+            with trainer.accelerator.autocast():  # which train() puts into the model's forward pass, again later
                 loss = trainer.compute_loss(model, inputs)
             loss.backward()
             times.append(time.perf_counter() - started)
