@@ -153,8 +153,8 @@ def _deepspeed(settings: dict, count: int, precision: str, name: str) -> Shardin
             f"--accelerate_config {name}: a deepspeed_config_file is not read; give its stage as zero_stage"
         )
     stage = int(settings.get("zero_stage", 2))
-    if stage not in (0, 1, 2, 3):
-        raise InputError(f"--accelerate_config {name}: zero_stage {stage}; 0, 1, 2 or 3")
+    if stage not in (1, 2, 3):
+        raise InputError(f"--accelerate_config {name}: zero_stage {stage} is not known here; 1, 2 and 3 are")
     optimizer, parameters = (
         settings.get(f"offload_{what}_device", "none") != "none" for what in ("optimizer", "param")
     )
@@ -189,8 +189,9 @@ def spread(whole: Memory, sharding: Sharding) -> tuple[dict[str, dict[str, int]]
         weights = -(-weights // count)
     host = 0
     if sharding.offload_optimizer:
-        host, optimizer = optimizer + gradients, 0
-        gradients = then = 0 if kind != "zero1" else gradients
+        host, optimizer = optimizer, 0
+        if kind != "zero1":  # whose gradients are whole, and stay
+            host, gradients, then = host + gradients, 0, 0
     if sharding.offload_parameters:
         host, weights = host + weights, 0
     kept = {"parameters": weights, "optimizer states": optimizer, **models}

@@ -109,6 +109,7 @@ OTHERS = 4000 + 300 + 700 + 50  # whole models, activations, head
         # a float32 copy of the weights beside the two moments, both divided by 4
         (Sharding("zero1", 4), 4000 + 3000 + 400 + 2_000_000_000 + OTHERS, 4000 + 3000 + 4000 + 4300, 0),
         (Sharding("zero2", 4), 4000 + 3000 + 1000 + 2_000_000_000 + OTHERS, 4000 + 3000 + 1000 + 4300, 0),
+        (Sharding("zero1", 4, offload_optimizer=True), 4000 + 400 + 2_000_000_000 + OTHERS, 4000 + 4000 + 4300, 3000),
         # whole weights of both models are gathered
         (
             Sharding("zero3", 4),
