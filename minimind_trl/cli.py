@@ -5,6 +5,7 @@ import sys
 
 from transformers.utils.logging import disable_progress_bar
 
+from . import planning
 from .data import commands
 from .errors import InputError
 from .evaluation import command as evaluation
@@ -19,7 +20,10 @@ def main(argv: list[str] | None = None) -> int:
     training.add_cli(verbs)
     commands.add_cli(verbs)
     evaluation.add_cli(verbs)
-    args = parser.parse_args(argv)
+    planning.add_cli(verbs)
+    args, args.others = parser.parse_known_args(argv)
+    if args.others and args.verb != "plan":  # which hands them to the recipe's own parser
+        verbs.choices[args.verb].error(f"unrecognized arguments: {' '.join(args.others)}")
     disable_progress_bar()  # loading takes a moment, and the bars would stand between the user and the one line
     try:
         args.run(args)

@@ -166,21 +166,23 @@ class RewardModelConfig(MachineDefaults, RewardConfig):
     """A reward model from preferences."""
 
 
-def parse_arguments(config: type, *, lora: bool = True) -> tuple:
-    """Command line and `--config FILE` (YAML) into `RecipeArguments`, the config and, with `lora`, `LoraArguments`.
+def parse_arguments(
+    config: type, *, lora: bool = True, arguments: type = RecipeArguments, options: list[str] | None = None
+) -> tuple:
+    """Command line and `--config FILE` (YAML) into `arguments`, the config and, with `lora`, `LoraArguments`.
 
-    The command line wins.
+    The command line wins. `options` are in place of the program's own.
 
     Raises:
         InputError: an option that does not exist (with the nearest one that does), or an unreadable config file.
     """
-    wanted = (RecipeArguments, config, LoraArguments) if lora else (RecipeArguments, config)
+    wanted = (arguments, config, LoraArguments) if lora else (arguments, config)
     about = (sys.modules["__main__"].__doc__ or "").partition("\n")[0]
     usage = "%(prog)s [--config FILE.yaml] [--option VALUE ...]"
     # without allow_abbrev, `--learning_rat` would pass for `--learning_rate`
     parser = TrlParser(wanted, allow_abbrev=False, usage=usage, description=about)
     try:
-        args, config, *rest = parser.parse_args_and_config()
+        args, config, *rest = parser.parse_args_and_config(options)
     except FileNotFoundError as error:
         raise InputError(f"--config {error.filename}: no such file") from error
     except yaml.YAMLError as error:

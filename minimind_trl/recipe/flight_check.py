@@ -21,6 +21,7 @@ from ..data.commands import marked_row
 from ..data.schemas import Row, plain_text
 from ..errors import InputError
 from ..evaluation.held_out import tokenize_rows
+from ..memory import checkpoint_activations, state_memory
 from .arguments import RecipeArguments
 from .records import differences, run_record
 
@@ -191,9 +192,11 @@ def print_model(console: Console, trainer) -> None:
         f"model: {total:,} parameters, {trained:,} of them trained; {precision} on {config.device.type}, "
         f"{OptimizerNames(config.optim).value}, {checkpointing} gradient checkpointing"
     )
-    # Weights, their gradients and Adam's two moments, in float32 as the trainers keep them.
-    memory = (4 * total + 12 * trained) / 2**20
-    console.print(f"memory: {memory:,.0f} MiB for weights, gradients and optimizer; activations come on top")
+    kept = state_memory(trainer.model, config)
+    memory = (kept.parameters + kept.gradients + kept.optimizer) / 2**20
+    console.print(
+        f"memory: {memory:,.0f} MiB for weights, gradients and optimizer; `minimind-trl plan` counts the rest too"
+    )
 
 
 def _rows_per_step(config) -> int:
@@ -217,11 +220,13 @@ def _seconds_per_step(trainer) -> float | None:
     model, python = trainer.model, random.getstate()
     was_training, times = model.training, []
     model.train()
+    if trainer.args.activation_checkpointing:  # train() switches it on, which is later than this
+        checkpoint_activations(model, trainer.args)
     with torch.random.fork_rng():
         for batch in islice(trainer.get_train_dataloader(), _TIMED_STEPS):
             started = time.perf_counter()
             inputs = trainer._prepare_inputs(batch)
-            with trainer.compute_loss_context_manager():
+            with trainer.accelerator.autocast():  # which train() puts into the model's forward pass, again later
                 loss = trainer.compute_loss(model, inputs)
             loss.backward()
             times.append(time.perf_counter() - started)
