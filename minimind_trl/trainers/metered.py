@@ -81,8 +81,18 @@ class MeteredTrainer:
         finally:
             self.progress.close()
 
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if self.is_deepspeed_enabled and torch.is_grad_enabled():  # whose engine steps within `training_step`
+            self._stop_where_not_finite(result[0] if return_outputs else result, inputs)
+        return result
+
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
+        self._stop_where_not_finite(loss, inputs)
+        return loss
+
+    def _stop_where_not_finite(self, loss: torch.Tensor, inputs: Any) -> None:
         bad = ~torch.isfinite(loss.detach()).all()
         # All processes must stop together: the others would step with the gradients of the bad one.
         bad_anywhere = bad if self.accelerator.num_processes == 1 else self.accelerator.gather(bad.int()).any()
@@ -90,7 +100,6 @@ class MeteredTrainer:
             self._stop_training(f"the loss is {loss.item()}", inputs)
         elif bad_anywhere:
             self._stop_training("another process's loss is not finite", None)
-        return loss
 
     def _get_grad_norm(self, model, grad_norm=None):
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
@@ -100,8 +109,18 @@ class MeteredTrainer:
         return norm
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        with self._clock.paused():
+        with self._clock.paused(), self._before_engine():
             return super().evaluate(*args, **kwargs)
+
+    @contextmanager
+    def _before_engine(self) -> Iterator[None]:
+        """Until training has made DeepSpeed's engine, evaluate without: transformers would make one that cannot train."""
+        enabled = self.is_deepspeed_enabled
+        self.is_deepspeed_enabled = enabled and self.deepspeed is not None
+        try:
+            yield
+        finally:
+            self.is_deepspeed_enabled = enabled
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         for figures in getattr(self, "_metrics", {}).values():
