@@ -105,7 +105,9 @@ class MeteredTrainer:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         # With fp16, infinite gradients are how the loss scale is found; the scaler skips those steps itself.
         if norm is not None and not self.args.fp16 and not math.isfinite(norm):
-            self._stop_training(f"the norm of the gradient is {float(norm)}, though the loss is finite", None)
+            what = f"the norm of the gradient is {float(norm)}, though the loss is finite"
+            # DeepSpeed's engine has stepped by now.
+            self._stop_training(what, None, did="saved" if self.is_deepspeed_enabled else "changed")
         return norm
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
@@ -114,7 +116,7 @@ class MeteredTrainer:
 
     @contextmanager
     def _before_engine(self) -> Iterator[None]:
-        """Until training has made DeepSpeed's engine, evaluate without: transformers would make one that cannot train."""
+        """Until training makes DeepSpeed's engine, evaluate without: transformers would make one that cannot train."""
         enabled = self.is_deepspeed_enabled
         self.is_deepspeed_enabled = enabled and self.deepspeed is not None
         try:
@@ -201,13 +203,13 @@ class MeteredTrainer:
                 if config.model_type in COUNTED_MODELS:
                     yield config
 
-    def _stop_training(self, what: str, inputs: Any) -> None:
+    def _stop_training(self, what: str, inputs: Any, did: str = "changed") -> None:
         process = f" in process {self.args.process_index}" if self.args.world_size > 1 else ""
         checkpoint = last_good_checkpoint(self.args.output_dir, tell=lambda line: None)
         kept = f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
         rows = describe_rows(inputs, self.processing_class)
         raise TrainingError(
-            f"step {self.state.global_step + 1}{process}: {what}; stopped before it changed the weights, {kept}"
+            f"step {self.state.global_step + 1}{process}: {what}; stopped before it {did} the weights, {kept}"
             + (f". The batch's {len(rows)} rows begin:\n{_listing(rows)}" if rows else "")
         )
 
