@@ -111,8 +111,16 @@ class MeteredTrainer:
         return norm
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        self._distribute()
         with self._clock.paused(), self._before_engine():
             return super().evaluate(*args, **kwargs)
+
+    def _distribute(self) -> None:
+        """Put the model into DDP, where training has not: evaluation marks it as prepared, and it would never be."""
+        has_own_engine = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        if self.accelerator.num_processes > 1 and not has_own_engine and self.model_wrapped is self.model:
+            self._wrap_model(self.model)  # tells accelerate with which of our settings
+            self.model_wrapped = self.accelerator.prepare_model(self.model)
 
     @contextmanager
     def _before_engine(self) -> Iterator[None]:
