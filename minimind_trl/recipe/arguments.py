@@ -19,6 +19,7 @@ from ..errors import InputError, TrainingError, nearest
 from ..hardware import has_fast_bf16
 from ..models import PRESETS
 from ..models.checkpoints import NATIVE_SUFFIXES
+from .processes import load_models_whole, refuse_other_launch
 
 
 @dataclass
@@ -127,8 +128,10 @@ class Machine:
             raise InputError("--resume_from_checkpoint is set by --resume auto or --resume CHECKPOINT")
         try:
             super().__post_init__()
-        except ValueError as error:
+        except (ImportError, ValueError) as error:  # an ImportError where an engine's package is missing
             raise InputError(str(error)) from error
+        refuse_other_launch(self)
+        load_models_whole()
 
 
 @dataclass

@@ -68,10 +68,15 @@ def load_teacher(name: str, student: MiniMindForCausalLM) -> MiniMindForCausalLM
 
 
 class RecipeGKDTrainer(HeldOutEvaluation, GKDTrainer):
-    """GKDTrainer with the recipes' evaluation, how far the student still is from its teacher, and balanced experts."""
+    """GKDTrainer with the recipes' evaluation and the divergence that is left, balanced experts, and one loss whether
+    one process or several share a step.
+    """
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if self.model.training and num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            # GKDTrainer divides by the tokens of all processes, whose gradients are averaged after that.
+            loss = loss * self.accelerator.num_processes
         if self.model.training and outputs.aux_loss is not None:
             # GKDTrainer leaves a mixture of experts unbalanced. A sum over the step's tokens is accumulated as it is.
             steps = self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1

@@ -95,7 +95,7 @@ class RecipeSFTTrainer(HeldOutEvaluation, SFTTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        add_learned_positions_head(self.model.get_base_model() if is_peft_model(self.model) else self.model)
+        add_learned_positions_head(_base(self.model))
         if self.args.packing and self.padding_free and not self._attends_with_flash():
             self.padding_free = False
             self.data_collator = PackedRowsCollator(
@@ -118,6 +118,12 @@ class RecipeSFTTrainer(HeldOutEvaluation, SFTTrainer):
 
 class RecipeDPOTrainer(MeteredTrainer, DPOTrainer):
     """DPOTrainer with the recipes' metrics."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.is_deepspeed_enabled:  # TRL's head takes every model for sharded, which this one is not before training
+            for model in filter(None, (self.model, self.ref_model)):
+                add_learned_positions_head(_base(self.accelerator.unwrap_model(model)), for_preferences=True)
 
     def evaluate(self, *args, **kwargs):
         figures = super().evaluate(*args, **kwargs)
@@ -181,6 +187,10 @@ def train_reward(args, config, lora, model, tokenizer, data: DatasetDict, mixer:
     if dropped := _missing(trainer.train_dataset, data["train"]):
         trainer.accelerator.print(f"data: {dropped} train rows dropped: longer than max_length={config.max_length}")
     return run(trainer, args, tokenizer, data, mixer)
+
+
+def _base(model):
+    return model.get_base_model() if is_peft_model(model) else model
 
 
 def settle(args: RecipeArguments, config, name: str) -> None:

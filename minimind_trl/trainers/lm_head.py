@@ -22,7 +22,9 @@ def unpatched_copy(model: torch.nn.Module) -> torch.nn.Module:
     return copied
 
 
-def add_learned_positions_head(model: MiniMindForCausalLM, temperature: float = 1.0) -> None:
+def add_learned_positions_head(
+    model: MiniMindForCausalLM, temperature: float = 1.0, for_preferences: bool = False
+) -> None:
     """Let `model(..., labels=labels, fused_lm_head=True)` compute logits of the learned positions only, at once.
 
     The contract is that of TRL's `add_fused_lm_head`, which outside of Triton devices computes every position in
@@ -31,6 +33,7 @@ def add_learned_positions_head(model: MiniMindForCausalLM, temperature: float = 
 
     Args:
         temperature: logits are divided by it, for the log-probabilities of what was sampled at it.
+        for_preferences: give also what only DPO asks for.
     """
     if model.config.vocab_size > LARGEST_VOCABULARY:
         return
@@ -47,21 +50,22 @@ def add_learned_positions_head(model: MiniMindForCausalLM, temperature: float = 
         targets = labels[learned]
         logits = self.lm_head(outputs.last_hidden_state[:, :-1][learned]).float() / temperature
         log_softmax = logits.log_softmax(-1)
-        log_probs = log_softmax.gather(-1, targets[:, None]).squeeze(-1)
+        figures = {"log_probs": log_softmax.gather(-1, targets[:, None]).squeeze(-1)}
         with torch.no_grad():
-            entropy = -(log_softmax.exp() * log_softmax).sum(-1)
-            is_top1 = (logits.argmax(-1) == targets).float()
+            figures["entropy"] = -(log_softmax.exp() * log_softmax).sum(-1)
+            figures["is_top1"] = logits.argmax(-1) == targets
+            if for_preferences:
+                figures["mean_logits"] = logits.mean(-1)
+                figures["log_sum_sq_probs"] = (2 * log_softmax).logsumexp(-1)
         aux_loss = None
         if outputs.router_logits:
             shape = outputs.last_hidden_state.shape[:2]
             aux_loss = load_balancing_loss(outputs.router_logits, self.config, shape, kwargs.get("attention_mask"))
-        log_probs, entropy, is_top1 = (
+        figures = {
             # masked_scatter keeps a batch without learned positions connected to the model
-            figure.new_zeros(learned.shape).masked_scatter(learned, figure)
-            for figure in (log_probs, entropy, is_top1)
-        )
-        return FusedCausalLMOutput(
-            log_probs=log_probs, entropy=entropy, is_top1=is_top1, label_mask=learned, aux_loss=aux_loss
-        )
+            name: figure.new_zeros(learned.shape).masked_scatter(learned, figure)
+            for name, figure in figures.items()
+        }
+        return FusedCausalLMOutput(**figures, label_mask=learned, aux_loss=aux_loss)
 
     model.forward = types.MethodType(forward, model)

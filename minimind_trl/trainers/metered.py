@@ -81,8 +81,18 @@ class MeteredTrainer:
         finally:
             self.progress.close()
 
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if self.is_deepspeed_enabled and torch.is_grad_enabled():  # whose engine steps within `training_step`
+            self._stop_where_not_finite(result[0] if return_outputs else result, inputs)
+        return result
+
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
+        self._stop_where_not_finite(loss, inputs)
+        return loss
+
+    def _stop_where_not_finite(self, loss: torch.Tensor, inputs: Any) -> None:
         bad = ~torch.isfinite(loss.detach()).all()
         # All processes must stop together: the others would step with the gradients of the bad one.
         bad_anywhere = bad if self.accelerator.num_processes == 1 else self.accelerator.gather(bad.int()).any()
@@ -90,18 +100,37 @@ class MeteredTrainer:
             self._stop_training(f"the loss is {loss.item()}", inputs)
         elif bad_anywhere:
             self._stop_training("another process's loss is not finite", None)
-        return loss
 
     def _get_grad_norm(self, model, grad_norm=None):
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         # With fp16, infinite gradients are how the loss scale is found; the scaler skips those steps itself.
         if norm is not None and not self.args.fp16 and not math.isfinite(norm):
-            self._stop_training(f"the norm of the gradient is {float(norm)}, though the loss is finite", None)
+            what = f"the norm of the gradient is {float(norm)}, though the loss is finite"
+            # DeepSpeed's engine has stepped by now.
+            self._stop_training(what, None, did="saved" if self.is_deepspeed_enabled else "changed")
         return norm
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        with self._clock.paused():
+        self._distribute()
+        with self._clock.paused(), self._before_engine():
             return super().evaluate(*args, **kwargs)
+
+    def _distribute(self) -> None:
+        """Put the model into DDP, where training has not: evaluation marks it as prepared, and it would never be."""
+        has_own_engine = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        if self.accelerator.num_processes > 1 and not has_own_engine and self.model_wrapped is self.model:
+            self._wrap_model(self.model)  # tells accelerate with which of our settings
+            self.model_wrapped = self.accelerator.prepare_model(self.model)
+
+    @contextmanager
+    def _before_engine(self) -> Iterator[None]:
+        """Until training makes DeepSpeed's engine, evaluate without: transformers would make one that cannot train."""
+        enabled = self.is_deepspeed_enabled
+        self.is_deepspeed_enabled = enabled and self.deepspeed is not None
+        try:
+            yield
+        finally:
+            self.is_deepspeed_enabled = enabled
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         for figures in getattr(self, "_metrics", {}).values():
@@ -182,13 +211,13 @@ class MeteredTrainer:
                 if config.model_type in COUNTED_MODELS:
                     yield config
 
-    def _stop_training(self, what: str, inputs: Any) -> None:
+    def _stop_training(self, what: str, inputs: Any, did: str = "changed") -> None:
         process = f" in process {self.args.process_index}" if self.args.world_size > 1 else ""
         checkpoint = last_good_checkpoint(self.args.output_dir, tell=lambda line: None)
         kept = f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
         rows = describe_rows(inputs, self.processing_class)
         raise TrainingError(
-            f"step {self.state.global_step + 1}{process}: {what}; stopped before it changed the weights, {kept}"
+            f"step {self.state.global_step + 1}{process}: {what}; stopped before it {did} the weights, {kept}"
             + (f". The batch's {len(rows)} rows begin:\n{_listing(rows)}" if rows else "")
         )
 

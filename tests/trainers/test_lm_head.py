@@ -30,13 +30,17 @@ def outputs_and_gradient(model, inputs):
 def test_its_figures_are_those_of_trl(learned):
     theirs = MiniMindForCausalLM(small_config("dense3"))
     ours = copy.deepcopy(theirs)
-    add_fused_lm_head(theirs, outputs=("log_probs", "entropy", "is_top1"))
-    add_learned_positions_head(ours)
+    learned_only = ("mean_logits", "log_sum_sq_probs")
+    add_fused_lm_head(theirs, outputs=("log_probs", "entropy", "is_top1", *learned_only))
+    add_learned_positions_head(ours, for_preferences=True)
     inputs = batch(ours.config, learned)
     expected, gradient = outputs_and_gradient(theirs, inputs)
     outputs, our_gradient = outputs_and_gradient(ours, inputs)
     for name in ("log_probs", "entropy", "is_top1", "label_mask"):
         torch.testing.assert_close(outputs[name].float(), expected[name].float(), msg=name)
+    mask = expected["label_mask"]
+    for name in learned_only:
+        torch.testing.assert_close(outputs[name][mask], expected[name][mask], msg=name)
     torch.testing.assert_close(our_gradient, gradient)
 
 

@@ -1,0 +1,40 @@
+"""Several processes: what their launcher must have done, and how models are loaded under it."""
+
+import os
+
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from transformers.utils import strtobool
+
+from ..errors import InputError
+
+
+def refuse_other_launch(config) -> None:
+    """Refuse a launch that is silently another one than it was asked for.
+
+    Raises:
+        InputError: accelerate would train a sharded model unsharded, or has started one process of several.
+    """
+    if config.use_cpu and _is_set("ACCELERATE_USE_FSDP"):
+        raise InputError(
+            "FSDP is for accelerators: on a CPU accelerate would train by DDP without a word; launch with "
+            "accelerate_configs/cpu/ddp.yaml, or to shard the model with accelerate_configs/cpu/zero3.yaml"
+        )
+    # The launcher of a single process gives it an address to meet others at if it was told of others.
+    alone = "WORLD_SIZE" not in os.environ and config.world_size == 1
+    if alone and _is_set("ACCELERATE_USE_CPU") and "MASTER_ADDR" in os.environ:
+        raise InputError(
+            "accelerate was told to start several processes and started one, as it does for MULTI_CPU and --cpu: "
+            "launch with --config_file accelerate_configs/cpu_ddp.yaml --num_processes N"
+        )
+
+
+def load_models_whole() -> None:
+    """Have models loaded as ever under ZeRO-3 too; the trainer's engine shards them.
+
+    Else transformers shards each model as it is loaded, and nothing can run, copy or count it before the engine exists.
+    """
+    unset_hf_deepspeed_config()
+
+
+def _is_set(name: str) -> bool:
+    return bool(strtobool(os.environ.get(name, "false")))

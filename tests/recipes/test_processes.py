@@ -1,0 +1,112 @@
+"""Every recipe in two processes, under each engine that runs without a GPU.
+
+The recipes of one engine share a launch, because starting takes longer than four steps.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForTokenClassification
+
+from minimind_trl.trainers import last_good_checkpoint
+from tests.conftest import REPOSITORY
+from tests.recipes.launching import as_options
+from tests.recipes.test_online_recipes import ONLINE
+
+SUPERVISED = ["pretrain", "midtrain", "sft", "reward", "dpo", "distill"]
+RECIPES = [*SUPERVISED, *ONLINE]
+# Of what, resumed, is compared with the run that went on: a critic, a tracker, a reference and packed rows among them.
+RESUMED = ["sft", "ppo", "spo"]
+ENGINES = {"ddp": RECIPES, "zero3": RECIPES, "zero1": ["sft", "ppo"], "zero2": ["sft", "ppo"]}
+STEPS = {"max_steps": 4, "logging_steps": 1, "warmup_steps": 0, "lr_scheduler_type": "constant", "save_steps": 2}
+STEPS |= {"save_strategy": "steps", "eval_interval": 2, "eval_batches": 1, "per_device_eval_batch_size": 16}
+LIMIT = 600  # seconds; processes that wait for each other would do so for half an hour
+
+
+def case(recipe: str, start: Path, folder: Path, processes: int, **more) -> list[str]:
+    origin = {"pretrain": None, "distill": "teacher_model_name_or_path"}.get(recipe, "from_weight")
+    options = STEPS | ONLINE.get(recipe, {}) | ({origin: start} if origin else {"preset": "nano"})
+    options["per_device_train_batch_size"] = (16 if recipe in ONLINE else 4) // processes
+    options |= {"output_dir": folder / recipe, **more}
+    return [recipe, "--config", f"recipes/configs/{recipe}/tiny.yaml", *as_options(**options)]
+
+
+def launch(config: str, cases: list[list[str]], folder: Path) -> None:
+    (folder / "cases.json").write_text(json.dumps(cases))
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"accelerate_configs/{config}.yaml"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    result = subprocess.run(
+        [*command, "tests/recipes/in_turn.py", str(folder / "cases.json")],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    )
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-5000:]
+
+
+def losses(folder: Path) -> list[float]:
+    history = json.loads((folder / "checkpoint-4" / "trainer_state.json").read_text())["log_history"]
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
+@pytest.fixture(scope="module")
+def alone(pretrained, tmp_path_factory) -> Path:
+    """What one process makes of the supervised recipes."""
+    folder = tmp_path_factory.mktemp("alone")
+    launch("cpu", [case(recipe, pretrained, folder, 1) for recipe in SUPERVISED], folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_recipe_trains_saves_and_resumes_in_two_processes(engine, pretrained, alone, tmp_path):
+    if engine != "ddp" and shutil.which("g++") is None:
+        pytest.skip("DeepSpeed builds a library with g++, which is not here")
+    recipes, whole, resumed = ENGINES[engine], tmp_path / "whole", tmp_path / "resumed"
+    for folder in (whole, resumed):
+        folder.mkdir()
+    launch(f"cpu/{engine}", [case(recipe, pretrained, whole, 2) for recipe in recipes], whole)
+    for recipe in recipes:
+        assert json.loads((whole / recipe / "recipe.json").read_text())["processes"] == 2
+        assert last_good_checkpoint(whole / recipe) == whole / recipe / "checkpoint-4"
+        loads_without_an_engine(recipe, whole / recipe)
+        loads_without_an_engine(recipe, whole / recipe / "checkpoint-2")
+        if recipe in SUPERVISED:
+            assert len(losses(whole / recipe)) == 4
+            assert losses(whole / recipe) == pytest.approx(losses(alone / recipe), abs=1e-3), recipe
+            figures = [json.loads((base / recipe / "metrics.json").read_text()) for base in (whole, alone)]
+            for when in ("before", "after"):
+                assert figures[0][when]["eval_loss"] == pytest.approx(figures[1][when]["eval_loss"], abs=1e-3)
+    again = [recipe for recipe in RESUMED if recipe in recipes]
+    for recipe in again:
+        shutil.copytree(whole / recipe / "checkpoint-2", resumed / recipe / "checkpoint-2")
+    launch(f"cpu/{engine}", [case(recipe, pretrained, resumed, 2, resume="auto") for recipe in again], resumed)
+    for recipe in again:
+        assert losses(resumed / recipe) == pytest.approx(losses(whole / recipe), abs=1e-6), recipe
+        for part in ("", *(["critic"] if recipe == "ppo" else [])):
+            same_weights(resumed / recipe / part, whole / recipe / part)
+
+
+def loads_without_an_engine(recipe: str, folder: Path) -> None:
+    kind = AutoModelForSequenceClassification if recipe == "reward" else AutoModelForCausalLM
+    parts = {folder: kind} | ({folder / "critic": AutoModelForTokenClassification} if recipe == "ppo" else {})
+    for part, loader in parts.items():
+        model, told = loader.from_pretrained(part, output_loading_info=True)
+        assert not told["missing_keys"] and not told["unexpected_keys"] and not told["mismatched_keys"], part
+        assert all(parameter.numel() for parameter in model.parameters())
+
+
+def same_weights(mine: Path, theirs: Path) -> None:
+    mine, theirs = (load_file(folder / "model.safetensors") for folder in (mine, theirs))
+    assert mine.keys() == theirs.keys()
+    for name in mine:
+        torch.testing.assert_close(mine[name], theirs[name], atol=1e-6, rtol=1e-5)
