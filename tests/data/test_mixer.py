@@ -9,7 +9,7 @@ import yaml
 from datasets import Dataset
 
 from minimind_trl.data import DatasetMixer, MixtureError, load_mixture
-from minimind_trl.data.filters import _imported
+from minimind_trl.imports import imported
 from minimind_trl.tokenization import tiny_tokenizer
 
 
@@ -345,7 +345,7 @@ def test_an_edited_filter_function_is_noticed(write, tmp_path, monkeypatch):
     for limit in (99, 5):
         code.write_text(f"def keep(row):\n    return int(row['text'].split()[1]) < 20 + {limit}\n")
         monkeypatch.delitem(sys.modules, "edited_filter_for_test", raising=False)
-        _imported.cache_clear()
+        imported.cache_clear()
         importlib.invalidate_caches()
         mixer = DatasetMixer.from_yaml(path)
         mixer.build()
