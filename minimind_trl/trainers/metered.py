@@ -205,6 +205,12 @@ class MeteredTrainer:
         )
         raise TrainingInterrupted(128 + self.signals.number)
 
+    def _run_epoch(self, *args, **kwargs) -> None:
+        if self.state.global_step >= self.state.max_steps:  # resumed after the last: transformers would take one more
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     def _load_rng_state(self, checkpoint: str | None) -> None:
         saved_by = processes_of(Path(checkpoint)) if checkpoint else 0
         if saved_by not in (0, self.args.world_size):  # transformers would go on with other random numbers

@@ -132,6 +132,17 @@ def test_a_run_that_a_signal_stopped_ends_where_a_whole_one_does(tmp_path):
     assert resumed.state.num_input_tokens_seen == whole.state.num_input_tokens_seen
 
 
+@pytest.mark.parametrize("make", [sft, partial(online, "ppo")])
+def test_a_run_resumed_after_its_last_step_takes_no_more(make, tmp_path):
+    """It was killed between its last checkpoint and its results."""
+    options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2}
+    make(tmp_path, **options).train()
+    resumed = make(tmp_path, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert resumed.state.global_step == 2 and checkpoints(tmp_path) == ["checkpoint-2"]
+    assert same(weights(resumed), load_file(tmp_path / "checkpoint-2" / "model.safetensors"))
+
+
 def test_a_signal_after_the_last_step_still_saves(tmp_path):
     trainer = sft(tmp_path, max_steps=2, eval_strategy="steps", eval_steps=2)
     evaluate = trainer.evaluation_loop
@@ -470,14 +481,13 @@ def test_an_end_that_the_disk_loses_in_silence_is_noticed_while_the_last_checkpo
 
 
 SMALL_DISK = """
-import subprocess, sys
+import sys
+from pathlib import Path
 from minimind_trl.errors import TrainingError
 from minimind_trl.trainers import checkpoint_problem
 from tests.trainers.test_accidents import SAVING, checkpoints
 from tests.trainers.tiny import sft
-from pathlib import Path
 folder = Path(sys.argv[1])
-subprocess.run(["mount", "-t", "tmpfs", "-o", "size=14m", "tmpfs", str(folder)], check=True)
 try:
     sft(folder, **SAVING).train()
 except TrainingError as error:
@@ -486,20 +496,9 @@ print(checkpoints(folder), checkpoint_problem(folder / "checkpoint-2"))
 """
 
 
-def has_namespaces() -> bool:
-    """Whether a file system can be mounted for a process of our own."""
-    if shutil.which("unshare") is None:
-        return False
-    return (
-        subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True).returncode == 0
-    )
-
-
-def test_a_disk_that_is_full_in_fact(tmp_path):
-    if not has_namespaces():
-        pytest.skip("no file system can be mounted here")
+def test_a_disk_that_is_full_in_fact(tmp_path, mounting):
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
-    command = ["unshare", "-rm", sys.executable, "-c", SMALL_DISK, str(tmp_path)]
+    command = [*mounting("size=14m", tmp_path), sys.executable, "-c", SMALL_DISK, str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     *_, message, left = done.stdout.splitlines()
