@@ -1,5 +1,6 @@
 """Files that are either whole or not there."""
 
+import glob
 import hashlib
 import json
 import os
@@ -29,6 +30,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def leftovers(path: Path) -> Iterator[Path]:
+    """What processes that were killed within `atomic_path` have left beside a path."""
+    for kind in ("tmp", "old"):
+        yield from path.parent.glob(f".{glob.escape(path.name)}.*.{kind}")
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -1,6 +1,9 @@
 """What the tests share: small random models of every kind, and the upstream material where it is at hand."""
 
 import os
+import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,6 +38,19 @@ def small_config(kind: str, **overrides) -> MiniMindConfig:
         "initializer_range": 0.1,
     }
     return MiniMindConfig(**{**sizes, **KINDS[kind], **overrides})
+
+
+@pytest.fixture(scope="session")
+def mounting() -> Callable[[str, Path], list[str]]:
+    """What goes before a command to run it with a disk of its own (`size=1m`, `ro`) mounted on a folder."""
+
+    def words(options: str, folder: Path) -> list[str]:
+        mount = 'mount -t tmpfs -o "$0" tmpfs "$1" && shift && exec "$@"'
+        return ["unshare", "-rm", "sh", "-c", mount, options, str(folder)]
+
+    if shutil.which("unshare") is None or subprocess.run([*words("ro", Path("/mnt")), "true"]).returncode:
+        pytest.skip("no disk can be mounted here")
+    return words
 
 
 @pytest.fixture(params=KINDS)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,7 +16,7 @@ from filelock import FileLock
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import MixtureError
-from ..files import atomic_path, file_digest, write_json
+from ..files import atomic_path, file_digest, leftovers, write_json
 from .report import MixtureReport
 from .schemas import COLUMNS, PHASES, Row
 from .sources import as_rows
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 LOCK = "mixture.lock.json"
 SPLITS = ("train", "validation")
 _BATCH = 1000
+_DIGEST = "lock_sha256"  # of all the rest of a lock
 
 
 def prepare(mixer: "DatasetMixer", folder: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> DatasetDict:
@@ -46,8 +48,8 @@ def prepare(mixer: "DatasetMixer", folder: Path, tokenizer: PreTrainedTokenizerB
         with atomic_path(folder) as temporary:
             temporary.mkdir()
             files = {name: write_split(rows, temporary / f"{mixer.name}_{name}.jsonl") for name, rows in data.items()}
-            content = {"columns": data["train"].column_names, "prepared": files}
-            write_json(temporary / LOCK, mixer.lock() | content)
+            lock = mixer.lock() | {"columns": data["train"].column_names, "prepared": files}
+            write_json(temporary / LOCK, lock | {_DIGEST: _digest(lock)})
     except OSError as error:
         raise MixtureError(f"{folder}: cannot be written: {error.strerror or error}") from error
     return data
@@ -64,7 +66,6 @@ def load_or_prepare(
         MixtureError: as of `prepare`.
     """
     folder = Path(os.path.abspath(folder))
-    _refuse_foreign(folder, mixer)
     lock = folder.with_name(f".{folder.name}.lock")
     missing = [parent for parent in (folder.parent, *folder.parent.parents) if not parent.exists()]
     try:
@@ -80,6 +81,9 @@ def load_or_prepare(
 
 
 def _load_or_prepare(mixer: "DatasetMixer", folder: Path, tokenizer) -> DatasetDict:
+    for leftover in leftovers(folder):  # of a job that was killed: whoever holds the lock is the only one at work
+        shutil.rmtree(leftover, ignore_errors=True)
+    _refuse_foreign(folder, mixer)
     if not folder.exists() or not any(folder.iterdir()):
         return prepare(mixer, folder, tokenizer)
     if changes := what_changed(mixer, folder, tokenizer):
@@ -134,7 +138,7 @@ def read_lock(folder: Path) -> dict[str, Any]:
     """The lock of a prepared folder.
 
     Raises:
-        MixtureError: it is missing or not readable.
+        MixtureError: it is missing, not readable, or was edited.
     """
     path = folder / LOCK
     try:
@@ -145,6 +149,8 @@ def read_lock(folder: Path) -> dict[str, Any]:
         raise MixtureError(f"{path}: not readable ({error})") from error
     if not isinstance(lock, dict) or not {"phase", "columns", "prepared", "made_from"} <= set(lock):
         raise MixtureError(f"{path}: not the lock of a prepared mixture")
+    if lock.pop(_DIGEST, None) != _digest(lock):
+        raise MixtureError(f"{path}: not as it was written (edited?); undo that, or remove {folder}")
     return lock
 
 
@@ -199,6 +205,10 @@ def _damage(folder: Path, lock: dict[str, Any]) -> list[str]:
         elif file_digest(path) != file["sha256"]:
             found.append(f"{file['name']} is not as it was written (cut off, or changed)")
     return found
+
+
+def _digest(lock: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(lock, sort_keys=True).encode()).hexdigest()
 
 
 def _told(then: Any, now: Any) -> str:

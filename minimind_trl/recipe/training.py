@@ -1,13 +1,15 @@
 """TRL's trainers as the recipes run them: a plan, evaluation before, during and after, and what stays in the folder."""
 
 import copy
+import os
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from accelerate.utils import is_peft_model
 from datasets import Dataset, DatasetDict, IterableDataset
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedTokenizerBase
 from trl import DPOTrainer, RewardTrainer, SFTTrainer, get_peft_config, pack_dataset
 
 from ..data import LOCK, DatasetMixer
@@ -20,9 +22,11 @@ from ..trainers import (
     MeteredTrainer,
     PackedRowsCollator,
     add_learned_positions_head,
+    checkpoint_problem,
     last_good_checkpoint,
     write_curves,
 )
+from ..trainers.checkpoints import checkpoints_in, saving
 from .arguments import RecipeArguments, report_to_wandb
 from .flight_check import flight_check
 from .model_card import complete_card
@@ -42,19 +46,6 @@ _SHOWN = (
     "explained_variance",
     "win_rate",
 )
-
-
-class RecordsCallback(TrainerCallback):
-    """Puts `mixture.lock.json` and `recipe.json` into every checkpoint."""
-
-    def __init__(self, mixer: DatasetMixer, record: dict):
-        self.mixer, self.record = mixer, record
-
-    def on_save(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            write_json(folder / LOCK, self.mixer.lock())
-            write_json(folder / RECIPE, self.record)
 
 
 class HeldOutEvaluation(MeteredTrainer):
@@ -197,9 +188,9 @@ def settle(args: RecipeArguments, config, name: str) -> None:
     """Turn our options into transformers' settings.
 
     Raises:
-        InputError: the output folder is used, or the checkpoint to resume from is not there.
+        InputError: the output folder is used or read-only, or the checkpoint to resume from is missing or damaged.
     """
-    config.resume_from_checkpoint = _checkpoint_to_resume(args, config.output_dir)
+    config.resume_from_checkpoint = _checkpoint_to_resume(args, config)
     report_to_wandb(args, config, name)
     if args.eval_interval:
         config.eval_strategy, config.eval_steps = "steps", args.eval_interval
@@ -230,14 +221,15 @@ def run(
         remove_if_empty(trainer.args.output_dir)
         return {}
     record = run_record(trainer, args, mixer)
-    trainer.add_callback(RecordsCallback(mixer, record))
+    trainer.records = {LOCK: mixer.lock, RECIPE: lambda: record}
     metrics = {"before": trainer.evaluate()} if args.eval_interval else {}
     trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
     if args.eval_interval:
         metrics["after"] = trainer.evaluate()
-    trainer.save_model()
-    if trainer.is_world_process_zero():
-        _leave_results(trainer, args, tokenizer, mixer, metrics, record)
+    with saving("the model", trainer.args.output_dir):
+        trainer.save_model()
+        if trainer.is_world_process_zero():
+            _leave_results(trainer, args, tokenizer, mixer, metrics, record)
     trainer.end()
     return metrics
 
@@ -288,15 +280,35 @@ def capped(args: RecipeArguments, config, rows: Dataset | IterableDataset) -> Da
     return rows.take(count) if isinstance(rows, IterableDataset) else rows.select(range(min(count, len(rows))))
 
 
-def _checkpoint_to_resume(args: RecipeArguments, output_dir: str) -> str | None:
+def _checkpoint_to_resume(args: RecipeArguments, config) -> str | None:
+    output_dir = config.output_dir
     folder = Path(output_dir)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output_dir {output_dir} is a file; give a folder")
+    _refuse_read_only(folder)
     if args.resume == "auto":
-        found = last_good_checkpoint(folder)
-        return str(found) if found else None
+        return _newest_whole(folder, config.process_index)
     if args.resume is not None and not Path(args.resume).is_dir():
         raise InputError(f"--resume {args.resume}: no such folder; give auto, or {output_dir}/checkpoint-N")
+    if args.resume is not None and (problem := checkpoint_problem(Path(args.resume))):
+        raise InputError(f"--resume {args.resume}: {problem}; give another checkpoint, or auto")
     if args.resume is None and folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"--output_dir {output_dir} is not empty; give a new one, or --resume auto")
     return args.resume
+
+
+def _refuse_read_only(folder: Path) -> None:
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not os.access(existing, os.W_OK):
+        raise InputError(f"--output_dir {folder}: {existing} cannot be written to; give another folder")
+
+
+def _newest_whole(folder: Path, process: int) -> str | None:
+    """The checkpoint of `--resume auto`; None, to begin at the beginning, only where there is none at all."""
+    told: list[str] = []
+    found = last_good_checkpoint(folder, told.append)
+    if found is None and checkpoints_in(folder):
+        raise InputError(f"--resume auto: {folder} has no whole checkpoint: {'; '.join(told)}; give a new --output_dir")
+    if process == 0:
+        print(*told, sep="\n", end="\n" * bool(told), file=sys.stderr)
+    return str(found) if found else None

@@ -1,16 +1,20 @@
-"""Which checkpoints are whole."""
+"""Which checkpoints are whole, and which may go."""
 
 import json
+import os
 import re
+import shutil
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from transformers.trainer import TRAINER_STATE_NAME
 
+from ..errors import TrainingError
 from ..files import write_json
 
 CHECKSUMS = "checksums.json"
@@ -27,15 +31,58 @@ def last_good_checkpoint(output_dir: str | Path, tell: Callable[[str], None] = _
     Args:
         tell: gets one line for every newer one that is passed over, with what is wrong with it.
     """
-    folder = Path(output_dir)
-    found = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
-    checkpoints = [(int(match[1]), path) for path in found if (match := _NAME.fullmatch(path.name))]
-    for _, path in sorted(checkpoints, reverse=True):
+    for path in reversed(checkpoints_in(output_dir)):
         problem = checkpoint_problem(path)
         if problem is None:
             return path
         tell(f"{path} is passed over: {problem}")
     return None
+
+
+def checkpoints_in(output_dir: str | Path) -> list[Path]:
+    """Every `checkpoint-N` of a folder, whole or not, from the first step to the last."""
+    folder = Path(output_dir)
+    found = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    return sorted((path for path in found if _NAME.fullmatch(path.name)), key=_step)
+
+
+def rotate(saved: Path, limit: int | None, best: str | None) -> None:
+    """Delete checkpoints beyond a limit: never the one just `saved`, which is known to be whole, nor the best one.
+
+    First to go are those of later steps: training has gone back behind them because they were damaged. (transformers
+    goes by the folders' times, which a copy or a coarse clock upsets, and then keeps the last step, whole or not.)
+    """
+    if limit is None or limit <= 0:
+        return
+    found = checkpoints_in(saved.parent)
+    others = [path for path in found if path != saved and (best is None or path != Path(best))]
+    others.sort(key=lambda path: (_step(path) < _step(saved), _step(path)))
+    for path in others[: max(len(found) - limit, 0)]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def saving(what: str, output_dir: str | Path) -> Iterator[None]:
+    """Tells of a full or broken disk in one line, with what is safe.
+
+    Raises:
+        TrainingError: where the block fails to write.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch's own is a RuntimeError
+        checkpoint = last_good_checkpoint(output_dir, tell=lambda line: None)
+        kept = f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no good checkpoint"
+        free = shutil.disk_usage(output_dir).free / 2**20
+        reason = " ".join(str(error).split())
+        raise TrainingError(
+            f"{what} could not be saved, with {free:,.0f} MiB free on the disk: {reason}; {kept}"
+        ) from error
+
+
+def processes_of(folder: Path) -> int:
+    """How many processes saved a checkpoint, each with its random state; 0 where none did."""
+    return len(list(folder.glob("rng_state*.pth")))
 
 
 def checkpoint_problem(folder: Path) -> str | None:
@@ -53,19 +100,31 @@ def checkpoint_problem(folder: Path) -> str | None:
             return f"{missing} is missing"
         if (folder / CHECKSUMS).exists():
             return _checksum_problem(folder)
-        return next(filter(None, map(_file_problem, sorted(folder.iterdir()))), None)
+        return contents_problem(folder)
     except FileNotFoundError as error:
         return f"{Path(error.filename or '').name} is missing"
-    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError):
+    except (AttributeError, KeyError, TypeError, ValueError):
         return f"{TRAINER_STATE_NAME} or {CHECKSUMS} cannot be read"
     except OSError as error:
         return str(error)
 
 
+def contents_problem(folder: Path) -> str | None:
+    """The first file that cannot be read as what its name says, or None; a disk may lose an end without an error."""
+    return next(filter(None, map(_file_problem, sorted(folder.rglob("*")))), None)
+
+
 def write_checksums(folder: Path) -> None:
-    """Note size and CRC-32 of every file of a checkpoint in `checksums.json`."""
+    """Note size and CRC-32 of every file of a checkpoint in `checksums.json`, once they are on the disk."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS)
+    for path in files:  # or a power cut could leave the folder's name and not what is in it
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
     write_json(folder / CHECKSUMS, {path.relative_to(folder).as_posix(): _size_and_crc(path) for path in files})
+
+
+def _step(folder: Path) -> int:
+    return int(_NAME.fullmatch(folder.name)[1])
 
 
 def _missing_file(folder: Path) -> str | None:

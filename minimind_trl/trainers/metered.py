@@ -3,7 +3,7 @@
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..errors import TrainingError, TrainingInterrupted
-from ..files import atomic_path
+from ..errors import InputError, TrainingError, TrainingInterrupted
+from ..files import atomic_path, write_json
 from ..hardware import COUNTED_MODELS, peak_flops, train_flops_per_token
 from .callbacks import RecipeProgress, StopOnSignal
-from .checkpoints import last_good_checkpoint, write_checksums
+from .checkpoints import contents_problem, last_good_checkpoint, processes_of, rotate, saving, write_checksums
 
 _STAGING = ".saving-"
 _LEFTOVERS = (f"{_STAGING}*", f".{PREFIX_CHECKPOINT_DIR}-*")  # of a run that was killed while it saved
@@ -50,6 +50,7 @@ class MeteredTrainer:
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.args.include_num_input_tokens_seen = "no"  # counted here instead, without a transfer in every batch
+        self.records: dict[str, Callable[[], Any]] = {}  # JSON files for every checkpoint, by name
         self._clock = Stopwatch()
         self._uncounted: torch.Tensor | None = None  # tokens and squared lengths of this process, still on its device
         self._squared_lengths = 0
@@ -233,6 +234,21 @@ class MeteredTrainer:
         )
         raise TrainingInterrupted(128 + self.signals.number)
 
+    def _run_epoch(self, *args, **kwargs) -> None:
+        if self.state.global_step >= self.state.max_steps:  # resumed after the last: transformers would take one more
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        saved_by = processes_of(Path(checkpoint)) if checkpoint else 0
+        if saved_by not in (0, self.args.world_size):  # transformers would go on with other random numbers
+            raise InputError(
+                f"{checkpoint} was saved by {saved_by} processes, this run has {self.args.world_size}: resume with "
+                f"{saved_by}, or start a new run from its weights"
+            )
+        super()._load_rng_state(checkpoint)
+
     def _get_output_dir(self, trial) -> str:
         return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
 
@@ -248,16 +264,10 @@ class MeteredTrainer:
             self._settle_tokens()
             self._staging = run_dir / f"{_STAGING}{name}"
             try:
-                super()._save_checkpoint(model, trial)  # also rotates, among the one checkpoint that is there
-                self.accelerator.wait_for_everyone()
-                self._publish(self._staging / name, run_dir / name)
-            except Exception as error:
-                checkpoint = last_good_checkpoint(run_dir, tell=lambda line: None)
-                kept = f"the last good one is {checkpoint}" if checkpoint else "there is none before it"
-                free = shutil.disk_usage(self.args.output_dir).free / 2**20
-                raise TrainingError(
-                    f"{name} could not be saved, with {free:,.0f} MiB free on the disk: {error}; {kept}"
-                ) from error
+                with saving(name, run_dir):
+                    super()._save_checkpoint(model, trial)  # also rotates, among the one checkpoint that is there
+                    self.accelerator.wait_for_everyone()
+                    self._publish(self._staging / name, run_dir / name)
             finally:
                 staging, self._staging = self._staging, None
                 if self.args.should_save:
@@ -265,8 +275,7 @@ class MeteredTrainer:
             if self.args.push_to_hub:
                 self._push_from_checkpoint(str(run_dir / name))
             if self.args.should_save:
-                best = self.state.best_model_checkpoint
-                rotate_checkpoints(str(run_dir), self.args.save_total_limit, best, use_mtime=True)
+                rotate(run_dir / name, self.args.save_total_limit, self.state.best_model_checkpoint)
             self.accelerator.wait_for_everyone()
 
     def _publish(self, staged: Path, final: Path) -> None:
@@ -274,6 +283,10 @@ class MeteredTrainer:
             self.state.best_model_checkpoint = str(final)
         if self.args.should_save:
             self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
+            for file, content in self.records.items():
+                write_json(staged / file, content())
+            if problem := contents_problem(staged):
+                raise TrainingError(problem)
             write_checksums(staged)
             with atomic_path(final) as temporary:
                 staged.rename(temporary)

@@ -1,8 +1,10 @@
 """Prepared mixtures: whole or not there, reused only while nothing that they were made from has changed."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 
 import pytest
 import yaml
@@ -106,6 +108,36 @@ def test_what_was_cut_off_is_noticed(mixture, folder, capsys, cut):
         load_prepared(folder)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda lock: lock.update(seed=7),
+        lambda lock: lock["made_from"].clear(),
+        lambda lock: lock["prepared"].update(train={}),
+        lambda lock: lock.update(columns="text"),
+        lambda lock: lock.pop("sources"),
+        lambda lock: lock.pop("lock_sha256"),
+    ],
+    ids=["value", "made_from", "files", "columns", "sources", "digest"],
+)
+def test_a_lock_edited_by_hand_is_told_and_nothing_is_built_over_it(mixture, folder, change):
+    prepare(mixer_of(mixture), folder)
+    lock = json.loads((folder / LOCK).read_text())
+    change(lock)
+    (folder / LOCK).write_text(json.dumps(lock))
+    before = contents(folder)
+    for use in (load_prepared, lambda folder: load_or_prepare(mixer_of(mixture), folder)):
+        with pytest.raises(
+            MixtureError, match=rf"{LOCK}: not as it was written \(edited\?\); undo that, or remove {folder}"
+        ):
+            use(folder)
+    assert contents(folder) == before
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def test_a_folder_of_something_else_is_left_alone(mixture, folder):
     folder.mkdir(parents=True)
     (folder / "notes.txt").write_text("mine")
@@ -116,12 +148,12 @@ def test_a_folder_of_something_else_is_left_alone(mixture, folder):
 
 def test_a_build_that_fails_leaves_the_last_one(mixture, folder, monkeypatch):
     load_or_prepare(mixer_of(mixture), folder)
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    before = contents(folder)
     edit(mixture, lambda m: m.update(seed=7))
     monkeypatch.setattr("minimind_trl.data.prepared.write_json", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
     with pytest.raises(MixtureError, match="cannot be written"):
         load_or_prepare(mixer_of(mixture), folder)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert contents(folder) == before
     assert not list(folder.parent.glob(".*tmp"))
 
 
@@ -135,12 +167,19 @@ def test_one_split_into_one_file(mixture, tmp_path, split):
 
 
 JOB = """
-import sys
+import os, sys, time
 from pathlib import Path
 from minimind_trl.data import DatasetMixer, load_or_prepare
 from minimind_trl.data import prepared
 write = prepared.write_split
-prepared.write_split = lambda *arguments: (print("wrote"), write(*arguments))[1]
+def written(*arguments):
+    result = write(*arguments)
+    print("wrote", flush=True)
+    while "STUCK" in os.environ:
+        time.sleep(0.1)
+    return result
+prepared.write_split = written
+print("started", flush=True)
 data = load_or_prepare(DatasetMixer.from_yaml(sys.argv[1]), Path(sys.argv[2]))
 print(len(data["train"]), data["train"]["text"][0])
 """
@@ -153,3 +192,25 @@ def test_of_two_jobs_one_builds_and_the_other_waits(mixture, folder, tmp_path):
     assert [job.returncode for job in jobs] == [0, 0]
     assert sorted(output.count("wrote") for output in outputs) == [0, 2]
     assert outputs[0].splitlines()[-1] == outputs[1].splitlines()[-1]
+
+
+def test_a_job_goes_on_when_the_one_that_it_waits_for_is_killed(mixture, folder):
+    command = [sys.executable, "-c", JOB, str(mixture), str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "STUCK": "1"}) as first:
+        assert [first.stdout.readline() for _ in range(2)] == ["started\n", "wrote\n"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as second:
+            assert second.stdout.readline() == "started\n"
+            time.sleep(1)
+            assert second.poll() is None and not folder.exists() and list(folder.parent.glob(".*.tmp"))
+            first.kill()
+            assert second.stdout.read().count("wrote") == 2 and second.wait() == 0
+    assert len(load_prepared(folder)["train"]) == len(mixer_of(mixture).build()["train"])
+    assert sorted(path.name for path in folder.parent.iterdir()) == [f".{folder.name}.lock", folder.name]
+
+
+def test_what_a_kill_between_two_renames_leaves_is_built_again(mixture, folder):
+    prepare(mixer_of(mixture), folder)
+    before = contents(folder)
+    folder.rename(folder.with_name(f".{folder.name}.1.old"))
+    load_or_prepare(mixer_of(mixture), folder)
+    assert contents(folder) == before and not list(folder.parent.glob(".*.old"))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import yaml
 from transformers import PreTrainedTokenizerFast
 
+from minimind_trl.data import LOCK, DatasetMixer, prepare
 from minimind_trl.models import MiniMindForCausalLM, MiniMindForSequenceClassification
 from minimind_trl.tokenization import tiny_tokenizer
 from tests.conftest import REPOSITORY, small_config
@@ -120,6 +122,17 @@ REFUSED = [
     # --- the folder ---
     ("sft", ["--preset", "tiny", *SFT[:2], "--output_dir", "{model}"], "not empty; give a new one, or --resume auto"),
     ("sft", [*LOADED, "--resume", "{folder}/checkpoint-9"], "checkpoint-9: no such folder"),
+    ("sft", [*SCRATCH, "--resume", "{torn}/checkpoint-2"], "/checkpoint-2: optimizer.pt has 9 bytes of "),
+    (
+        "sft",
+        [*SCRATCH[:4], "--output_dir", "{torn}", *SHORT, "--resume", "auto"],
+        "/torn has no whole checkpoint: {torn}/checkpoint-2 is passed over: optimizer.pt has 9 bytes of ",
+    ),
+    (
+        "sft",
+        [*SCRATCH, "--use_prepared", "--prepared_dir", "{prepared}"],
+        "mixture.lock.json: not as it was written (edited?); undo that, or remove {prepared}/sft_sft",
+    ),
     (
         "sft",
         [*SCRATCH[:4], "--output_dir", "{run}", *SHORT, "--resume", "auto", "--learning_rate", "1e-3"],
@@ -179,6 +192,8 @@ def make_input(folder: Path) -> dict[str, str]:
         "no_pad",
         "endless",
         "pad_is_eos",
+        "torn",
+        "prepared",
     )
     paths = {name: folder / name for name in names} | {"new": folder / "new", "folder": folder, "run": folder / "run"}
     tokenizer = tiny_tokenizer()
@@ -196,6 +211,11 @@ def make_input(folder: Path) -> dict[str, str]:
     options = ["--preset", "tiny", *SFT[:2], "--output_dir", str(paths["run"]), *SHORT, "--save_steps", "1"]
     started = [sys.executable, "recipes/sft.py", *options]
     subprocess.run(started, cwd=REPOSITORY, check=True, capture_output=True)
+    shutil.copytree(paths["run"] / "checkpoint-2", paths["torn"] / "checkpoint-2")
+    (paths["torn"] / "checkpoint-2" / "optimizer.pt").write_bytes(b"cut off: ")
+    prepare(DatasetMixer.from_yaml("data_configs/tiny/sft.yaml"), paths["prepared"] / "sft_sft")
+    lock = paths["prepared"] / "sft_sft" / LOCK
+    lock.write_text(lock.read_text().replace('"seed": 42', '"seed": 7'))
     return {name: str(path) for name, path in paths.items()}
 
 

@@ -2,11 +2,14 @@
 
 import errno
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,11 +18,13 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
-from minimind_trl.errors import TrainingError, TrainingInterrupted
+from minimind_trl.errors import InputError, TrainingError, TrainingInterrupted
+from minimind_trl.files import file_digest
 from minimind_trl.trainers import last_good_checkpoint
-from minimind_trl.trainers.checkpoints import CHECKSUMS, checkpoint_problem
+from minimind_trl.trainers.checkpoints import CHECKSUMS, checkpoint_problem, rotate
 from minimind_trl.trainers.metered import describe_rows
 from tests.conftest import REPOSITORY
+from tests.trainers.online import online
 from tests.trainers.tiny import dpo, sft
 
 SAVING = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6}
@@ -125,6 +130,17 @@ def test_a_run_that_a_signal_stopped_ends_where_a_whole_one_does(tmp_path):
     resumed.train(resume_from_checkpoint=str(last_good_checkpoint(tmp_path / "parts")))
     assert resumed.state.global_step == 6 and same(weights(resumed), weights(whole))
     assert resumed.state.num_input_tokens_seen == whole.state.num_input_tokens_seen
+
+
+@pytest.mark.parametrize("make", [sft, partial(online, "ppo")])
+def test_a_run_resumed_after_its_last_step_takes_no_more(make, tmp_path):
+    """It was killed between its last checkpoint and its results."""
+    options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2}
+    make(tmp_path, **options).train()
+    resumed = make(tmp_path, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert resumed.state.global_step == 2 and checkpoints(tmp_path) == ["checkpoint-2"]
+    assert same(weights(resumed), load_file(tmp_path / "checkpoint-2" / "model.safetensors"))
 
 
 def test_a_signal_after_the_last_step_still_saves(tmp_path):
@@ -354,6 +370,140 @@ def test_a_flipped_bit_is_found(saved, tmp_path, name):
     content[len(content) // 2] ^= 1
     (folder / name).write_bytes(content)
     assert "corrupt" in checkpoint_problem(folder)
+
+
+def truncated(content: bytes, count: int, seed: str) -> list[bytes]:
+    """A file cut off at random places."""
+    dice = random.Random(seed)
+    return [content[: dice.randrange(len(content))] for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def ppo_run(tmp_path_factory) -> Path:
+    """A run with two checkpoints, each with every kind of file that there is."""
+    folder = tmp_path_factory.mktemp("ppo")
+    trainer = online("ppo", folder, save_strategy="steps", save_steps=1, max_steps=2)
+    trainer.records = {"recipe.json": lambda: {"processes": 1}, "mixture.lock.json": lambda: {"seed": 42}}
+    trainer.train()
+    return folder
+
+
+KINDS = [
+    *("model.safetensors", "critic/model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"),
+    *("trainer_state.json", "rollout_state-0.pt", "recipe.json", "mixture.lock.json", CHECKSUMS),
+]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_file_cut_off_anywhere_is_told_and_the_checkpoint_before_it_taken(ppo_run, tmp_path, name):
+    folder = shutil.copytree(ppo_run, tmp_path / "run")
+    before, last = folder / "checkpoint-1", folder / "checkpoint-2"
+    content, kept = (last / name).read_bytes(), digests(before)
+    assert last_good_checkpoint(folder) == last
+    for rest in truncated(content, 10, name):
+        (last / name).write_bytes(rest)
+        told = []
+        assert last_good_checkpoint(folder, tell=told.append) == before
+        assert len(told) == 1 and f"{last} is passed over: " in told[0] and Path(name).name in told[0]
+        assert "\n" not in told[0] and digests(before) == kept
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("recipe.json", '{"processes": 2}'),
+        ("mixture.lock.json", "{}"),
+        ("trainer_state.json", '{"global_step": 2}'),
+        (CHECKSUMS, "[]"),
+        (CHECKSUMS, '{"model.safetensors": 1}'),
+        (CHECKSUMS, '{"model.safetensors": [1, 2]}'),
+    ],
+)
+def test_a_file_edited_by_hand_is_told(ppo_run, tmp_path, name, content):
+    folder = shutil.copytree(ppo_run, tmp_path / "run")
+    (folder / "checkpoint-2" / name).write_text(content)
+    told = []
+    assert last_good_checkpoint(folder, tell=told.append) == folder / "checkpoint-1" and len(told) == 1
+
+
+def digests(folder: Path) -> dict[Path, str]:
+    return {path: file_digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("make", [sft, partial(online, "ppo")])
+def test_another_number_of_processes_is_refused(make, tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+    make(tmp_path, **options).train()
+    checkpoint = tmp_path / "checkpoint-1"
+    for process in (0, 1):  # as two processes save
+        shutil.copy(checkpoint / "rng_state.pth", checkpoint / f"rng_state_{process}.pth")
+    (checkpoint / "rng_state.pth").unlink()
+    with pytest.raises(InputError, match="was saved by 2 processes, this run has 1: resume with 2, or start a new run"):
+        make(tmp_path, **options).train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_with_room_for_one_checkpoint_the_good_one_stays(tmp_path):
+    """A torn one of a later step, as new as it may look, is no reason to delete what was just saved."""
+    sft(tmp_path, **SAVING).train()
+    torn = tmp_path / "checkpoint-6"
+    (torn / "model.safetensors").write_bytes(b"")
+    found = last_good_checkpoint(tmp_path, tell=lambda line: None)
+    assert found == tmp_path / "checkpoint-4"
+    trainer = sft(tmp_path, **SAVING | {"save_steps": 1, "max_steps": 5}, save_total_limit=1)
+    later = time.time() + 3600
+    trainer.add_callback(At(5, lambda: os.utime(torn, (later, later))))
+    trainer.train(resume_from_checkpoint=str(found))
+    assert checkpoints(tmp_path) == ["checkpoint-5"] and checkpoint_problem(tmp_path / "checkpoint-5") is None
+
+
+def test_the_best_checkpoint_stays_when_it_is_the_only_whole_one(tmp_path):
+    for step in (2, 4, 6):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    rotate(tmp_path / "checkpoint-4", 1, best=str(tmp_path / "checkpoint-2"))
+    assert checkpoints(tmp_path) == ["checkpoint-2", "checkpoint-4"]
+    rotate(tmp_path / "checkpoint-4", None, best=None)
+    assert checkpoints(tmp_path) == ["checkpoint-2", "checkpoint-4"]
+
+
+def test_an_end_that_the_disk_loses_in_silence_is_noticed_while_the_last_checkpoint_is_there(tmp_path, monkeypatch):
+    trainer = sft(tmp_path, save_total_limit=1, **SAVING)
+
+    def lose():
+        save = torch.save
+        monkeypatch.setattr(torch, "save", lambda content, path: (save(content, path), os.truncate(path, 500)))
+
+    trainer.add_callback(At(3, lose))
+    with pytest.raises(
+        TrainingError, match=r"checkpoint-4 could not be saved.* is truncated or corrupt; .*checkpoint-2"
+    ):
+        trainer.train()
+    assert checkpoints(tmp_path) == ["checkpoint-2"] and checkpoint_problem(tmp_path / "checkpoint-2") is None
+
+
+SMALL_DISK = """
+import sys
+from pathlib import Path
+from minimind_trl.errors import TrainingError
+from minimind_trl.trainers import checkpoint_problem
+from tests.trainers.test_accidents import SAVING, checkpoints
+from tests.trainers.tiny import sft
+folder = Path(sys.argv[1])
+try:
+    sft(folder, **SAVING).train()
+except TrainingError as error:
+    print(error)
+print(checkpoints(folder), checkpoint_problem(folder / "checkpoint-2"))
+"""
+
+
+def test_a_disk_that_is_full_in_fact(tmp_path, mounting):
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
+    command = [*mounting("size=14m", tmp_path), sys.executable, "-c", SMALL_DISK, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *_, message, left = done.stdout.splitlines()
+    assert "checkpoint-4 could not be saved, with " in message and f"checkpoint is {tmp_path}/checkpoint-2" in message
+    assert left == "['checkpoint-2'] None"
 
 
 def test_a_folder_without_checkpoints_has_none(tmp_path):

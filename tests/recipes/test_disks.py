@@ -1,0 +1,26 @@
+"""Output folders that cannot be written to, and disks that are full at the end: one line, and the exit code."""
+
+import sys
+
+from tests.recipes.launching import as_options, launch
+
+RUN = {"preset": "nano", "data_config": "data_configs/tiny/sft.yaml", "max_steps": 2, "eval_interval": 0}
+
+
+def test_a_read_only_output_folder_is_refused_before_training(mounting, tmp_path):
+    command = [*mounting("ro", tmp_path), sys.executable]
+    done = launch("sft", *as_options(**RUN, output_dir=tmp_path / "run"), command=command)
+    assert done.returncode == 2 and "step 1" not in done.stdout
+    expected = f"error: --output_dir {tmp_path / 'run'}: {tmp_path} cannot be written to; give another folder"
+    assert done.stderr.splitlines()[-1] == expected and "Traceback" not in done.stderr
+
+
+def test_a_disk_that_is_full_at_the_end_is_told_with_what_is_safe(mounting, tmp_path):
+    """Room for the one checkpoint, and for half of the model."""
+    command = [*mounting("size=3200k", tmp_path), sys.executable]
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    done = launch("sft", *as_options(**RUN, **saving, output_dir=tmp_path / "run"), command=command)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: the model could not be saved, with ") and "No space left" in line
+    assert line.endswith(f"; the last good checkpoint is {tmp_path / 'run' / 'checkpoint-2'}")

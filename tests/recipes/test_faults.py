@@ -1,0 +1,162 @@
+"""Runs that are killed at random, again and again, end where one that nobody touched does."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from minimind_trl.models import MiniMindConfig, MiniMindForCausalLM
+from minimind_trl.tokenization import tiny_tokenizer
+from minimind_trl.trainers.checkpoints import checkpoint_problem, checkpoints_in
+from tests.conftest import REPOSITORY
+from tests.recipes.killable import start
+from tests.recipes.launching import as_options, weights
+from tests.recipes.test_online_recipes import ONLINE
+
+RECIPES = ["pretrain", "midtrain", "sft", "distill", "dpo", "reward", "grpo", "ppo", "spo"]
+KILLS = int(os.environ.get("FAULT_KILLS", "2"))  # of each recipe, and of a run of two processes: 20 in all
+STEPS, SAVE_STEPS = 20, 3
+RUN = {
+    **{"max_steps": STEPS, "warmup_steps": 2, "learning_rate": 1e-3, "eval_interval": 0, "logging_steps": 1},
+    **{"save_strategy": "steps", "save_steps": SAVE_STEPS, "save_total_limit": 2, "resume": "auto"},
+}
+TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+_PATIENCE = 90  # seconds in which a job must end that has lost a process
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """The smallest preset, untrained."""
+    folder, tokenizer = tmp_path_factory.mktemp("model"), tiny_tokenizer()
+    MiniMindForCausalLM(MiniMindConfig.from_preset("nano", vocab_size=len(tokenizer))).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def options(recipe: str, model: Path, folder: Path) -> list[str]:
+    given = {"pretrain": None, "distill": "teacher_model_name_or_path"}.get(recipe, "from_weight")
+    values = RUN | ONLINE.get(recipe, {}) | ({given: model} if given else {})
+    return ["--config", f"recipes/configs/{recipe}/tiny.yaml", *as_options(output_dir=folder, **values)]
+
+
+def good_steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints of a run; all that have their name must be whole."""
+    found = checkpoints_in(folder)
+    assert [checkpoint_problem(path) for path in found] == [None] * len(found)
+    return [int(path.name.split("-")[1]) for path in found]
+
+
+def last_step(log: Path) -> int:
+    """The last step that a process tells of."""
+    return max(map(int, re.findall(rf"^step (\d+)/{STEPS} ", log.read_text(), re.MULTILINE)), default=0)
+
+
+def history(folder: Path) -> list[tuple]:
+    """What every step of a run has learned from, and its loss."""
+    state = json.loads((checkpoints_in(folder)[-1] / "trainer_state.json").read_text())
+    logs = [log for log in state["log_history"] if "loss" in log]
+    return [(log["step"], log["loss"], log["grad_norm"], log["num_input_tokens_seen"]) for log in logs]
+
+
+def assert_same_end(folder: Path, whole: Path) -> None:
+    assert good_steps(folder)[-1] == STEPS and history(folder) == history(whole)
+    for part in (path.parent.relative_to(whole) for path in whole.rglob("model.safetensors")):
+        assert weights(folder / part) == weights(whole / part), part
+
+
+def killed_at(moments: Iterator[tuple[float, int]], recipe: str, model: Path, folder: Path) -> int:
+    """Start a run until it is done, each time killed at the next moment; how many kills met it."""
+    kills, before = 0, 0
+    while True:
+        (delay, number), log = next(moments), folder.with_name(f"{folder.name}-{kills}.log")
+        log.touch()  # a kill may come before the process has
+        process = start(recipe, options(recipe, model, folder), log)
+        process.join(delay)
+        if process.is_alive():
+            os.kill(process.pid, number)
+            kills += 1
+        process.join(_PATIENCE)
+        if process.exitcode == 0:
+            return kills
+        assert process.exitcode in (-signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM), log.read_text()
+        kept = max(good_steps(folder), default=0)
+        lost = max(last_step(log), before) - kept
+        print(f"{recipe}: {signal.Signals(number).name} after {delay:.1f} s, {lost} steps lost before {kept + lost}")
+        assert 0 <= lost <= (0 if process.exitcode == 128 + signal.SIGTERM else SAVE_STEPS)
+        before = kept
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_killed_at_random_and_resumed_it_ends_where_it_would_have(model, tmp_path, recipe, monkeypatch):
+    """SIGKILL and SIGTERM at any time: at most the steps since the last checkpoint are lost, and no bit differs."""
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    whole, started = tmp_path / "whole", time.monotonic()
+    process = start(recipe, options(recipe, model, whole), tmp_path / "whole.log")
+    process.join()
+    assert process.exitcode == 0, (tmp_path / "whole.log").read_text()
+    span = time.monotonic() - started
+    first = checkpoints_in(whole)[0]
+    assert weights(first) != weights(whole), "nothing was learned that a kill could take away"
+
+    dice, kills, lives = random.Random(recipe), 0, 0
+    turns = dice.sample([signal.SIGKILL, signal.SIGTERM], 2)
+    while kills < KILLS:
+        left = [(dice.uniform(0, span), turns[(kills + i) % 2]) for i in range(KILLS - kills)]
+        moments = iter([*left, (10 * span + _PATIENCE, 0)])
+        kills += killed_at(moments, recipe, model, tmp_path / f"killed-{lives}")
+        assert_same_end(tmp_path / f"killed-{lives}", whole)
+        lives += 1
+
+
+def launch_two(recipe: str, model: Path, folder: Path, log: Path) -> subprocess.Popen:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    command = [*TWO, f"recipes/{recipe}.py", *options(recipe, model, folder)]
+    with log.open("w") as file:
+        return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=file, stderr=subprocess.STDOUT)
+
+
+def rank(number: int, launcher: int) -> psutil.Process:
+    children = psutil.Process(launcher).children(recursive=True)
+    [process] = [child for child in children if child.environ().get("RANK") == str(number)]
+    return process
+
+
+@pytest.mark.slow
+def test_one_of_two_processes_dies_and_the_job_ends_with_a_message(model, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert launch_two("sft", model, whole, tmp_path / "whole.log").wait() == 0, (tmp_path / "whole.log").read_text()
+    dice = random.Random("two")
+    for kill in range(KILLS):
+        log, victim = tmp_path / f"killed-{kill}.log", kill % 2
+        kept = max(good_steps(killed), default=0)
+        until = dice.randint(kept + 1, max(kept + 1, STEPS * (kill + 1) // (KILLS + 1)))
+        with launch_two("sft", model, killed, log) as job:
+            while last_step(log) < until:
+                assert job.poll() is None, log.read_text()
+                time.sleep(0.01)
+            time.sleep(dice.uniform(0, 0.2))
+            rank(victim, job.pid).kill()
+            assert job.wait(timeout=_PATIENCE) == 1
+        text = log.read_text()
+        assert "Signal 9 (SIGKILL) received" in text and f"local_rank: {victim}" in text
+        lost = last_step(log) - max(good_steps(killed), default=0)
+        print(f"two processes: rank {victim} killed, {lost} steps lost before {last_step(log)}")
+        assert 0 <= lost <= SAVE_STEPS
+    alone = tmp_path / "alone.log"
+    with alone.open("w") as file:
+        command = [sys.executable, "recipes/sft.py", *options("sft", model, killed)]
+        assert subprocess.run(command, cwd=REPOSITORY, stdout=file, stderr=subprocess.STDOUT).returncode == 2
+    assert "processes was 2 and is 1. Resume with what it had" in alone.read_text()
+    assert launch_two("sft", model, killed, tmp_path / "end.log").wait() == 0, (tmp_path / "end.log").read_text()
+    assert_same_end(killed, whole)
