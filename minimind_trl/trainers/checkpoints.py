@@ -118,7 +118,7 @@ def write_checksums(folder: Path) -> None:
     """Note size and CRC-32 of every file of a checkpoint in `checksums.json`, once they are on the disk."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS)
     for path in files:  # or a power cut could leave the folder's name and not what is in it
-        with path.open("rb+") as file:
+        with path.open("rb" if os.name == "posix" else "rb+") as file:  # a copy of our code may be read-only
             os.fsync(file.fileno())
     write_json(folder / CHECKSUMS, {path.relative_to(folder).as_posix(): _size_and_crc(path) for path in files})
 
