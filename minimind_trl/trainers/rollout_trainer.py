@@ -531,7 +531,8 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
         path = Path(checkpoint) / _STATE.format(self.args.process_index)
         if not path.exists():
             raise InputError(f"{checkpoint} has no {path.name}: it is no checkpoint of {type(self).__name__}")
-        state = torch.load(path, map_location=self.accelerator.device, weights_only=True)
+        # By its type, because torch.load knows no cpu:0, which is where several processes on a CPU are.
+        state = torch.load(path, map_location=self.accelerator.device.type, weights_only=True)
         self._step, self._buffered_inputs = state["step"], state["buffered"]
         self.num_tokens_generated, self._frozen = state["num_tokens_generated"], state["frozen"]
         if state["reference"] is not None:

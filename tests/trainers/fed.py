@@ -42,11 +42,12 @@ def main(method: str, folder: Path) -> None:
     figures = trainer.evaluate()
     trainer.train()
     result = {
-        "weights": trainer.accelerator.unwrap_model(trainer.model).state_dict(),
+        "weights": trainer.accelerator.get_state_dict(trainer.model_wrapped),  # of ZeRO-3 the first process alone
         "losses": [log["loss"] for log in trainer.state.log_history if "loss" in log],
         "norms": [log["grad_norm"] for log in trainer.state.log_history if "grad_norm" in log],
         "figures": [figures, trainer.evaluate()],
         "world": trainer.args.world_size,
+        "wrapper": type(trainer.model_wrapped).__name__,
         "state": trainer.trainer_state() if method == "spo" else {},
     }
     torch.save(result, folder / f"rank-{trainer.args.process_index}.pt")

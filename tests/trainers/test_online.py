@@ -4,8 +4,10 @@ import copy
 import itertools
 import math
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -162,39 +164,48 @@ def test_the_gradient_is_that_of_finite_differences(tmp_path, method):
     assert slope == pytest.approx(measured, rel=0.03, abs=1e-4) and abs(slope) > 1e-4
 
 
+def fed(method: str, folder: Path, launcher: list[str]) -> list[dict]:
+    """What fed.py's processes report."""
+    folder.mkdir()
+    environment = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(REPOSITORY)}
+    script = [sys.executable, *launcher, "tests/trainers/fed.py", method, str(folder)]
+    done = subprocess.run(script, cwd=REPOSITORY, env=os.environ | environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [torch.load(file, weights_only=True) for file in sorted(folder.glob("rank-*.pt"))]
+
+
+def learned_the_same(mine: dict, theirs: dict) -> None:
+    for name in ("losses", "norms"):
+        assert mine[name] == pytest.approx(theirs[name], abs=1e-4, rel=1e-4), name
+    for figures, expected in zip(mine["figures"], theirs["figures"], strict=True):
+        assert figures == pytest.approx(expected, abs=1e-4)
+    for name, tensor in theirs["weights"].items():
+        torch.testing.assert_close(mine["weights"][name], tensor, atol=1e-4, rtol=1e-3)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ALL)
 def test_two_processes_learn_what_one_does(tmp_path, method):
     """Fed the same answers: equal weights and trackers in both, losses and gradients as in one, the same figures."""
-    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    results = {}
-    for name, command in (("one", [sys.executable]), ("two", two)):
-        (tmp_path / name).mkdir()
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "ACCELERATE_USE_CPU": "true",
-            "PYTHONPATH": str(REPOSITORY),
-        }
-        script = [*command, "tests/trainers/fed.py", method, str(tmp_path / name)]
-        done = subprocess.run(script, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        results[name] = [torch.load(file, weights_only=True) for file in sorted((tmp_path / name).glob("rank-*.pt"))]
-    [one], [first, second] = results["one"], results["two"]
-    assert first["world"] == 2 and equal(first["weights"], second["weights"])
+    two = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    [one] = fed(method, tmp_path / "one", [])
+    first, second = fed(method, tmp_path / "two", two)
+    assert first["world"] == 2 and first["wrapper"] == "DistributedDataParallel"
+    assert equal(first["weights"], second["weights"])
     assert first["figures"] == second["figures"]
-    for name in ("losses", "norms"):
-        assert first[name] == pytest.approx(one[name], abs=1e-4, rel=1e-4), name
-    for mine, theirs in zip(first["figures"], one["figures"], strict=True):
-        assert mine == pytest.approx(theirs, abs=1e-4)
-    for name, tensor in one["weights"].items():
-        torch.testing.assert_close(first["weights"][name], tensor, atol=1e-4, rtol=1e-3)
+    learned_the_same(first, one)
     if method == "spo":
         assert first["state"]["answers"] == second["state"]["answers"]
         for name, tensor in first["state"]["tracker"].items():
             assert torch.equal(tensor, second["state"]["tracker"][name])
             torch.testing.assert_close(tensor, one["state"]["tracker"][name], atol=1e-4, rtol=1e-4)
         assert torch.equal(first["state"]["draws"], second["state"]["draws"])
+    if shutil.which("g++") is None:
+        pytest.skip("DDP is fine; for ZeRO-3 DeepSpeed builds a library with g++, which is not here")
+    zero3 = ["-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu/zero3.yaml"]
+    sharded, _ = fed(method, tmp_path / "zero3", zero3)
+    assert sharded["world"] == 2 and sharded["wrapper"] == "DeepSpeedEngine"
+    learned_the_same(sharded, one)
 
 
 @pytest.mark.parametrize("method", ALL)
