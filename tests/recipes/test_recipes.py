@@ -255,7 +255,7 @@ def test_the_demo_learns_its_skills(demo):
         "ppo",
         "spo",
     ):  # from a checkpoint that is mostly right; where there is room see benchmarks/rl.py
-        assert after[stage]["eval_reward"] > before[stage]["eval_reward"] - 0.01 and exact[stage] >= 0.6
+        assert after[stage]["eval_reward"] > before[stage]["eval_reward"] - 0.03 and exact[stage] >= 0.6
     assert (demo / "report.png").stat().st_size > 0
     assert "exact match" in (demo / "report.md").read_text()
     # the checkpoint gives the same answers when asked again
