@@ -5,7 +5,6 @@ import sys
 
 from transformers.utils.logging import disable_progress_bar
 
-from . import planning
 from .data import commands
 from .errors import InputError
 from .evaluation import command as evaluation
@@ -20,9 +19,10 @@ def main(argv: list[str] | None = None) -> int:
     training.add_cli(verbs)
     commands.add_cli(verbs)
     evaluation.add_cli(verbs)
-    planning.add_cli(verbs)
+    plan = verbs.add_parser("plan", help="what a recipe will need of memory, before it starts", add_help=False)
+    plan.set_defaults(run=_plan)
     args, args.others = parser.parse_known_args(argv)
-    if args.others and args.verb != "plan":  # which hands them to the recipe's own parser
+    if args.others and args.verb != "plan":  # which parses its options itself
         verbs.choices[args.verb].error(f"unrecognized arguments: {' '.join(args.others)}")
     disable_progress_bar()  # loading takes a moment, and the bars would stand between the user and the one line
     try:
@@ -31,6 +31,12 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _plan(args: argparse.Namespace) -> None:
+    from . import planning  # imports TRL's trainers, which no other verb should wait for
+
+    planning.run(args.others)
 
 
 if __name__ == "__main__":

@@ -376,24 +376,24 @@ def _room(device: str) -> int:
     return torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
 
 
-def add_cli(verbs) -> None:
-    """Register the `plan` verb on the command line's subparsers."""
+def run(options: list[str]) -> None:
+    """`minimind-trl plan OPTIONS`.
+
+    Raises:
+        InputError: of `make_plan`.
+    """
     common = {option.name for option in dataclasses.fields(RecipeArguments)}
     own = [option for option in dataclasses.fields(PlanArguments) if option.name not in common]
     listed = "".join(f"  --{option.name}: {option.metadata['help']}\n" for option in own)
-    parser = verbs.add_parser(
-        "plan",
-        help="what a recipe will need of memory, before it starts",
+    parser = argparse.ArgumentParser(
+        prog="minimind-trl plan",
         description="Counts the memory of a recipe per device, and says whether it fits. Starts nothing.",
         epilog=f"options of the plan, beside all of the recipe's (python recipes/NAME.py --help):\n{listed}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--recipe", required=True, help=", ".join(RECIPES))
-    parser.set_defaults(run=_run)
-
-
-def _run(args: argparse.Namespace) -> None:
+    args, others = parser.parse_known_args(options)
     used = psutil.Process().memory_info().rss  # this process has imported what a recipe imports
-    plan = make_plan(args.recipe, args.others)
+    plan = make_plan(args.recipe, others)
     print_plan(plan, base=used if plan.work.config.device.type == "cpu" else _CUDA_CONTEXT)

@@ -8,14 +8,17 @@ import sys
 import pytest
 import torch
 import yaml
+from transformers import Trainer
 
 from minimind_trl import cli
 from minimind_trl.errors import InputError
 from minimind_trl.memory import Memory, MemoryCounter
-from minimind_trl.models import load_model
+from minimind_trl.models import MiniMindForCausalLM, load_model
 from minimind_trl.planning import RECIPES, Sharding, make_plan, spread
+from minimind_trl.recipe import PretrainConfig
+from minimind_trl.recipe.flight_check import _memory_line
 from minimind_trl.tokenization import tiny_tokenizer
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, small_config
 from tests.recipes.launching import as_options
 
 MIB = 2**20
@@ -317,3 +320,21 @@ def test_the_peak_of_a_real_run_is_within_a_fifth_of_its_plan(recipe, data, opti
     assert planned == pytest.approx(peak - imports, rel=0.2), (
         f"{planned / MIB:.0f} planned, {(peak - imports) / MIB:.0f}"
     )
+
+
+def test_an_optimizer_that_cannot_be_counted_does_not_stop_a_training(monkeypatch, tmp_path):
+    """Kernels for a GPU alone run there and not on tensors without data; a missing package stops it either way."""
+    model = MiniMindForCausalLM(small_config("dense3"))
+    config = PretrainConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
+
+    def fails(error):
+        def make(*args):
+            raise error
+
+        monkeypatch.setattr(Trainer, "get_optimizer_cls_and_kwargs", staticmethod(make))
+
+    fails(RuntimeError("a CUDA tensor is needed"))
+    assert _memory_line(model, config).startswith("memory: not known: --optim adamw")
+    fails(ImportError("install bitsandbytes"))
+    with pytest.raises(InputError, match="install bitsandbytes"):
+        _memory_line(model, config)

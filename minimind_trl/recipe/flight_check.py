@@ -192,11 +192,18 @@ def print_model(console: Console, trainer) -> None:
         f"model: {total:,} parameters, {trained:,} of them trained; {precision} on {config.device.type}, "
         f"{OptimizerNames(config.optim).value}, {checkpointing} gradient checkpointing"
     )
-    kept = state_memory(trainer.model, config)
-    memory = (kept.parameters + kept.gradients + kept.optimizer) / 2**20
-    console.print(
-        f"memory: {memory:,.0f} MiB for weights, gradients and optimizer; `minimind-trl plan` counts the rest too"
-    )
+    console.print(_memory_line(trainer.model, config))
+
+
+def _memory_line(model, config) -> str:
+    try:
+        kept = state_memory(model, config)
+    except InputError as error:
+        if isinstance(error.__cause__, ImportError):  # training could not make the optimizer either
+            raise
+        return f"memory: not known: {error}"
+    size = (kept.parameters + kept.gradients + kept.optimizer) / 2**20
+    return f"memory: {size:,.0f} MiB for weights, gradients and optimizer; `minimind-trl plan` counts the rest too"
 
 
 def _rows_per_step(config) -> int:
