@@ -95,7 +95,7 @@ def sample_sources(pool: Pool, mixture: Mixture) -> None:
     for index, source in enumerate(mixture.datasets):
         rows = np.flatnonzero(pool.live & ~pool.held_out & (pool.source == index))
         if source.max_samples is not None and len(rows) > source.max_samples:
-            pool.drop(_in_random_order(pool, rows, mixture.seed)[source.max_samples :], "beyond max_samples")
+            pool.drop(_drawn(pool, rows, mixture.seed)[source.max_samples :], "beyond max_samples")
 
 
 def share_train(pool: Pool, mixture: Mixture, count_tokens: bool) -> np.ndarray:
@@ -104,7 +104,7 @@ def share_train(pool: Pool, mixture: Mixture, count_tokens: bool) -> np.ndarray:
     Raises:
         MixtureError: a source has no row left, or cannot fill its share of the size asked for.
     """
-    ordered = [_in_random_order(pool, _rows_of(pool, i, TRAIN), mixture.seed) for i in range(len(mixture.datasets))]
+    ordered = [_drawn(pool, _rows_of(pool, i, TRAIN), mixture.seed) for i in range(len(mixture.datasets))]
     capacities = [len(rows) * source.max_repetition for rows, source in zip(ordered, mixture.datasets, strict=True)]
     if empty := [source.name for source, rows in zip(mixture.datasets, ordered, strict=True) if not len(rows)]:
         raise MixtureError(f"datasets.{empty[0]}: no training row is left")
@@ -127,7 +127,7 @@ def share_validation(pool: Pool, mixture: Mixture) -> np.ndarray:
         MixtureError: it would be empty.
     """
     seed = mixture.validation.seed
-    ordered = [_in_random_order(pool, _rows_of(pool, i, VALIDATION), seed) for i in range(len(mixture.datasets))]
+    ordered = [_drawn(pool, _rows_of(pool, i, VALIDATION), seed) for i in range(len(mixture.datasets))]
     counts = [len(rows) for rows in ordered]
     if not sum(counts):
         raise MixtureError(
@@ -257,14 +257,17 @@ def _taken(
     return _shuffled(pool, np.concatenate(parts), seed, _ORDER)
 
 
-def _in_random_order(pool: Pool, rows: np.ndarray, seed: int) -> np.ndarray:
+def _drawn(pool: Pool, rows: np.ndarray, seed: int) -> np.ndarray:
     return _shuffled(pool, rows, seed, _SAMPLE)
 
 
 def _shuffled(pool: Pool, rows: np.ndarray, seed: int, use: int) -> np.ndarray:
-    """Rows by the hash of their content and of how often it was there before; so equal ones do not stay together."""
-    keys = pool.key[rows]
-    return rows[np.argsort(_mixed(keys + _occurrence(keys), seed, use), kind="stable")]
+    return rows[in_random_order(pool.key[rows], seed, use)]
+
+
+def in_random_order(keys: np.ndarray, seed: int, use: int = _ORDER) -> np.ndarray:
+    """Indices by the hash of a row's key and of how often it was there before; so equal ones do not stay together."""
+    return np.argsort(_mixed(keys + _occurrence(keys), seed, use), kind="stable")
 
 
 def _occurrence(keys: np.ndarray) -> np.ndarray:

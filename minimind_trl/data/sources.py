@@ -13,14 +13,16 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import accumulate, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import fsspec
 import pyarrow.parquet
 from datasets import Dataset, IterableDataset, load_from_disk
+from fsspec.utils import infer_compression
 
 from ..errors import MixtureError, nearest
 from ..files import file_digest
@@ -30,6 +32,18 @@ from .hub import download_file, hub_errors, list_files, load_hub_split, remember
 Row = dict[str, Any]
 Rows = Iterator[tuple[int, Row]]
 _BATCH = 1000
+_PARTS = 64  # that a file is read in, if it is large enough
+_PART_BYTES = (2**16, 2**22)  # no smaller and no larger than this
+
+
+class Part(NamedTuple):
+    """A piece of a file that can be read without what is before it."""
+
+    start: int
+    """Byte of a JSONL file, row group of a Parquet file, row of an Arrow file."""
+    stop: int
+    first: int = 1
+    """Number of its first row."""
 
 
 @dataclass
@@ -49,6 +63,8 @@ class DataFile:
     read_remote: Callable[[], Rows] | None = None
     """The rows of a JSON file on the Hub, as they come."""
     repo: str | None = None
+    parts: Callable[[], list["DataFile"]] | None = None
+    """The same rows in several pieces; None of what can only be read from its beginning."""
 
     def at(self, number: int) -> str:
         """A row's place, for messages."""
@@ -182,13 +198,17 @@ def _open_file(source: Origin, path: Path) -> DataFile:
         digest = file_digest(path)
     except OSError as error:
         raise MixtureError(f"{source.name}: cannot read {path}: {error.strerror}") from error
-    unit = "line" if kind in ("jsonl", "csv") else "row"
-    return DataFile(str(path), digest, unit, lambda: _read_file(kind, path))
+    file = DataFile(str(path), digest, "line" if kind in ("jsonl", "csv") else "row", lambda: _read_file(kind, path))
+    if kind in _CUT and not infer_compression(path):
+        file.parts = lambda: [
+            replace(file, read=partial(_read_file, kind, path, part=part), parts=None) for part in _CUT[kind](path)
+        ]
+    return file
 
 
-def _read_file(kind: str, path: Path) -> Rows:
+def _read_file(kind: str, path: Path, **part: Part) -> Rows:
     try:
-        yield from _READERS[kind](path)
+        yield from _READERS[kind](path, **part)
     except MixtureError:
         raise
     except (pyarrow.ArrowException, OSError, EOFError, ValueError, ImportError, zlib.error, lzma.LZMAError) as error:
@@ -196,12 +216,29 @@ def _read_file(kind: str, path: Path) -> Rows:
         raise MixtureError(f"{path}: not a readable {kind} file ({told})") from error
 
 
-def _read_jsonl(path: Path | str, name: str | None = None) -> Rows:
+def _read_jsonl(path: Path | str, name: str | None = None, part: Part | None = None) -> Rows:
     name = name or path
     with fsspec.open(str(path), "rb", compression="infer") as lines:
-        for number, line in enumerate(lines, start=1):
+        if part:
+            lines.seek(part.start)
+        for number, line in enumerate(lines, start=part.first if part else 1):
             if line.strip():
                 yield number, _object(_parse(line.rstrip(), f"{name}, line {number}"), f"{name}, line {number}")
+            if part and lines.tell() >= part.stop:
+                return
+
+
+def _cut_jsonl(path: Path) -> list[Part]:
+    smallest, largest = _PART_BYTES
+    size = min(max(path.stat().st_size // _PARTS, smallest), largest)
+    parts, start, first, at, number = [], 0, 1, 0, 1
+    with path.open("rb") as lines:
+        for line in lines:
+            at, number = at + len(line), number + 1
+            if at - start >= size:
+                parts.append(Part(start, at, first))
+                start, first = at, number
+    return [*parts, Part(start, at, first)] if at > start else parts
 
 
 def _read_json(path: Path | str, name: str | None = None) -> Rows:
@@ -256,19 +293,37 @@ def _read_csv(path: Path) -> Rows:
             raise MixtureError(f"{path}, line {reader.reader.line_num}: not CSV ({error})") from error
 
 
-def _read_parquet(path: Path) -> Rows:
+def _read_parquet(path: Path, part: Part | None = None) -> Rows:
     with pyarrow.parquet.ParquetFile(path) as file:
-        batches = (batch.to_pylist() for batch in file.iter_batches(_BATCH))
-        yield from enumerate((_filled_row(row) for batch in batches for row in batch), start=1)
+        groups = range(part.start, part.stop) if part else None
+        batches = (batch.to_pylist() for batch in file.iter_batches(_BATCH, row_groups=groups))
+        yield from enumerate((_filled_row(row) for batch in batches for row in batch), start=part.first if part else 1)
 
 
-def _read_arrow(path: Path) -> Rows:
+def _cut_parquet(path: Path) -> list[Part]:
+    metadata = pyarrow.parquet.read_metadata(path)
+    sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    return [Part(group, group + 1, first) for group, first in enumerate(accumulate(sizes[:-1], initial=1)) if sizes]
+
+
+def _read_arrow(path: Path, part: Part | None = None) -> Rows:
     """A file of the `datasets` library, or a folder of its `save_to_disk`."""
+    dataset = _open_arrow(path)
+    part = part or Part(0, len(dataset))
+    for start in range(part.start, part.stop, _BATCH):
+        yield from enumerate(filled_rows(dataset[start : min(start + _BATCH, part.stop)]), start=start + 1)
+
+
+def _open_arrow(path: Path) -> Dataset:
     dataset = load_from_disk(str(path)) if path.is_dir() else Dataset.from_file(str(path))
     if not isinstance(dataset, Dataset):
         raise MixtureError(f"{path} holds the splits {', '.join(dataset)}: name one, as {path / next(iter(dataset))}")
-    for start in range(0, len(dataset), _BATCH):
-        yield from enumerate(filled_rows(dataset[start : start + _BATCH]), start=start + 1)
+    return dataset
+
+
+def _cut_arrow(path: Path) -> list[Part]:
+    rows = len(_open_arrow(path))
+    return [Part(start, min(start + _BATCH, rows)) for start in range(0, rows, _BATCH)]
 
 
 def filled_rows(columns: dict[str, list]) -> list[Row]:
@@ -299,3 +354,4 @@ _READERS: dict[str, Callable[[Path], Rows]] = {
     "parquet": _read_parquet,
     "arrow": _read_arrow,
 }
+_CUT: dict[str, Callable[[Path], list[Part]]] = {"jsonl": _cut_jsonl, "parquet": _cut_parquet, "arrow": _cut_arrow}

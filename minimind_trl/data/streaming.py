@@ -2,6 +2,10 @@
 
 So there is no deduplication and no total; shares hold in expectation, and a source that runs dry ends the mixture.
 The split is by content hash, as always.
+
+Rows are shuffled in blocks, and files are read in parts, in random order. So the state of a stream, which knows a part
+and a block and a place in them, is enough to go on at that row without reading what was before; with a buffer, as
+`IterableDataset.shuffle` has it, the rows in the buffer would be lost.
 """
 
 import json
@@ -18,6 +22,7 @@ from datasets import (
     concatenate_datasets,
     interleave_datasets,
 )
+from datasets.distributed import split_dataset_by_node
 
 from ..errors import MixtureError
 from . import selection
@@ -31,7 +36,8 @@ if TYPE_CHECKING:
     from .mixer import DatasetMixer
 
 _LOOKED_AT = 1000  # rows after which a source that gives next to nothing is an error
-_BUFFER = 10_000  # rows that are shuffled among each other
+_BLOCK = 10_000  # rows that are shuffled among each other
+_PARTS_EACH = 4  # a process should have, or their sizes would decide how often a row is seen
 
 
 def build_stream(mixer: "DatasetMixer", tokenizer) -> IterableDatasetDict:
@@ -55,6 +61,16 @@ def build_stream(mixer: "DatasetMixer", tokenizer) -> IterableDatasetDict:
     return IterableDatasetDict(train=train, validation=validation)
 
 
+def share_of(rows: IterableDataset, process: int, processes: int) -> IterableDataset:
+    """What one of several processes, on one machine or many, trains on of a stream.
+
+    Where there are enough files, or parts of files, each reads its own; of small sources all read everything and each
+    keeps every n-th row.
+    """
+    strategy = "shards" if rows.num_shards >= _PARTS_EACH * processes else "examples"
+    return split_dataset_by_node(rows, process, processes, strategy) if processes > 1 else rows
+
+
 class _Stream:
     """One source, as streams of its two sides."""
 
@@ -73,10 +89,10 @@ class _Stream:
         return (row["_group"] for row in rows if row.get("_group") is not None)
 
     def train(self, held_out: set[int]) -> IterableDataset:
-        rows = self._converted(self.files).filter(_kept(self.source.name, self.seen, held_out))
+        rows = self._converted(self._parts()).filter(_kept(self.source.name, self.seen, held_out))
         if not self.own:
             rows = rows.filter(lambda row: not self._held_out(row))
-        rows = rows.shuffle(seed=self.mixture.seed, buffer_size=_BUFFER)
+        rows = rows.map(self._shuffled, batched=True, batch_size=_BLOCK, features=rows.features)
         return rows.repeat(self.source.max_repetition) if self.source.max_repetition > 1 else rows
 
     def validation(self) -> IterableDataset:
@@ -84,6 +100,15 @@ class _Stream:
             lambda row: row["_reason"] is None and not row["_contaminated"]
         )
         return rows if self.own else rows.filter(self._held_out)
+
+    def _parts(self) -> list[DataFile]:
+        parts = [part for file in self.files for part in (file.parts() if file.parts else [file])]
+        np.random.default_rng(self.mixture.seed).shuffle(parts)
+        return parts
+
+    def _shuffled(self, block: dict[str, list]) -> dict[str, list]:
+        order = selection.in_random_order(np.array(block["_key"]).view(np.uint64), self.mixture.seed)
+        return {name: [values[i] for i in order] for name, values in block.items()}
 
     def _held_out(self, row: Row) -> bool:
         return bool(selection.is_held_out(np.array([row["_group"]]).view(np.uint64), self.mixture.validation)[0])
@@ -93,14 +118,16 @@ class _Stream:
         extras = dict.fromkeys(self.converter.extras, Value("string"))
         features = Features(self.converter.features | extras)
         if files[0].stream is None:
-            return IterableDataset.from_generator(_convert, features, gen_kwargs=dict(files=files, by=[self.converter]))
+            arguments = {"files": list(enumerate(files)), "by": self.converter}
+            return IterableDataset.from_generator(_convert, features, gen_kwargs=arguments)
         streams = [_mapped(file.stream(), file, index, self.converter, features) for index, file in enumerate(files)]
         return concatenate_datasets(streams)
 
 
-def _convert(files: list[DataFile], by: list[RowConverter]) -> Iterator[Row]:
-    # A list of one, because `datasets` shards the lists it is given, and takes those of equal length to be one.
-    yield from by[0].rows(files, stream=True)
+def _convert(files: list[tuple[int, DataFile]], by: RowConverter) -> Iterator[Row]:
+    for index, file in files:  # some of them: `datasets` splits the lists it is given
+        for row in by.rows([file], stream=True):
+            yield row | {"_file": index}
 
 
 def _mapped(

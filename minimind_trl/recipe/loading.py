@@ -3,10 +3,11 @@
 import copy
 from pathlib import Path
 
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict, IterableDatasetDict
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
 
 from ..data import DatasetMixer, load_or_prepare
+from ..data.streaming import share_of
 from ..errors import InputError
 from ..models import MiniMindConfig, MiniMindForCausalLM, MiniMindForSequenceClassification, load_model
 from ..models.checkpoints import NATIVE_SUFFIXES
@@ -108,7 +109,26 @@ def load_data(
         data = load_or_prepare(mixer, Path(args.prepared_dir) / mixer.name, tokenizer)
     else:
         data = mixer.build(tokenizer)
+    if mixer.mixture.streaming:
+        data = _streams(args, config, data, mixer)
     if config.process_index == 0:
         for line in (args.data_config, *mixer.describe().splitlines()):
             print(f"data: {line}")
     return data, mixer
+
+
+def _streams(args: RecipeArguments, config, streams: IterableDatasetDict, mixer: DatasetMixer) -> DatasetDict:
+    """This process's share of the training rows; and the held-out rows as a data set, since they are read often."""
+    # Prompts are shared by the trainer, which must give the answers to one prompt to processes side by side.
+    whole = mixer.mixture.metadata.phase == "rlaif"
+    train = streams["train"] if whole else share_of(streams["train"], config.process_index, config.world_size)
+    if not args.eval_interval:
+        return DatasetDict(train=train, validation=streams["validation"])
+    count = args.eval_batches * config.per_device_eval_batch_size * config.world_size
+    held_out = list(streams["validation"].take(count))
+    if not held_out:
+        raise InputError(
+            f"{mixer.path}: the validation split is empty: validation.ratio {mixer.mixture.validation.ratio:g} holds "
+            "none of the rows out; raise the ratio or add rows"
+        )
+    return DatasetDict(train=train, validation=Dataset.from_list(held_out))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from datasets import DatasetDict
+from datasets import DatasetDict, IterableDataset
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 from trl import get_peft_config
@@ -28,6 +28,7 @@ from .training import capped, remove_if_empty, run, settle
 _TRIALS = 4  # batches that are answered before training
 _EXAMPLES = 2
 _LOOKED_AT = 100_000  # prompts whose length is taken
+_STREAM_HEAD = 1000  # rows of a stream after which it is taken to have no tools
 
 
 @dataclass
@@ -95,10 +96,12 @@ def train_online(args, config, lora, model, rewards, tokenizer, data: DatasetDic
     """Train with the trainer that belongs to the config; of `run`'s arguments and results."""
     trainer_class = _TRAINERS[type(config)]
     settle(args, config, trainer_class._name)
-    data = DatasetDict({split: _with_tools(rows, tokenizer) for split, rows in data.items()})
+    data = _with_tools(data, tokenizer)
     problems = [*_column_problems(rewards, data), *_length_problems(config, model, tokenizer, data)]
     if problems:
         raise InputError("\n".join(problems))
+    if isinstance(data["train"], IterableDataset):
+        config.shuffle_dataset = False  # the mixer has, and rows in a second buffer would be lost to a resumed run
     try:
         trainer = trainer_class(
             model,
@@ -198,16 +201,28 @@ def _tokenized(tokenizer: PreTrainedTokenizerBase, rows) -> list[list[int]]:
     return tokenizer(texts, add_special_tokens=False).input_ids
 
 
-def _with_tools(rows, tokenizer: PreTrainedTokenizerBase):
+def _with_tools(data: DatasetDict, tokenizer: PreTrainedTokenizerBase) -> DatasetDict:
     """Prompts whose rows name tools as text, with the tools in it: TRL renders only those that it runs itself."""
-    if "tools" not in next(iter(rows)):
-        return rows
+    train = data["train"]
+    if "tools" not in next(iter(train)):
+        return data
+    if isinstance(train, IterableDataset) and not any(row["tools"] for row in islice(train, _STREAM_HEAD)):
+        return DatasetDict({split: rows.map(_refuse_tools, remove_columns="tools") for split, rows in data.items()})
 
     def rendered(row: dict) -> dict:
         # reward models get the messages, and render them by their own template
         return {"prompt": render_prompt(tokenizer, row["prompt"], row["tools"]), "messages": row["prompt"]}
 
-    return rows.map(rendered)
+    return DatasetDict({split: rows.map(rendered) for split, rows in data.items()})
+
+
+def _refuse_tools(row: dict) -> dict:
+    if row["tools"]:
+        raise InputError(
+            f"a prompt of source {row['source']!r} has tools, and none of the stream's first {_STREAM_HEAD} has: all "
+            "prompts of a run are text, or all are messages; set streaming: false, or put those with tools first"
+        )
+    return row
 
 
 def _print_plan(trainer: RolloutTrainer, mixer: DatasetMixer, answers: list[dict], seconds: float) -> None:

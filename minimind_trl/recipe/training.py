@@ -273,11 +273,11 @@ def remove_if_empty(folder: str) -> None:
         Path(folder).rmdir()
 
 
-def capped(args: RecipeArguments, config, rows: Dataset | IterableDataset) -> Dataset | IterableDataset | None:
+def capped(args: RecipeArguments, config, rows: Dataset) -> Dataset | None:
     if not args.eval_interval:
         return None
     count = args.eval_batches * config.per_device_eval_batch_size * config.world_size
-    return rows.take(count) if isinstance(rows, IterableDataset) else rows.select(range(min(count, len(rows))))
+    return rows.select(range(min(count, len(rows))))
 
 
 def _checkpoint_to_resume(args: RecipeArguments, config) -> str | None:

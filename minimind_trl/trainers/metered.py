@@ -1,5 +1,6 @@
 """What every recipe adds to TRL's trainers: the same figures in every log, and no accident that costs a checkpoint."""
 
+import json
 import math
 import shutil
 import time
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import IterableDataset
+from torch.utils.data import DataLoader
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -18,6 +21,7 @@ from ..files import atomic_path, write_json
 from ..hardware import COUNTED_MODELS, peak_flops, train_flops_per_token
 from .callbacks import RecipeProgress, StopOnSignal
 from .checkpoints import contents_problem, last_good_checkpoint, processes_of, rotate, saving, write_checksums
+from .streams import EndlessStream, stream_state
 
 _STAGING = ".saving-"
 _LEFTOVERS = (f"{_STAGING}*", f".{PREFIX_CHECKPOINT_DIR}-*")  # of a run that was killed while it saved
@@ -46,6 +50,8 @@ class MeteredTrainer:
     """
 
     _staging: Path | None = None
+    _stream: EndlessStream | None = None
+    _slices_streams = False  # whether processes read all of a stream, and keep parts of its batches
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -234,11 +240,39 @@ class MeteredTrainer:
         )
         raise TrainingInterrupted(128 + self.signals.number)
 
+    def _get_dataloader(self, dataset, description, batch_size, sampler_fn=None, is_training=False, *args, **kwargs):
+        if not is_training or not isinstance(dataset, IterableDataset):
+            return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, *args, **kwargs)
+        # Not through accelerate, which would read a batch ahead of the state, and give a batch's parts to processes
+        # that have their own rows already.
+        share = (self.args.process_index, self.args.world_size) if self._slices_streams else ()
+        self._stream = EndlessStream(dataset, batch_size, *share)
+        return DataLoader(
+            self._stream,
+            batch_size=batch_size,
+            collate_fn=self._get_collator_with_removed_columns(self.data_collator, description),
+            num_workers=self.args.dataloader_num_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            pin_memory=self.args.dataloader_pin_memory,
+            generator=torch.Generator(),  # or it would draw from that of the training
+        )
+
     def _run_epoch(self, *args, **kwargs) -> None:
         if self.state.global_step >= self.state.max_steps:  # resumed after the last: transformers would take one more
             self.control.should_training_stop = True
             return
+        checkpoint = kwargs["resume_from_checkpoint"]
+        if self._stream and checkpoint and stream_state(checkpoint, self.args.process_index).exists():
+            state = stream_state(checkpoint, self.args.process_index).read_text(encoding="utf-8")
+            self._stream.load_state_dict(json.loads(state))
+            kwargs["steps_trained_in_current_epoch"] = 0  # which transformers would read again
+            kwargs["epoch"] = kwargs["epochs_trained"] = self.state.global_step / self.state.max_steps
         super()._run_epoch(*args, **kwargs)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if self._stream and not self.args.dataloader_num_workers:  # workers are ahead, and do not tell of their places
+            write_json(stream_state(output_dir, self.args.process_index), self._stream.state_dict())
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         saved_by = processes_of(Path(checkpoint)) if checkpoint else 0

@@ -1,11 +1,17 @@
 """Streaming mixtures: the same rows on the same sides, shares in expectation, nothing known of the whole."""
 
 import json
+from itertools import zip_longest
 
+import pyarrow.parquet
 import pytest
 import yaml
+from datasets import Dataset
 
-from minimind_trl.data import DatasetMixer, MixtureError, load_mixture, prepare
+from minimind_trl.data import DatasetMixer, MixtureError, load_mixture, prepare, sources, streaming
+from minimind_trl.data.config import Source
+from minimind_trl.data.sources import open_source
+from minimind_trl.data.streaming import share_of
 from tests.data.test_mixer import build, texts
 
 
@@ -46,19 +52,72 @@ def test_it_counts_what_it_reads_and_drops(write):
     assert mixer.lock()["sources"][0]["read_so_far"] == {"rows read": 91, "empty text": 1}
 
 
-def test_it_resumes_where_it_stopped(write):
-    data, _ = build(write({"a": texts("a", 200), "b": texts("b", 200)}, streaming=True))
-    stream = data["train"]
-    expected, seen = rows(stream), []
-    for number, row in enumerate(stream):
-        seen.append(row["text"])
-        if number == 49:
-            state = stream.state_dict()
-            break
-    stream.load_state_dict(state)
-    rest = rows(stream)
-    # The shuffle buffer is not part of the state, so that its rows may be lost or come once more.
-    assert seen == expected[:50] and not set(rest) - set(expected)
+@pytest.fixture
+def in_small_parts(monkeypatch):
+    """Files of a test, in parts and blocks as large ones are."""
+    monkeypatch.setattr(sources, "_PART_BYTES", (200, 200))
+    monkeypatch.setattr(sources, "_BATCH", 20)
+    monkeypatch.setattr(streaming, "_BLOCK", 32)
+
+
+def test_it_goes_on_at_any_row_without_reading_what_was_before(write, in_small_parts, monkeypatch):
+    path = write({"a": texts("a", 200), "b": texts("b", 200)}, streaming=True, options={"max_repetition": 2})
+    stream = build(path)[0]["train"]
+    expected, states = [], []
+    for row in stream:
+        expected.append(row["text"])
+        states.append(json.loads(json.dumps(stream.state_dict())))
+    parsed = []
+    monkeypatch.setattr(sources, "_parse", lambda *told, parse=sources._parse: parsed.append(told) or parse(*told))
+    for done in (1, 2, 31, 32, 33, 64, 100, 177, len(states) - 1):
+        stream = build(path)[0]["train"]
+        stream.load_state_dict(states[done - 1])
+        parsed.clear()
+        rest = iter(stream)
+        assert next(rest)["text"] == expected[done]
+        assert len(parsed) < 2 * (32 + 20 + 10), "a block, a batch of the reader and a part of each source"
+        assert [row["text"] for row in rest] == expected[done + 1 :]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "arrow"])
+def test_the_parts_of_a_file_are_the_file(kind, tmp_path, in_small_parts):
+    rows = Dataset.from_list(texts("a", 100))
+    path = tmp_path / f"a.{kind}"
+    if kind == "jsonl":
+        path.write_text("".join(f"{json.dumps(row)}\n" + "\n" * (i % 3 == 0) for i, row in enumerate(rows)))
+    elif kind == "parquet":
+        pyarrow.parquet.write_table(rows.data.table, path, row_group_size=7)
+    else:
+        rows.save_to_disk(path)
+    source = Source(name="a", source=str(path), mix_ratio=1)
+    [file] = open_source(source, tmp_path)
+    parts = [list(part.read()) for part in file.parts()]
+    assert len(parts) > 3
+    assert [row for part in parts for row in part] == list(file.read())
+    assert open_source(source, tmp_path)[0].head(1, stream=True) == parts[0][:1]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.json", "a.jsonl.gz"])
+def test_a_file_that_can_only_be_read_from_its_beginning_has_no_parts(name, tmp_path):
+    (tmp_path / name).write_bytes(b"")
+    kind = {"format": "jsonl"} if name.endswith("gz") else {}
+    [file] = open_source(Source(name="a", source=str(tmp_path / name), mix_ratio=1, **kind), tmp_path)
+    assert file.parts is None
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("small", [False, True])
+def test_processes_share_it(write, in_small_parts, processes, small):
+    """Each reads its parts; of a source of few parts every process reads all, and keeps every n-th row."""
+    path = write({"a": texts("a", 9 if small else 300)}, streaming=True)
+    whole = rows(build(path)[0]["train"])
+    mixers = [build(path) for _ in range(processes)]
+    shares = [rows(share_of(data["train"], rank, processes)) for rank, (data, _) in enumerate(mixers)]
+    assert sorted(text for share in shares for text in share) == sorted(whole)
+    read = [mixer.seen["a"]["rows read"] for _, mixer in mixers]
+    assert read == [9] * processes if small else sum(read) == 300
+    if small:
+        assert [row for together in zip_longest(*shares) for row in together if row] == whole
 
 
 @pytest.mark.parametrize(
