@@ -27,7 +27,7 @@ from trl.trainer.utils import add_fused_lm_head
 from .errors import InputError
 from .models import MiniMindForCausalLM, MiniMindForSequenceClassification, MiniMindForTokenClassification
 from .trainers.critic import attach_critic
-from .trainers.lm_head import add_learned_positions_head, unpatched_copy
+from .trainers.lm_head import add_learned_positions_head, base_model, unpatched_copy
 
 ONLINE = ("grpo", "ppo", "spo")
 PAIRS = ("dpo", "reward")  # two rows of tokens to a row of the data set
@@ -318,7 +318,7 @@ class Work:
         return torch.autocast("cpu", self._dtype)
 
     def _body(self, rows: int) -> Tensor:
-        body = self.model.get_base_model() if self.lora.use_peft else self.model
+        body = base_model(self.model)
         models = [body.model, self.critic.model] if self.recipe == "ppo" else [body.model]
         with self._autocast():
             outs = [model(**self._batch(rows), use_cache=False).last_hidden_state for model in models]

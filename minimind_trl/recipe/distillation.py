@@ -102,7 +102,8 @@ class RecipeGKDTrainer(HeldOutEvaluation, GKDTrainer):
 def train_distillation(args, config, lora, model, teacher, tokenizer, data: DatasetDict, mixer: DatasetMixer) -> dict:
     """Train with TRL's GKDTrainer; of `run`'s arguments and results."""
     settle(args, config, "Distill")
-    train = _answers(data["train"], tokenizer, config.max_length)
+    with config.main_process_first(desc="tokenizing"):  # the others find its rows in the cache of `datasets`
+        train = _answers(data["train"], tokenizer, config.max_length)
     held_out = capped(args, config, data["validation"])
     trainer = RecipeGKDTrainer(
         model=model,

@@ -1,11 +1,16 @@
 """Several processes: what their launcher must have done, and how models are loaded under it."""
 
 import os
+from datetime import timedelta
 
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import _get_default_store, _set_pg_timeout
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.utils import strtobool
 
 from ..errors import InputError
+
+_AS_LONG_AS_IT_TAKES = timedelta(days=30)
 
 
 def refuse_other_launch(config) -> None:
@@ -34,6 +39,19 @@ def load_models_whole() -> None:
     Else transformers shards each model as it is loaded, and nothing can run, copy or count it before the engine exists.
     """
     unset_hf_deepspeed_config()
+
+
+def limit_waiting(seconds: float | None) -> None:
+    """How long a process waits for the others from here on.
+
+    None, while one prepares data for all: as long as it takes. A process that dies ends the others' waiting in any
+    case, through the launcher.
+    """
+    if not dist.is_initialized():
+        return
+    limit = _AS_LONG_AS_IT_TAKES if seconds is None else timedelta(seconds=seconds)
+    _set_pg_timeout(limit)
+    _get_default_store().set_timeout(limit)  # NCCL's processes first meet there
 
 
 def _is_set(name: str) -> bool:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from accelerate.utils import is_peft_model
 from datasets import Dataset, DatasetDict, IterableDataset
 from transformers import PreTrainedTokenizerBase
 from trl import DPOTrainer, RewardTrainer, SFTTrainer, get_peft_config, pack_dataset
@@ -30,6 +29,7 @@ from ..trainers.checkpoints import checkpoints_in, saving
 from .arguments import RecipeArguments, report_to_wandb
 from .flight_check import flight_check
 from .model_card import complete_card
+from .processes import limit_waiting
 from .records import RECIPE, run_record
 
 _SHOWN = (
@@ -86,7 +86,7 @@ class RecipeSFTTrainer(HeldOutEvaluation, SFTTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        add_learned_positions_head(_base(self.model))
+        add_learned_positions_head(self.model)
         if self.args.packing and self.padding_free and not self._attends_with_flash():
             self.padding_free = False
             self.data_collator = PackedRowsCollator(
@@ -114,7 +114,7 @@ class RecipeDPOTrainer(MeteredTrainer, DPOTrainer):
         super().__init__(*args, **kwargs)
         if self.is_deepspeed_enabled:  # TRL's head takes every model for sharded, which this one is not before training
             for model in filter(None, (self.model, self.ref_model)):
-                add_learned_positions_head(_base(self.accelerator.unwrap_model(model)), for_preferences=True)
+                add_learned_positions_head(self.accelerator.unwrap_model(model), for_preferences=True)
 
     def evaluate(self, *args, **kwargs):
         figures = super().evaluate(*args, **kwargs)
@@ -180,16 +180,13 @@ def train_reward(args, config, lora, model, tokenizer, data: DatasetDict, mixer:
     return run(trainer, args, tokenizer, data, mixer)
 
 
-def _base(model):
-    return model.get_base_model() if is_peft_model(model) else model
-
-
 def settle(args: RecipeArguments, config, name: str) -> None:
     """Turn our options into transformers' settings.
 
     Raises:
         InputError: the output folder is used or read-only, or the checkpoint to resume from is missing or damaged.
     """
+    limit_waiting(None)  # in the trainer's constructor, where TRL tokenizes; see `run`
     config.resume_from_checkpoint = _checkpoint_to_resume(args, config)
     report_to_wandb(args, config, name)
     if args.eval_interval:
@@ -212,6 +209,7 @@ def run(
     Raises:
         InputError: of `check`, which is called with all the others.
     """
+    limit_waiting(trainer.args.ddp_timeout)
     try:
         check(trainer, args, tokenizer, data, mixer)
     except InputError:

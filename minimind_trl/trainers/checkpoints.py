@@ -71,13 +71,17 @@ def saving(what: str, output_dir: str | Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:  # torch's own is a RuntimeError
-        checkpoint = last_good_checkpoint(output_dir, tell=lambda line: None)
-        kept = f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no good checkpoint"
         free = shutil.disk_usage(output_dir).free / 2**20
         reason = " ".join(str(error).split())
         raise TrainingError(
-            f"{what} could not be saved, with {free:,.0f} MiB free on the disk: {reason}; {kept}"
+            f"{what} could not be saved, with {free:,.0f} MiB free on the disk: {reason}; {what_is_safe(output_dir)}"
         ) from error
+
+
+def what_is_safe(output_dir: str | Path) -> str:
+    """For messages of a run that breaks off."""
+    checkpoint = last_good_checkpoint(output_dir, tell=lambda line: None)
+    return f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no good checkpoint"
 
 
 def processes_of(folder: Path) -> int:

@@ -5,6 +5,9 @@ import functools
 import types
 
 import torch
+from accelerate.utils import is_peft_model
+from peft import PeftModel
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl.trainer.utils import FusedCausalLMOutput
 
 from ..models import MiniMindForCausalLM
@@ -22,20 +25,28 @@ def unpatched_copy(model: torch.nn.Module) -> torch.nn.Module:
     return copied
 
 
+def base_model(model: torch.nn.Module) -> torch.nn.Module:
+    """The model that PEFT's adapters are in, if there are any."""
+    return model.get_base_model() if is_peft_model(model) else model
+
+
 def add_learned_positions_head(
-    model: MiniMindForCausalLM, temperature: float = 1.0, for_preferences: bool = False
+    model: MiniMindForCausalLM | PeftModel, temperature: float = 1.0, for_preferences: bool = False
 ) -> None:
     """Let `model(..., labels=labels, fused_lm_head=True)` compute logits of the learned positions only, at once.
 
     The contract is that of TRL's `add_fused_lm_head`, which outside of Triton devices computes every position in
     tiles: with 6,400 tokens that is two fifths of a training step on a CPU. And the balancing loss of a MoE is the
-    model's own instead of Mixtral's. Models with larger vocabularies keep TRL's head.
+    model's own instead of Mixtral's. Models with larger vocabularies keep TRL's head, but for ZeRO-3, where that takes
+    a model for a sharded one before it is.
 
     Args:
+        model: the model, or a PEFT model around it.
         temperature: logits are divided by it, for the log-probabilities of what was sampled at it.
         for_preferences: give also what only DPO asks for.
     """
-    if model.config.vocab_size > LARGEST_VOCABULARY:
+    model = base_model(model)
+    if model.config.vocab_size > LARGEST_VOCABULARY and not is_deepspeed_zero3_enabled():
         return
     other_forward = model.forward
 

@@ -20,7 +20,7 @@ from ..errors import InputError, TrainingError, TrainingInterrupted
 from ..files import atomic_path, write_json
 from ..hardware import COUNTED_MODELS, peak_flops, train_flops_per_token
 from .callbacks import RecipeProgress, StopOnSignal
-from .checkpoints import contents_problem, last_good_checkpoint, processes_of, rotate, saving, write_checksums
+from .checkpoints import contents_problem, processes_of, rotate, saving, what_is_safe, write_checksums
 from .streams import EndlessStream, stream_state
 
 _STAGING = ".saving-"
@@ -202,7 +202,9 @@ class MeteredTrainer:
         model = self.accelerator.unwrap_model(self.model)
         config = model.config
         output_size = None if model.get_output_embeddings() is not None else config.num_labels
-        trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+        # Of a parameter that ZeRO-3 shards, nothing is there.
+        sizes = ((part.requires_grad, getattr(part, "ds_numel", part.numel())) for part in model.parameters())
+        trained = [size for requires_grad, size in sizes if requires_grad]
         has_frozen = len(trained) < sum(1 for _ in model.parameters())
         total = train_flops_per_token(config, length, output_size, sum(trained) if has_frozen else None)
         for helper in self._helper_configs():
@@ -220,11 +222,10 @@ class MeteredTrainer:
 
     def _stop_training(self, what: str, inputs: Any, did: str = "changed") -> None:
         process = f" in process {self.args.process_index}" if self.args.world_size > 1 else ""
-        checkpoint = last_good_checkpoint(self.args.output_dir, tell=lambda line: None)
-        kept = f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
         rows = describe_rows(inputs, self.processing_class)
         raise TrainingError(
-            f"step {self.state.global_step + 1}{process}: {what}; stopped before it {did} the weights, {kept}"
+            f"step {self.state.global_step + 1}{process}: {what}; stopped before it {did} the weights, "
+            + what_is_safe(self.args.output_dir)
             + (f". The batch's {len(rows)} rows begin:\n{_listing(rows)}" if rows else "")
         )
 

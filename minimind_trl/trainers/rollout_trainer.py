@@ -19,6 +19,7 @@ from accelerate.utils import gather_object, is_peft_model
 from datasets import IterableDataset
 from torch import Tensor, nn
 from transformers import GenerationConfig
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import GRPOTrainer
 from trl.data_utils import is_conversational
 from trl.models import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
@@ -31,7 +32,7 @@ from ..evaluation.held_out import evaluating
 from ..models.decoding import can_sample, sample
 from ..rewards import Reward
 from .advantages import k3
-from .lm_head import add_learned_positions_head, unpatched_copy
+from .lm_head import add_learned_positions_head, base_model, unpatched_copy
 from .metered import MeteredTrainer, count_tokens
 
 # What of GRPOTrainer this file leans on: methods with the parameters that are passed, and attributes.
@@ -129,6 +130,8 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
         reference = ref_model if ref_model is not None or not beta else unpatched_copy(model)
         super().__init__(model, [_checked(function) for function in functions], args, *positional, **more)
         args.beta, self.beta, args.sync_ref_model = beta, beta, sync
+        if args.cast_lm_head_to_fp32 and is_deepspeed_zero3_enabled():
+            raise InputError("--cast_lm_head_to_fp32 cannot be had under ZeRO-3: leave it out, or take ZeRO-2")
         if not args.cast_lm_head_to_fp32:
             add_learned_positions_head(self._base_model(), self.temperature)
         if sync and (not beta or is_peft_model(self.model)):
@@ -563,8 +566,7 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
         return self.accelerator.unwrap_model(self.ref_model)
 
     def _base_model(self) -> nn.Module:
-        model = self.accelerator.unwrap_model(self.model)
-        return model.get_base_model() if is_peft_model(model) else model
+        return base_model(self.accelerator.unwrap_model(self.model))
 
     def _add_reference(self, reference: nn.Module, sync: bool) -> None:
         add_fused_lm_head(reference, temperature=self.temperature, cast_lm_head_to_fp32=self.args.cast_lm_head_to_fp32)

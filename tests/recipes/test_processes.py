@@ -17,14 +17,14 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from minimind_trl.trainers import last_good_checkpoint
 from tests.conftest import REPOSITORY
-from tests.recipes.launching import as_options
+from tests.recipes.launching import LAUNCH, as_options
 from tests.recipes.test_online_recipes import ONLINE
 
 SUPERVISED = ["pretrain", "midtrain", "sft", "reward", "dpo", "distill"]
 RECIPES = [*SUPERVISED, *ONLINE]
 # Of what, resumed, is compared with the run that went on: a critic, a tracker, a reference and packed rows among them.
 RESUMED = ["sft", "ppo", "spo"]
-ENGINES = {"ddp": RECIPES, "zero3": RECIPES, "zero1": ["sft", "ppo"], "zero2": ["sft", "ppo"]}
+ENGINES = {"ddp": RECIPES, "zero3": RECIPES, "zero1": RECIPES, "zero2": RECIPES}
 STEPS = {"max_steps": 4, "logging_steps": 1, "warmup_steps": 0, "lr_scheduler_type": "constant", "save_steps": 2}
 STEPS |= {"save_strategy": "steps", "eval_interval": 2, "per_device_eval_batch_size": 16}
 LIMIT = 900  # seconds; processes that wait for each other would do so for half an hour
@@ -108,3 +108,26 @@ def same_weights(mine: Path, theirs: Path) -> None:
     assert mine.keys() == theirs.keys()
     for name in mine:
         torch.testing.assert_close(mine[name], theirs[name], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_others_wait_for_what_one_prepares_beyond_the_time_limit(tmp_path):
+    """Rank 0 takes twice `--ddp_timeout` for its part: before training that is waited for, in it no more."""
+    script = tmp_path / "waiting.py"
+    script.write_text(
+        "import time\n"
+        "from transformers import TrainingArguments\n"
+        "from minimind_trl.recipe.processes import limit_waiting\n"
+        f"args = TrainingArguments(output_dir={str(tmp_path)!r}, use_cpu=True, ddp_timeout=4)\n"
+        "for limit in (None, args.ddp_timeout):\n"
+        "    limit_waiting(limit)\n"
+        "    with args.main_process_first():\n"
+        "        if args.process_index == 0:\n"
+        "            time.sleep(8)\n"
+        "    print(f'process {args.process_index} met the others', flush=True)\n"
+    )
+    command = [*LAUNCH[:-1], "accelerate_configs/cpu/ddp.yaml", str(script)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=LIMIT)
+    assert result.returncode == 1
+    assert result.stdout.count("met the others") == 2 and "Timed out waiting 4000ms" in result.stderr

@@ -67,3 +67,17 @@ def test_a_large_vocabulary_keeps_trls_head():
     before = model.forward
     add_learned_positions_head(model)
     assert model.forward == before
+
+
+def test_a_large_vocabulary_under_zero_3_does_not(monkeypatch):
+    """TRL's head would gather the shards of a model that has none until training makes DeepSpeed's engine."""
+    monkeypatch.setattr("minimind_trl.trainers.lm_head.is_deepspeed_zero3_enabled", lambda: True)
+    model = MiniMindForCausalLM(small_config("dense3", vocab_size=40_000, hidden_size=8, num_hidden_layers=1))
+    inputs = batch(model.config, 1.0)
+    expected = -torch.nn.functional.cross_entropy(
+        model(inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[:, :-1].transpose(1, 2),
+        inputs["labels"][:, 1:],
+        reduction="none",
+    )
+    add_learned_positions_head(model)
+    torch.testing.assert_close(model(**inputs, fused_lm_head=True).log_probs, expected)

@@ -166,6 +166,17 @@ def test_a_reward_model_is_not_charged_for_the_vocabulary(tmp_path):
     assert trainer._flops_per_token(10) < train_flops_per_token(config, 10)
 
 
+def test_parameters_that_zero_3_has_sharded_count(tmp_path):
+    """Of those its tensors are empty, and the frozen ones must not make all of LoRA's free."""
+    trainer = sft(tmp_path)
+    for parameter in trainer.model.get_input_embeddings().parameters():
+        parameter.requires_grad_(False)
+    expected = trainer._flops_per_token(10)
+    for parameter in trainer.model.parameters():
+        parameter.ds_numel, parameter.data = parameter.numel(), parameter.data.new_empty(0)
+    assert trainer._flops_per_token(10) == expected
+
+
 def test_models_whose_flops_are_unknown_have_no_mfu(tmp_path, monkeypatch):
     monkeypatch.setattr("minimind_trl.trainers.metered.COUNTED_MODELS", ())
     trainer = sft(tmp_path)
