@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may depend on the network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a script's background, and then in all that it starts
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from minimind_trl.models import MiniMindConfig, MiniMindForCausalLM
 from minimind_trl.tokenization import tiny_tokenizer

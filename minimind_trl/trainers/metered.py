@@ -254,6 +254,8 @@ class MeteredTrainer:
             collate_fn=self._get_collator_with_removed_columns(self.data_collator, description),
             num_workers=self.args.dataloader_num_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context,
+            in_order=self.args.dataloader_in_order,
             pin_memory=self.args.dataloader_pin_memory,
             generator=torch.Generator(),  # or it would draw from that of the training
         )
@@ -268,7 +270,13 @@ class MeteredTrainer:
             self._stream.load_state_dict(json.loads(state))
             kwargs["steps_trained_in_current_epoch"] = 0  # which transformers would read again
             kwargs["epoch"] = kwargs["epochs_trained"] = self.state.global_step / self.state.max_steps
+        before = self.state.global_step
         super()._run_epoch(*args, **kwargs)
+        if self._stream and self.state.global_step == before:  # transformers would take it for the end
+            raise InputError(
+                "the training stream gives not one batch: all its rows are dropped, or a batch takes more prompts than "
+                "it has; look at it with `minimind-trl data`, or make the batch smaller"
+            )
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)

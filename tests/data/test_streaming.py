@@ -1,6 +1,8 @@
 """Streaming mixtures: the same rows on the same sides, shares in expectation, nothing known of the whole."""
 
 import json
+import subprocess
+import sys
 from itertools import zip_longest
 
 import pyarrow.parquet
@@ -12,7 +14,9 @@ from minimind_trl.data import DatasetMixer, MixtureError, load_mixture, prepare,
 from minimind_trl.data.config import Source
 from minimind_trl.data.sources import open_source
 from minimind_trl.data.streaming import share_of
+from tests.conftest import REPOSITORY
 from tests.data.test_mixer import build, texts
+from tests.loopback_hub import LoopbackHub
 
 
 def rows(split):
@@ -77,6 +81,41 @@ def test_it_goes_on_at_any_row_without_reading_what_was_before(write, in_small_p
         assert next(rest)["text"] == expected[done]
         assert len(parsed) < 2 * (32 + 20 + 10), "a block, a batch of the reader and a part of each source"
         assert [row["text"] for row in rest] == expected[done + 1 :]
+
+
+_FROM_THE_HUB = """
+import json, sys
+from minimind_trl.data import DatasetMixer, streaming
+
+streaming._BLOCK = 8
+stream, expected, states = DatasetMixer.from_yaml(sys.argv[1]).build()["train"], [], []
+for row in stream:
+    expected.append(row["text"])
+    states.append(json.dumps(stream.state_dict()))
+for done in (13, 50):
+    stream = DatasetMixer.from_yaml(sys.argv[1]).build()["train"]
+    stream.load_state_dict(json.loads(states[done - 1]))
+    assert [row["text"] for row in stream] == expected[done:], done
+print(len(expected))
+"""
+
+
+@pytest.mark.slow  # `datasets` takes seconds to end its threads
+def test_one_from_the_hub_goes_on_at_any_row_too(tmp_path):
+    """Parquet, as `datasets` streams it, and JSON lines, which we do."""
+    sources = [{"name": name, "source": f"some/{name}", "format": "huggingface", "mix_ratio": 0.5} for name in "ab"]
+    sources[1]["data_files"] = {"train": ["*.jsonl"]}
+    path = tmp_path / "pretrain.yaml"
+    path.write_text(yaml.safe_dump({"metadata": {"phase": "pretrain"}, "streaming": True, "datasets": sources}))
+    with LoopbackHub() as hub:
+        hub.add("some/a", configs={"default": {"train": texts("a", 60)}})
+        hub.add("some/b", {"1.jsonl": texts("b", 30), "2.jsonl": texts("c", 30)})
+        command = [sys.executable, "-c", _FROM_THE_HUB, str(path)]
+        result = subprocess.run(
+            command, env=hub.environment(tmp_path), cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+        )
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) > 60
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "arrow"])

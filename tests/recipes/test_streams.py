@@ -87,6 +87,13 @@ def test_two_processes_train_on_their_shares_of_a_stream(streaming, pretrained, 
     assert 0.3 * rows < lock["sources"][0]["read_so_far"]["rows read"] < 0.7 * rows
 
 
+def test_a_stream_of_fewer_prompts_than_a_rollout_answers_is_refused(streaming, pretrained, tmp_path):
+    mixture = streaming("grpo", 1)
+    result = launch(*stream_case("grpo", mixture, pretrained, tmp_path, 1))
+    assert result.returncode == 1 and "error: the training stream gives not one batch" in result.stderr
+    assert not (tmp_path / "grpo" / "model.safetensors").exists()
+
+
 def test_a_stream_that_holds_no_row_out_is_refused(streaming, pretrained, tmp_path):
     mixture = streaming("pretrain", 40)
     (mixture.parent / "pretrain_validation.jsonl").write_text("")

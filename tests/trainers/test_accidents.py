@@ -199,14 +199,17 @@ trainer.train()
 
 def test_a_second_signal_kills_at_once_but_not_an_echo(tmp_path):
     with run_script(STUCK, str(tmp_path)) as process:
-        assert any("hanging" in line for line in process.stdout)
-        process.send_signal(signal.SIGINT)
-        process.send_signal(signal.SIGINT)  # as a launcher passes it on
-        time.sleep(1)
-        assert process.poll() is None
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=10) == -signal.SIGINT
-        assert "once more kills" in process.stderr.read()
+        try:
+            assert any("hanging" in line for line in process.stdout)
+            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGINT)  # as a launcher passes it on
+            assert any("once more kills" in line for line in process.stderr)
+            time.sleep(1)
+            assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=10) == -signal.SIGINT
+        finally:
+            process.kill()
 
 
 TWO_PROCESSES = """
