@@ -303,7 +303,8 @@ def _read_parquet(path: Path, part: Part | None = None) -> Rows:
 def _cut_parquet(path: Path) -> list[Part]:
     metadata = pyarrow.parquet.read_metadata(path)
     sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-    return [Part(group, group + 1, first) for group, first in enumerate(accumulate(sizes[:-1], initial=1)) if sizes]
+    firsts = accumulate(sizes, initial=1)
+    return [Part(group, group + 1, first) for group, first in zip(range(len(sizes)), firsts, strict=False)]
 
 
 def _read_arrow(path: Path, part: Part | None = None) -> Rows:

@@ -47,11 +47,13 @@ class MeteredTrainer:
     A loss or gradient that is not finite raises `TrainingError` before the optimizer's step. Checkpoints appear under
     their name when they are complete, and older ones go only then. SIGINT (Ctrl-C) and SIGTERM end `train` with
     `TrainingInterrupted` (exit code 130 or 143) after the current step and a checkpoint.
+
+    A stream is trained on pass after pass, each process on its part of every batch or on the share that
+    `split_dataset_by_node` gives it, and a resumed run goes on at its row.
     """
 
     _staging: Path | None = None
     _stream: EndlessStream | None = None
-    _slices_streams = False  # whether processes read all of a stream, and keep parts of its batches
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -244,9 +246,9 @@ class MeteredTrainer:
     def _get_dataloader(self, dataset, description, batch_size, sampler_fn=None, is_training=False, *args, **kwargs):
         if not is_training or not isinstance(dataset, IterableDataset):
             return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, *args, **kwargs)
-        # Not through accelerate, which would read a batch ahead of the state, and give a batch's parts to processes
-        # that have their own rows already.
-        share = (self.args.process_index, self.args.world_size) if self._slices_streams else ()
+        # Not through accelerate, which would read a batch ahead of the state, and share out again what is shared.
+        is_share = dataset._distributed is not None
+        share = () if is_share else (self.args.process_index, self.args.world_size)
         self._stream = EndlessStream(dataset, batch_size, *share)
         return DataLoader(
             self._stream,

@@ -113,7 +113,6 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
     needs_logps = False  # whether `Rollout.logps` is wanted
     kl_in_loss = True  # whether `beta` weighs TRL's term of the loss; else the subclass uses it
     loss_name = "policy_loss"  # of the loss without `extra_loss`, in the logs
-    _slices_streams = True  # the answers to one prompt may belong to several processes
 
     def __init__(self, model, reward_funcs=None, args=None, *positional, ref_model: nn.Module | None = None, **more):
         if isinstance(model, str):

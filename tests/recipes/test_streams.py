@@ -88,8 +88,8 @@ def test_two_processes_train_on_their_shares_of_a_stream(streaming, pretrained, 
 
 
 def test_a_stream_of_fewer_prompts_than_a_rollout_answers_is_refused(streaming, pretrained, tmp_path):
-    mixture = streaming("grpo", 1)
-    result = launch(*stream_case("grpo", mixture, pretrained, tmp_path, 1))
+    mixture = streaming("grpo", 6)
+    result = launch(*stream_case("grpo", mixture, pretrained, tmp_path, 1, per_device_train_batch_size=64))
     assert result.returncode == 1 and "error: the training stream gives not one batch" in result.stderr
     assert not (tmp_path / "grpo" / "model.safetensors").exists()
 
