@@ -22,9 +22,7 @@ from tests.recipes.test_online_recipes import ONLINE
 
 SUPERVISED = ["pretrain", "midtrain", "sft", "reward", "dpo", "distill"]
 RECIPES = [*SUPERVISED, *ONLINE]
-# Of what, resumed, is compared with the run that went on: a critic, a tracker, a reference and packed rows among them.
-RESUMED = ["sft", "ppo", "spo"]
-ENGINES = {"ddp": RECIPES, "zero3": RECIPES, "zero1": RECIPES, "zero2": RECIPES}
+ENGINES = ["ddp", "zero1", "zero2", "zero3"]
 STEPS = {"max_steps": 4, "logging_steps": 1, "warmup_steps": 0, "lr_scheduler_type": "constant", "save_steps": 2}
 STEPS |= {"save_strategy": "steps", "eval_interval": 2, "per_device_eval_batch_size": 16}
 LIMIT = 900  # seconds; processes that wait for each other would do so for half an hour
@@ -71,12 +69,11 @@ def alone(tmp_path_factory) -> Path:
 def test_every_recipe_trains_saves_and_resumes_in_two_processes(engine, alone, tmp_path):
     if engine != "ddp" and shutil.which("g++") is None:
         pytest.skip("DeepSpeed builds a library with g++, which is not here")
-    recipes, whole, resumed = ENGINES[engine], tmp_path / "whole", tmp_path / "resumed"
-    again = [recipe for recipe in RESUMED if recipe in recipes]
-    cases = [case(recipe, alone / "pretrain", whole, 2) for recipe in recipes]
-    cases += [case(name, alone / "pretrain", resumed, 2, resume=whole / name / "checkpoint-2") for name in again]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    cases = [case(recipe, alone / "pretrain", whole, 2) for recipe in RECIPES]
+    cases += [case(name, alone / "pretrain", resumed, 2, resume=whole / name / "checkpoint-2") for name in RECIPES]
     launch_in_turn(f"cpu/{engine}", cases, tmp_path)
-    for recipe in recipes:
+    for recipe in RECIPES:
         assert json.loads((whole / recipe / "recipe.json").read_text())["processes"] == 2
         assert (whole / recipe / "checkpoint-2" / "global_step2").is_dir() == (engine != "ddp")  # DeepSpeed's
         assert last_good_checkpoint(whole / recipe) == whole / recipe / "checkpoint-4"
@@ -88,7 +85,6 @@ def test_every_recipe_trains_saves_and_resumes_in_two_processes(engine, alone, t
             figures = [json.loads((base / recipe / "metrics.json").read_text()) for base in (whole, alone)]
             for when in ("before", "after"):
                 assert figures[0][when]["eval_loss"] == pytest.approx(figures[1][when]["eval_loss"], abs=1e-3)
-    for recipe in again:
         assert losses(resumed / recipe) == pytest.approx(losses(whole / recipe), abs=1e-6), recipe
         for part in ("", *(["critic"] if recipe == "ppo" else [])):
             same_weights(resumed / recipe / part, whole / recipe / part)
