@@ -172,7 +172,7 @@ class Work:
 
     Args:
         length: tokens of a row; of the online recipes of a prompt.
-        half: weights themselves are in 16 bits, as DeepSpeed has them, and not only the computation.
+        zero_stage: DeepSpeed's, 0 without it; it has weights themselves in 16 bits, not only the computation.
         teacher: config of the teacher of `distill`.
     """
 
@@ -181,7 +181,7 @@ class Work:
     lora: object
     model_config: PretrainedConfig
     length: int
-    half: bool = False
+    zero_stage: int = 0
     teacher: PretrainedConfig | None = None
 
     def measure(self) -> Memory:
@@ -226,7 +226,7 @@ class Work:
         if self.recipe == "reward":
             model_config.num_labels = 1
         base = self.model = kind(model_config).train()
-        if self.half and self._dtype:
+        if self.zero_stage and self._dtype:
             base.to(self._dtype)
         self.others = {}
         if self._has_reference() and not self.lora.use_peft:
@@ -263,8 +263,9 @@ class Work:
             )
         else:
             add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
-        if self.recipe != "dpo" and not getattr(self.config, "cast_lm_head_to_fp32", False):
-            add_learned_positions_head(model, temperature)
+        if getattr(self.config, "cast_lm_head_to_fp32", False) or (self.recipe == "dpo" and not self.zero_stage):
+            return
+        add_learned_positions_head(model, temperature, self.recipe == "dpo", any_vocabulary=self.zero_stage == 3)
 
     def _add_critic(self, policy: nn.Module) -> None:
         name = self.config.critic_model
@@ -313,7 +314,7 @@ class Work:
             return forward(**inputs)
 
     def _autocast(self) -> contextlib.AbstractContextManager:
-        if self._dtype is None or self.half:
+        if self._dtype is None or self.zero_stage:
             return contextlib.nullcontext()
         return torch.autocast("cpu", self._dtype)
 

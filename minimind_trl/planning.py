@@ -267,7 +267,7 @@ def make_plan(recipe: str, options: list[str]) -> Plan:
         lora,
         _model_config(args),
         _longest_row(args, config),
-        half=sharding.is_zero,
+        zero_stage=int(sharding.kind[-1]) if sharding.is_zero else 0,
         teacher=load_model(config.teacher_model_name_or_path).config if recipe == "distill" else None,
     )
     return _counted(work, sharding, args.device_memory)

@@ -13,7 +13,7 @@ from transformers import Trainer
 from minimind_trl import cli
 from minimind_trl.errors import InputError
 from minimind_trl.memory import Memory, MemoryCounter
-from minimind_trl.models import MiniMindForCausalLM, load_model
+from minimind_trl.models import MiniMindConfig, MiniMindForCausalLM, load_model
 from minimind_trl.planning import RECIPES, Sharding, make_plan, spread
 from minimind_trl.recipe import PretrainConfig
 from minimind_trl.recipe.flight_check import _memory_line
@@ -338,3 +338,13 @@ def test_an_optimizer_that_cannot_be_counted_does_not_stop_a_training(monkeypatc
     fails(ImportError("install bitsandbytes"))
     with pytest.raises(InputError, match="install bitsandbytes"):
         _memory_line(model, config)
+
+
+def test_zero_3_holds_the_logits_of_a_large_vocabulary(tmp_path):
+    """TRL's head, which takes them in tiles, cannot run there; see `add_learned_positions_head`."""
+    config = MiniMindConfig.from_preset("nano", vocab_size=33_000)
+    MiniMindForCausalLM(config).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    options = ["--config", "recipes/configs/dpo/tiny.yaml", "--from_weight", str(tmp_path), "--num_processes", "2"]
+    tiles, whole = (make_plan("dpo", [*options, "--zero_stage", stage]) for stage in "23")
+    assert whole.moments["evaluation"]["activations"] > 2 * tiles.moments["evaluation"]["activations"]

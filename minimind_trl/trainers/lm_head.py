@@ -31,7 +31,10 @@ def base_model(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def add_learned_positions_head(
-    model: MiniMindForCausalLM | PeftModel, temperature: float = 1.0, for_preferences: bool = False
+    model: MiniMindForCausalLM | PeftModel,
+    temperature: float = 1.0,
+    for_preferences: bool = False,
+    any_vocabulary: bool | None = None,
 ) -> None:
     """Let `model(..., labels=labels, fused_lm_head=True)` compute logits of the learned positions only, at once.
 
@@ -44,9 +47,11 @@ def add_learned_positions_head(
         model: the model, or a PEFT model around it.
         temperature: logits are divided by it, for the log-probabilities of what was sampled at it.
         for_preferences: give also what only DPO asks for.
+        any_vocabulary: whether large ones get it too; None: under ZeRO-3.
     """
     model = base_model(model)
-    if model.config.vocab_size > LARGEST_VOCABULARY and not is_deepspeed_zero3_enabled():
+    any_vocabulary = is_deepspeed_zero3_enabled() if any_vocabulary is None else any_vocabulary
+    if model.config.vocab_size > LARGEST_VOCABULARY and not any_vocabulary:
         return
     other_forward = model.forward
 
