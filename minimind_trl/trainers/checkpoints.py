@@ -58,7 +58,12 @@ def rotate(saved: Path, limit: int | None, best: str | None) -> None:
     others = [path for path in found if path != saved and (best is None or path != Path(best))]
     others.sort(key=lambda path: (_step(path) < _step(saved), _step(path)))
     for path in others[: max(len(found) - limit, 0)]:
-        shutil.rmtree(path, ignore_errors=True)
+        doomed = path.with_name(f".{path.name}.old")  # so that a run killed here leaves no half of one under its name
+        try:
+            path.rename(doomed)
+            shutil.rmtree(doomed)
+        except OSError as error:
+            _print_to_stderr(f"{path} is beyond save_total_limit and could not be deleted: {error}")
 
 
 @contextmanager

@@ -468,6 +468,33 @@ def test_the_best_checkpoint_stays_when_it_is_the_only_whole_one(tmp_path):
     assert checkpoints(tmp_path) == ["checkpoint-2", "checkpoint-4"]
 
 
+def test_a_kill_while_an_old_checkpoint_goes_leaves_none_that_has_its_name_and_is_not_whole(tmp_path, monkeypatch):
+    sft(tmp_path, **SAVING).train()
+
+    def killed(folder):
+        (folder / "model.safetensors").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", killed)
+        rotate(tmp_path / "checkpoint-6", 2, best=None)
+    assert checkpoints(tmp_path) == [".checkpoint-2.old", "checkpoint-4", "checkpoint-6"]
+    sft(tmp_path, **SAVING | {"max_steps": 7}).train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert checkpoints(tmp_path) == ["checkpoint-4", "checkpoint-6", "checkpoint-7"]
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_is_no_reason_to_stop(tmp_path, monkeypatch, capsys):
+    for step in (2, 4):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+
+    def busy(folder):
+        raise OSError("Device or resource busy")
+
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    rotate(tmp_path / "checkpoint-4", 1, best=None)
+    assert "checkpoint-2 is beyond save_total_limit and could not be deleted: Device or" in capsys.readouterr().err
+
+
 def test_an_end_that_the_disk_loses_in_silence_is_noticed_while_the_last_checkpoint_is_there(tmp_path, monkeypatch):
     trainer = sft(tmp_path, save_total_limit=1, **SAVING)
 
