@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python 3.11 (3.10 or later works without the lock's exact versions) and make.
+# `make demo` and `make test` need Python 3.11 or later and make.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -6,10 +6,13 @@ RUN := runs/demo
 # One virtual environment, made once and again whenever the lock or the package's metadata changes.
 STAMP := $(VENV)/.installed
 
-# Two processes; a file stays in one of them, because its tests share what they train.
-SHARED := -n 2 --dist loadfile --no-loadscope-reorder
+# Two workers; a file stays in one of them, because its tests share what they train.
+PYTEST := $(BIN)/python -m pytest --durations 15
+WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
+# What `make test-changed` compares with.
+BASE ?= HEAD
 
-.PHONY: install demo test test-slow check lock clean
+.PHONY: install demo test test-slow test-all test-changed check lock clean
 
 install: $(STAMP)
 
@@ -24,10 +27,20 @@ demo: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m minimind_trl.pipeline --output_dir $(RUN)
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" $(SHARED) tests
+	$(PYTEST) -m "not slow and not exhaustive" $(WORKERS) tests
 
 test-slow: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(SHARED) tests
+	$(PYTEST) -m "slow and not exhaustive" $(WORKERS) tests
+
+# All of the above, and the full products that the slow tests cover with fewer combinations.
+test-all: $(STAMP)
+	$(PYTEST) $(WORKERS) tests
+
+# Only the quick tests of what a change touches: `make test-changed`, or `make test-changed BASE=main`.
+test-changed: $(STAMP)
+	@touched="$$($(BIN)/python -m tests.changed $(BASE))"; \
+	if [ -z "$$touched" ]; then echo "no test is touched"; else \
+	$(PYTEST) -m "not slow and not exhaustive" $$touched; fi
 
 check: $(STAMP)
 	$(BIN)/ruff check .

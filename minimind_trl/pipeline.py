@@ -38,10 +38,15 @@ _STAGES = {
     "ppo": ("dpo", "reward"),
     "spo": ("dpo", "reward"),
 }
+_RL = ("grpo", "ppo", "spo")
 
 
-def run_demo(output_dir: Path) -> dict:
+def run_demo(output_dir: Path, rl_steps: int | None = None) -> dict:
     """Run every stage, and report its held-out figure before and after, and what it answers to held-out prompts.
+
+    Args:
+        output_dir: a folder for each stage comes into it.
+        rl_steps: steps of GRPO, PPO and SPO, in place of those in their configs.
 
     Returns:
         the report, also written to `output_dir` as `report.json`, `report.md` and `report.png`.
@@ -64,7 +69,8 @@ def run_demo(output_dir: Path) -> dict:
     for stage, (parent, figure) in _STAGES.items():
         folder = output_dir / stage
         start = ["--from_weight", str(output_dir / parent)] if parent else []
-        seconds = _run_stage(stage, ["--output_dir", str(folder), *start])
+        steps = ["--max_steps", str(rl_steps)] if rl_steps and stage in _RL else []
+        seconds = _run_stage(stage, ["--output_dir", str(folder), *start, *steps])
         metrics = json.loads((folder / "metrics.json").read_text())
         report["stages"].append({"stage": stage, "figure": figure, "seconds": round(seconds, 1), **metrics})
         if stage != "reward":  # which gives numbers, not answers
@@ -155,7 +161,9 @@ def _draw(report: dict, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"))
-    run_demo(parser.parse_args().output_dir)
+    parser.add_argument("--rl_steps", type=int, help="of GRPO, PPO and SPO; default: those of their configs")
+    args = parser.parse_args()
+    run_demo(args.output_dir, args.rl_steps)
 
 
 if __name__ == "__main__":

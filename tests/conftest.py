@@ -1,6 +1,8 @@
 """What the tests share: small random models of every kind, and the upstream material where it is at hand."""
 
 import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, here and in every child: more threads run slower
 import shutil
 import signal
 import subprocess
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may depend on the network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -41,6 +44,31 @@ def small_config(kind: str, **overrides) -> MiniMindConfig:
         "initializer_range": 0.1,
     }
     return MiniMindConfig(**{**sizes, **KINDS[kind], **overrides})
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest first, or one worker would still be at it when the other has nothing left."""
+    items.sort(key=lambda item: item.path.name != "test_demo.py")
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """A folder made once in a run of the tests, by the first of its workers that asks; the others wait for it.
+
+    `once(name, make)`: `make` is given the folder to fill. Tests must not write into it.
+    """
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+    def folder(name: str, make: Callable[[Path], None]) -> Path:
+        path, done = root / name, root / f"{name}.done"
+        with FileLock(root / f"{name}.lock"):
+            if not done.exists():
+                make(path)
+                done.touch()
+        return path
+
+    return folder
 
 
 @pytest.fixture(scope="session")

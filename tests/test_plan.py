@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 import torch
@@ -39,6 +40,7 @@ PRESETS = {
 }
 
 
+@cache
 def plan(recipe: str, *options: str):
     return make_plan(recipe, [*OPTIONS[recipe], *options])
 

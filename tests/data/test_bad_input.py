@@ -4,8 +4,6 @@ import errno
 import gzip
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ import yaml
 from minimind_trl.cli import main
 from minimind_trl.data import LOCK, load_prepared
 from minimind_trl.data.mixer import DatasetMixer
+from tests.forking import run
 
 CONFIGS = Path(__file__).parent / "bad_configs"
 ROWS = Path(__file__).parent / "bad_rows"
@@ -327,8 +326,7 @@ def test_the_output_is_read_only(build, tmp_path):
 
 @pytest.mark.parametrize("config", [CONFIGS / "many_problems.yaml", CONFIGS / "missing_file.yaml"])
 def test_as_a_program(tmp_path, config):
-    command = [sys.executable, "-m", "minimind_trl.cli", "data", "build", str(config), "--output_dir"]
-    done = subprocess.run([*command, str(tmp_path / "out")], capture_output=True, text=True, cwd=tmp_path)
+    done = run("minimind_trl.cli", ["data", "build", config, "--output_dir", tmp_path / "out"], folder=tmp_path)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
     assert_in_order(BAD_CONFIGS[config.stem], done.stderr)

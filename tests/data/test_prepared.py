@@ -1,9 +1,6 @@
 """Prepared mixtures: whole or not there, reused only while nothing that they were made from has changed."""
 
 import json
-import os
-import subprocess
-import sys
 import time
 
 import pytest
@@ -12,6 +9,7 @@ import yaml
 from minimind_trl.data import LOCK, DatasetMixer, MixtureError, load_or_prepare, load_prepared, prepare
 from minimind_trl.tokenization import tiny_tokenizer
 from tests.data.test_mixer import chat, texts
+from tests.forking import says, start
 
 
 @pytest.fixture
@@ -185,25 +183,39 @@ print(len(data["train"]), data["train"]["text"][0])
 """
 
 
-def test_of_two_jobs_one_builds_and_the_other_waits(mixture, folder, tmp_path):
-    command = [sys.executable, "-c", JOB, str(mixture), str(folder)]
-    jobs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    outputs = [job.communicate()[0] for job in jobs]
-    assert [job.returncode for job in jobs] == [0, 0]
+@pytest.fixture
+def job(mixture, folder, tmp_path):
+    """Starts a process that builds the mixture; gives it and the file that it prints to."""
+    script = tmp_path / "job.py"
+    script.write_text(JOB)
+
+    def begin(name: str, **environment):
+        log = tmp_path / name
+        return start(script, [mixture, folder], stdout=log, environment=environment), log
+
+    return begin
+
+
+def test_of_two_jobs_one_builds_and_the_other_waits(job):
+    jobs = [job(name) for name in ("first", "second")]
+    for process, log in jobs:
+        process.join(60)
+        assert process.exitcode == 0, log.read_text()
+    outputs = [log.read_text() for _, log in jobs]
     assert sorted(output.count("wrote") for output in outputs) == [0, 2]
     assert outputs[0].splitlines()[-1] == outputs[1].splitlines()[-1]
 
 
-def test_a_job_goes_on_when_the_one_that_it_waits_for_is_killed(mixture, folder):
-    command = [sys.executable, "-c", JOB, str(mixture), str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "STUCK": "1"}) as first:
-        assert [first.stdout.readline() for _ in range(2)] == ["started\n", "wrote\n"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as second:
-            assert second.stdout.readline() == "started\n"
-            time.sleep(1)
-            assert second.poll() is None and not folder.exists() and list(folder.parent.glob(".*.tmp"))
-            first.kill()
-            assert second.stdout.read().count("wrote") == 2 and second.wait() == 0
+def test_a_job_goes_on_when_the_one_that_it_waits_for_is_killed(job, mixture, folder):
+    first, log = job("first", STUCK="1")
+    assert says(log, "wrote")
+    second, log = job("second")
+    assert says(log, "started")
+    time.sleep(1)
+    assert second.is_alive() and not folder.exists() and list(folder.parent.glob(".*.tmp"))
+    first.kill()
+    second.join(60)
+    assert log.read_text().count("wrote") == 2 and second.exitcode == 0
     assert len(load_prepared(folder)["train"]) == len(mixer_of(mixture).build()["train"])
     assert sorted(path.name for path in folder.parent.iterdir()) == [f".{folder.name}.lock", folder.name]
 

@@ -28,7 +28,8 @@ def random_ids(*shape: int) -> torch.Tensor:
 # --- packing ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention"])
+# flex attention is compiled, which takes half a minute
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", pytest.param("flex_attention", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("use_cache", [True, False])
 @pytest.mark.parametrize("with_mask", [True, False])
 @torch.no_grad()

@@ -1,31 +1,58 @@
 """Recipes run as a user runs them, and what they leave."""
 
 import json
-import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from tests.conftest import REPOSITORY
+from tests.forking import LIMIT, accelerate_environment
+from tests.forking import run as run_forked
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml"]
 QUICK = {"max_steps": 20, "warmup_steps": 2, "eval_interval": 10, "eval_batches": 2}
 
 
-def launch(recipe: str, *options: str, command: list[str] = LAUNCH, environment=None) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **(environment or {})}
-    return subprocess.run(
-        [*command, f"recipes/{recipe}.py", *options], cwd=REPOSITORY, env=environment, capture_output=True, text=True
-    )
+def launch(
+    recipe: str, *options: str, environment: dict[str, str] | None = None, processes: int = 1
+) -> subprocess.CompletedProcess:
+    """`accelerate launch recipes/RECIPE.py`, forked; with several processes as torchrun does on a CPU."""
+    added = environment_of("cpu") if processes == 1 else {"ACCELERATE_USE_CPU": "true"}
+    return run_forked(f"recipes/{recipe}.py", options, processes=processes, environment=added | (environment or {}))
+
+
+def launch_program(recipe: str, *options: str, command: Sequence[str] = LAUNCH) -> subprocess.CompletedProcess:
+    """A recipe by a launcher or an interpreter of its own, for the tests that are about those."""
+    words = [*command, f"recipes/{recipe}.py", *options]
+    return subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=LIMIT)
+
+
+@cache
+def environment_of(config: str) -> dict[str, str]:
+    return accelerate_environment(REPOSITORY / "accelerate_configs" / f"{config}.yaml")
+
+
+def launch_in_turn(config: str, cases: list[list[str]], folder: Path, processes: int = 1) -> None:
+    """Recipes one after the other, `[recipe, option, ...]` each, in the processes of one launch.
+
+    With more processes than one starting, and the libraries of an engine, take longer than a few steps.
+    """
+    (folder / "cases.json").write_text(json.dumps(cases))
+    environment = environment_of(config) | {"PYTHONPATH": str(REPOSITORY), "DS_ACCELERATOR": "cpu"}
+    script, options = "tests/recipes/in_turn.py", [folder / "cases.json"]
+    done = run_forked(script, options, processes=processes, environment=environment, limit=3 * LIMIT)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-15000:]
 
 
 def as_options(**values) -> list[str]:
     return [part for name, value in values.items() for part in (f"--{name}", str(value))]
 
 
-def run(recipe: str, config: str, command: list[str] = LAUNCH, environment=None, **values) -> dict:
+def run(recipe: str, config: str, environment=None, processes: int = 1, **values) -> dict:
     options = ["--config", f"recipes/configs/{recipe}/{config}.yaml", *as_options(**values)]
-    result = launch(recipe, *options, command=command, environment=environment)
+    result = launch(recipe, *options, environment=environment, processes=processes)
     assert result.returncode == 0, result.stderr
     return json.loads((Path(values["output_dir"]) / "metrics.json").read_text())
 

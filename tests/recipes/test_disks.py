@@ -2,14 +2,14 @@
 
 import sys
 
-from tests.recipes.launching import as_options, launch
+from tests.recipes.launching import as_options, launch_program
 
 RUN = {"preset": "nano", "data_config": "data_configs/tiny/sft.yaml", "max_steps": 2, "eval_interval": 0}
 
 
 def test_a_read_only_output_folder_is_refused_before_training(mounting, tmp_path):
     command = [*mounting("ro", tmp_path), sys.executable]
-    done = launch("sft", *as_options(**RUN, output_dir=tmp_path / "run"), command=command)
+    done = launch_program("sft", *as_options(**RUN, output_dir=tmp_path / "run"), command=command)
     assert done.returncode == 2 and "step 1" not in done.stdout
     expected = f"error: --output_dir {tmp_path / 'run'}: {tmp_path} cannot be written to; give another folder"
     assert done.stderr.splitlines()[-1] == expected and "Traceback" not in done.stderr
@@ -19,7 +19,7 @@ def test_a_disk_that_is_full_at_the_end_is_told_with_what_is_safe(mounting, tmp_
     """Room for the one checkpoint, and for half of the model."""
     command = [*mounting("size=3200k", tmp_path), sys.executable]
     saving = {"save_strategy": "steps", "save_steps": 2}
-    done = launch("sft", *as_options(**RUN, **saving, output_dir=tmp_path / "run"), command=command)
+    done = launch_program("sft", *as_options(**RUN, **saving, output_dir=tmp_path / "run"), command=command)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert line.startswith("error: the model could not be saved, with ") and "No space left" in line

@@ -19,12 +19,14 @@ from minimind_trl.models import MiniMindConfig, MiniMindForCausalLM
 from minimind_trl.tokenization import tiny_tokenizer
 from minimind_trl.trainers.checkpoints import checkpoint_problem, checkpoints_in
 from tests.conftest import REPOSITORY
-from tests.recipes.killable import start
+from tests.forking import LIMIT, start
 from tests.recipes.launching import as_options, weights
 from tests.recipes.test_online_recipes import ONLINE
 
-RECIPES = ["pretrain", "midtrain", "sft", "distill", "dpo", "reward", "grpo", "ppo", "spo"]
-KILLS = int(os.environ.get("FAULT_KILLS", "2"))  # of each recipe, and of a run of two processes: 20 in all
+COVERING = ["sft", "dpo", "grpo", "ppo", "spo"]
+# They share a trainer with those (pretrain, midtrain), or have no state beside the model's (distill, reward).
+OTHERS = [pytest.param(name, marks=pytest.mark.exhaustive) for name in ("pretrain", "midtrain", "distill", "reward")]
+KILLS = int(os.environ.get("FAULT_KILLS", "2"))  # of each recipe, and of a run of two processes
 STEPS, SAVE_STEPS = 20, 3
 DICE = random.Random(KILLS)
 RUN = {
@@ -32,7 +34,6 @@ RUN = {
     **{"save_strategy": "steps", "save_steps": SAVE_STEPS, "save_total_limit": 2, "resume": "auto"},
 }
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-_PATIENCE = 300  # seconds, also on a busy machine: who takes longer hangs
 
 
 @pytest.fixture(scope="module")
@@ -92,10 +93,10 @@ def killed(recipe: str, model: Path, folder: Path, signals: list[int]) -> int:
     for kills, number in enumerate([*signals, None]):
         log, kept = folder.with_name(f"{folder.name}-{kills}.log"), max(good_steps(folder), default=0)
         log.touch()
-        process = start(recipe, options(recipe, model, folder), log)
+        process = start(f"recipes/{recipe}.py", options(recipe, model, folder), stdout=log)
         if number is not None and reaches(DICE.randint(min(kept + 1, STEPS), STEPS), log, process.is_alive):
             os.kill(process.pid, number)
-        process.join(_PATIENCE)
+        process.join(LIMIT)
         if process.exitcode == 0:
             return kills
         # TERM is waited for while the run trains, and is deadly where nothing is to be saved any more
@@ -107,13 +108,12 @@ def killed(recipe: str, model: Path, folder: Path, signals: list[int]) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_killed_at_random_and_resumed_it_ends_where_it_would_have(model, tmp_path, recipe, monkeypatch):
+@pytest.mark.parametrize("recipe", [*COVERING, *OTHERS])
+def test_killed_at_random_and_resumed_it_ends_where_it_would_have(model, tmp_path, recipe):
     """SIGKILL and SIGTERM at any time: at most the steps since the last checkpoint are lost, and no bit differs."""
-    monkeypatch.chdir(REPOSITORY)
     whole = tmp_path / "whole"
-    process = start(recipe, options(recipe, model, whole), tmp_path / "whole.log")
-    process.join(_PATIENCE)
+    process = start(f"recipes/{recipe}.py", options(recipe, model, whole), stdout=tmp_path / "whole.log")
+    process.join(LIMIT)
     assert process.exitcode == 0, (tmp_path / "whole.log").read_text()
     assert weights(checkpoints_in(whole)[0]) != weights(whole), "nothing was learned that a kill could take away"
     signals = [signal.SIGKILL, signal.SIGTERM] * KILLS
@@ -143,7 +143,7 @@ def dies_of_one(victim: int, model: Path, folder: Path, log: Path) -> bool:
     with launch_two("sft", model, folder, log) as job:
         if reaches(until, log, lambda: job.poll() is None):
             kill_rank(victim, job.pid)
-        if job.wait(timeout=_PATIENCE) == 0:
+        if job.wait(timeout=LIMIT) == 0:
             return False
     text = log.read_text()
     assert job.returncode == 1 and "Signal 9 (SIGKILL) received" in text and f"local_rank: {victim}" in text, text
@@ -154,7 +154,7 @@ def dies_of_one(victim: int, model: Path, folder: Path, log: Path) -> bool:
 
 
 @pytest.mark.slow
-def test_one_of_two_processes_dies_and_the_job_ends_with_a_message(model, tmp_path, monkeypatch):
+def test_one_of_two_processes_dies_and_the_job_ends_with_a_message(model, tmp_path):
     whole, folder, log = tmp_path / "whole", tmp_path / "killed", tmp_path / "log"
     assert launch_two("sft", model, whole, log).wait() == 0, log.read_text()
     for kill in range(KILLS):
@@ -162,9 +162,8 @@ def test_one_of_two_processes_dies_and_the_job_ends_with_a_message(model, tmp_pa
             assert_same_end(folder, whole)
             folder = folder.with_name(f"{folder.name}-again")
     alone = tmp_path / "alone.log"
-    monkeypatch.chdir(REPOSITORY)
-    process = start("sft", options("sft", model, folder), alone)
-    process.join(_PATIENCE)
+    process = start("recipes/sft.py", options("sft", model, folder), stdout=alone)
+    process.join(LIMIT)
     assert process.exitcode == 2, alone.read_text()
     assert "processes was 2 and is 1. Resume with what it had" in alone.read_text()
     assert launch_two("sft", model, folder, log).wait() == 0, log.read_text()

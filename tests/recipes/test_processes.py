@@ -1,13 +1,11 @@
-"""Every recipe in two processes, under each engine that runs without a GPU.
+"""Recipes in two processes, under each engine that runs without a GPU.
 
-The recipes of one engine share a launch, because starting takes longer than four steps.
+The recipes of one engine share a launch, because starting takes longer than four steps. `make test-slow` runs a
+covering set, `make test-all` every recipe under every engine.
 """
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,16 +14,24 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 from minimind_trl.trainers import last_good_checkpoint
-from tests.conftest import REPOSITORY
-from tests.recipes.launching import LAUNCH, as_options
+from tests.forking import run as run_forked
+from tests.recipes.launching import as_options, environment_of, launch_in_turn
 from tests.recipes.test_online_recipes import ONLINE
 
 SUPERVISED = ["pretrain", "midtrain", "sft", "reward", "dpo", "distill"]
 RECIPES = [*SUPERVISED, *ONLINE]
-ENGINES = ["ddp", "zero1", "zero2", "zero3"]
+# Every recipe under DDP and one stage of ZeRO, and under each stage one that compares with a reference or a teacher.
+COVERING = {
+    "ddp": RECIPES,
+    "zero1": ["pretrain", "dpo", "grpo"],
+    "zero2": ["midtrain", "reward", "spo"],
+    "zero3": ["sft", "dpo", "distill", "ppo"],
+}
+# Under DDP those with a state of their own are resumed: a critic, a tracker, a reference.
+RESUMED = COVERING | {"ddp": ["sft", "dpo", "ppo", "spo"]}
+EVERYTHING = {engine: RECIPES for engine in COVERING}
 STEPS = {"max_steps": 4, "logging_steps": 1, "warmup_steps": 0, "lr_scheduler_type": "constant", "save_steps": 2}
 STEPS |= {"save_strategy": "steps", "eval_interval": 2, "per_device_eval_batch_size": 16}
-LIMIT = 900  # seconds; processes that wait for each other would do so for half an hour
 
 
 def case(recipe: str, start: Path, folder: Path, processes: int, **more) -> list[str]:
@@ -34,21 +40,6 @@ def case(recipe: str, start: Path, folder: Path, processes: int, **more) -> list
     options["per_device_train_batch_size"] = (16 if recipe in ONLINE else 4) // processes
     options |= {"eval_batches": 2 // processes, "output_dir": folder / recipe, **more}
     return [recipe, "--config", f"recipes/configs/{recipe}/tiny.yaml", *as_options(**options)]
-
-
-def launch_in_turn(config: str, cases: list[list[str]], folder: Path) -> None:
-    (folder / "cases.json").write_text(json.dumps(cases))
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"accelerate_configs/{config}.yaml"]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    result = subprocess.run(
-        [*command, "tests/recipes/in_turn.py", str(folder / "cases.json")],
-        cwd=REPOSITORY,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-    )
-    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-15000:]
 
 
 def losses(folder: Path) -> list[float]:
@@ -65,15 +56,25 @@ def alone(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", COVERING)
+def test_recipes_train_save_and_resume_in_two_processes(engine, alone, tmp_path):
+    check_engine(engine, COVERING[engine], RESUMED[engine], alone, tmp_path)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("engine", EVERYTHING)
 def test_every_recipe_trains_saves_and_resumes_in_two_processes(engine, alone, tmp_path):
+    check_engine(engine, EVERYTHING[engine], EVERYTHING[engine], alone, tmp_path)
+
+
+def check_engine(engine: str, recipes: list[str], to_resume: list[str], alone: Path, tmp_path: Path) -> None:
     if engine != "ddp" and shutil.which("g++") is None:
         pytest.skip("DeepSpeed builds a library with g++, which is not here")
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    cases = [case(recipe, alone / "pretrain", whole, 2) for recipe in RECIPES]
-    cases += [case(name, alone / "pretrain", resumed, 2, resume=whole / name / "checkpoint-2") for name in RECIPES]
-    launch_in_turn(f"cpu/{engine}", cases, tmp_path)
-    for recipe in RECIPES:
+    cases = [case(recipe, alone / "pretrain", whole, 2) for recipe in recipes]
+    cases += [case(name, alone / "pretrain", resumed, 2, resume=whole / name / "checkpoint-2") for name in to_resume]
+    launch_in_turn(f"cpu/{engine}", cases, tmp_path, processes=2)
+    for recipe in recipes:
         assert json.loads((whole / recipe / "recipe.json").read_text())["processes"] == 2
         assert (whole / recipe / "checkpoint-2" / "global_step2").is_dir() == (engine != "ddp")  # DeepSpeed's
         assert last_good_checkpoint(whole / recipe) == whole / recipe / "checkpoint-4"
@@ -85,6 +86,7 @@ def test_every_recipe_trains_saves_and_resumes_in_two_processes(engine, alone, t
             figures = [json.loads((base / recipe / "metrics.json").read_text()) for base in (whole, alone)]
             for when in ("before", "after"):
                 assert figures[0][when]["eval_loss"] == pytest.approx(figures[1][when]["eval_loss"], abs=1e-3)
+    for recipe in to_resume:
         assert losses(resumed / recipe) == pytest.approx(losses(whole / recipe), abs=1e-6), recipe
         for part in ("", *(["critic"] if recipe == "ppo" else [])):
             same_weights(resumed / recipe / part, whole / recipe / part)
@@ -122,8 +124,6 @@ def test_the_others_wait_for_what_one_prepares_beyond_the_time_limit(tmp_path):
         "            time.sleep(8)\n"
         "    print(f'process {args.process_index} met the others', flush=True)\n"
     )
-    command = [*LAUNCH[:-1], "accelerate_configs/cpu/ddp.yaml", str(script)]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=LIMIT)
+    result = run_forked(script, processes=2, environment=environment_of("cpu/ddp"))
     assert result.returncode == 1
     assert result.stdout.count("met the others") == 2 and "Timed out waiting 4000ms" in result.stderr

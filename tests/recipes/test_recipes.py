@@ -2,16 +2,13 @@
 
 import json
 import math
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from minimind_trl.evaluation import exact_match_by_skill
 from minimind_trl.models import load_model, save_native
 from minimind_trl.recipe import (
     ConversationConfig,
@@ -24,8 +21,8 @@ from minimind_trl.recipe.distillation import DistillationConfig
 from minimind_trl.recipe.online import GRPORecipeConfig, PPORecipeConfig, SPORecipeConfig
 from minimind_trl.tokenization import inference_template, tiny_tokenizer
 from tests.conftest import REPOSITORY
+from tests.forking import run as run_forked
 from tests.recipes.launching import (
-    LAUNCH,
     QUICK,
     TRAINING_FIGURES,
     as_options,
@@ -148,7 +145,7 @@ def test_every_config_that_comes_with_the_recipes_is_understood(monkeypatch):
 
 
 def test_help_has_our_options_first():
-    lines = launch("sft", "--help", command=[sys.executable]).stdout.splitlines()
+    lines = launch("sft", "--help").stdout.splitlines()
     assert lines[0] == "usage: sft.py [--config FILE.yaml] [--option VALUE ...]"
     groups = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
     assert groups[:4] == ["options:", "minimind-trl:", "TRL and transformers:", "LoRA (of TRL's ModelConfig):"]
@@ -181,14 +178,13 @@ def test_however_a_step_is_made_up_the_losses_are_the_same(pretrained, tmp_path,
     """Eight rows at once, one by one, and in two processes."""
     options = {"from_weight": pretrained, "max_steps": 8, "eval_interval": 0, "logging_steps": 1, "warmup_steps": 0}
     options |= {"save_strategy": "steps", "save_steps": 8}
-    two_processes = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    for name, rows, accumulated, command in (
-        ("at once", 8, 1, LAUNCH),
-        ("one by one", 1, 8, LAUNCH),
-        ("two processes", 4, 1, two_processes),
+    for name, rows, accumulated, processes in (
+        ("at once", 8, 1, 1),
+        ("one by one", 1, 8, 1),
+        ("two processes", 4, 1, 2),
     ):
         batch = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": accumulated}
-        run(recipe, "tiny", command=command, output_dir=tmp_path / name, **options, **batch)
+        run(recipe, "tiny", processes=processes, output_dir=tmp_path / name, **options, **batch)
     together = losses(tmp_path / "at once")
     assert len(together) == 8 and together[-1] != together[0]
     assert losses(tmp_path / "one by one") == pytest.approx(together, abs=1e-4)
@@ -221,61 +217,10 @@ def test_real_preferences_are_reported_with_an_interval(pretrained, shared, tmp_
     (tmp_path / "hh.yaml").write_text(yaml.safe_dump(mixture))
     options = QUICK | {"from_weight": pretrained, "data_config": tmp_path / "hh.yaml", "eval_batches": 100}
     trained = run(recipe, "tiny", output_dir=tmp_path / "run", **options)["after"]
-    command = [sys.executable, "-m", "minimind_trl.cli", "eval", str(tmp_path / "run"), "--output", str(tmp_path / "e")]
     reference = {"baseline": pretrained} if recipe == "dpo" else {}
-    options = as_options(data_config=tmp_path / "hh.yaml", **reference)
-    subprocess.run([*command, *options], cwd=REPOSITORY, check=True, capture_output=True)
+    options = as_options(data_config=tmp_path / "hh.yaml", output=tmp_path / "e", **reference)
+    done = run_forked("minimind_trl.cli", ["eval", tmp_path / "run", *options])
+    assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "e").read_text())["figures"]["model"][f"eval_{figure}"]
     assert found["low"] < found["value"] < found["high"] and found["count"] >= 30
     assert found["value"] == pytest.approx(trained[f"eval_{figure}"], abs=0.05)  # TRL takes the mean over batches
-
-
-@pytest.fixture(scope="session")
-def demo(tmp_path_factory) -> Path:
-    """What `make demo` leaves."""
-    folder = tmp_path_factory.mktemp("demo") / "demo"
-    command = [sys.executable, "-m", "minimind_trl.pipeline", "--output_dir", str(folder)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return folder
-
-
-@pytest.mark.slow
-def test_the_demo_learns_its_skills(demo):
-    """From near 0 to at least 60% exact match on held-out prompts; preferences are told apart."""
-    report = json.loads((demo / "report.json").read_text())
-    exact = {stage: figures["all"]["exact_match"] for stage, figures in report["exact_match"].items()}
-    assert exact["untrained"] < 0.05 and exact["pretrain"] < 0.1 and exact["sft"] >= 0.6 and exact["dpo"] >= 0.6
-    after = {stage["stage"]: stage["after"] for stage in report["stages"]}
-    assert after["dpo"]["eval_rewards/accuracies"] > 0.8 and after["reward"]["eval_accuracy"] > 0.9
-    before = {stage["stage"]: stage["before"] for stage in report["stages"]}
-    for stage in (
-        "grpo",
-        "ppo",
-        "spo",
-    ):  # from a checkpoint that is mostly right; where there is room see benchmarks/rl.py
-        assert after[stage]["eval_reward"] > before[stage]["eval_reward"] - 0.03 and exact[stage] >= 0.6
-    assert (demo / "report.png").stat().st_size > 0
-    assert "exact match" in (demo / "report.md").read_text()
-    # the checkpoint gives the same answers when asked again
-    sft = load_model(demo / "sft")
-    rows = [
-        json.loads(line)
-        for line in (REPOSITORY / "data_configs/tiny/data/sft_validation.jsonl").read_text().splitlines()
-    ]
-    assert exact_match_by_skill(sft, tiny_tokenizer(), rows)["all"]["exact_match"] == exact["sft"]
-
-
-@pytest.mark.slow
-def test_a_student_learns_more_from_a_teacher_than_from_the_rows_alone(demo, tmp_path):
-    """The same student, rows, steps and seed; seeds differ by 0.01."""
-    student = {"data_config": "data_configs/tiny/distill.yaml", "preset": "nano"}
-    taught = run("distill", "tiny", output_dir=tmp_path / "taught", teacher_model_name_or_path=demo / "sft", **student)
-    alone = yaml.safe_load((REPOSITORY / "recipes/configs/distill/tiny.yaml").read_text())
-    alone = alone | student | {"packing": False, "output_dir": tmp_path / "alone"}
-    del alone["teacher_model_name_or_path"]
-    result = launch("sft", *as_options(**alone))
-    assert result.returncode == 0, result.stderr
-    alone = json.loads((tmp_path / "alone" / "metrics.json").read_text())
-    assert taught["after"]["eval_loss"] < alone["after"]["eval_loss"] - 0.03

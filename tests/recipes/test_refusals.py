@@ -1,7 +1,6 @@
 """What the recipes refuse before any training: each with exit code 2, one line, and nothing left behind."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from minimind_trl.data import LOCK, DatasetMixer, prepare
 from minimind_trl.models import MiniMindForCausalLM, MiniMindForSequenceClassification
 from minimind_trl.tokenization import tiny_tokenizer
 from tests.conftest import REPOSITORY, small_config
+from tests.forking import run
 
 SFT = ["--data_config", "data_configs/tiny/sft.yaml", "--output_dir", "{new}"]
 SCRATCH = ["--preset", "tiny", *SFT]
@@ -156,9 +156,7 @@ def results(tmp_path_factory) -> list[dict]:
     ]
     (folder / "cases.json").write_text(json.dumps(cases))
     before = {path for path in folder.rglob("*")}
-    command = [sys.executable, "-m", "tests.recipes.run_many", str(folder / "cases.json")]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    done = run("tests/recipes/run_many.py", [folder / "cases.json"])
     assert done.returncode == 0, done.stderr
     left = {path for path in folder.rglob("*")} - before
     assert not left
@@ -209,8 +207,8 @@ def make_input(folder: Path) -> dict[str, str]:
     write_tokenizers(paths)
     write_mixtures(folder)
     options = ["--preset", "tiny", *SFT[:2], "--output_dir", str(paths["run"]), *SHORT, "--save_steps", "1"]
-    started = [sys.executable, "recipes/sft.py", *options]
-    subprocess.run(started, cwd=REPOSITORY, check=True, capture_output=True)
+    started = run("recipes/sft.py", options)
+    assert started.returncode == 0, started.stderr
     shutil.copytree(paths["run"] / "checkpoint-2", paths["torn"] / "checkpoint-2")
     (paths["torn"] / "checkpoint-2" / "optimizer.pt").write_bytes(b"cut off: ")
     prepare(DatasetMixer.from_yaml("data_configs/tiny/sft.yaml"), paths["prepared"] / "sft_sft")

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from tests.conftest import REPOSITORY
-from tests.recipes.launching import launch, weights
-from tests.recipes.test_processes import case, launch_in_turn, losses, same_weights
+from tests.recipes.launching import launch, launch_in_turn, weights
+from tests.recipes.test_processes import case, losses, same_weights
 
 PHASES = {"pretrain": "pretrain", "sft": "sft", "dpo": "dpo", "grpo": "rlaif", "ppo": "rlaif"}
 
@@ -77,7 +77,7 @@ def test_two_processes_train_on_their_shares_of_a_stream(streaming, pretrained, 
         stream_case(recipe, mixture, pretrained, resumed, 2, resume=whole / recipe / "checkpoint-2")
         for recipe, mixture in mixtures.items()
     ]
-    launch_in_turn("cpu/ddp", cases, tmp_path)
+    launch_in_turn("cpu/ddp", cases, tmp_path, processes=2)
     for recipe in ("sft", "dpo"):
         assert losses(whole / recipe) == pytest.approx(losses(alone / recipe), abs=1e-5), recipe
     for recipe in mixtures:
@@ -90,7 +90,7 @@ def test_two_processes_train_on_their_shares_of_a_stream(streaming, pretrained, 
 def test_a_stream_of_fewer_prompts_than_a_rollout_answers_is_refused(streaming, pretrained, tmp_path):
     mixture = streaming("grpo", 6)
     result = launch(*stream_case("grpo", mixture, pretrained, tmp_path, 1, per_device_train_batch_size=64))
-    assert result.returncode == 1 and "error: the training stream gives not one batch" in result.stderr
+    assert result.returncode == 2 and "error: the training stream gives not one batch" in result.stderr
     assert not (tmp_path / "grpo" / "model.safetensors").exists()
 
 
@@ -98,4 +98,4 @@ def test_a_stream_that_holds_no_row_out_is_refused(streaming, pretrained, tmp_pa
     mixture = streaming("pretrain", 40)
     (mixture.parent / "pretrain_validation.jsonl").write_text("")
     result = launch(*stream_case("pretrain", mixture, pretrained, tmp_path, 1))
-    assert result.returncode == 1 and "validation split is empty" in result.stderr
+    assert result.returncode == 2 and "validation split is empty" in result.stderr

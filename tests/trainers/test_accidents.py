@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from minimind_trl.trainers import last_good_checkpoint
 from minimind_trl.trainers.checkpoints import CHECKSUMS, checkpoint_problem, rotate
 from minimind_trl.trainers.metered import describe_rows
 from tests.conftest import REPOSITORY
+from tests.forking import run, says, start
 from tests.trainers.online import online
 from tests.trainers.tiny import dpo, sft
 
@@ -175,10 +177,17 @@ def test_errors_restore_the_handlers(tmp_path):
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def run_script(code: str, *arguments: str) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-u", "-c", code, *arguments]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+@contextmanager
+def running(code: str, folder: Path):
+    """A script in a process of its own, given `folder / "out"`, and the file that it prints to."""
+    script, log = folder / "script.py", folder / "log"
+    script.write_text(code)
+    process = start(script, [folder / "out"], stdout=log)
+    try:
+        yield process, log
+    finally:
+        process.kill()
+        process.join()
 
 
 STUCK = """
@@ -189,7 +198,7 @@ from tests.trainers.tiny import sft
 callbacks._SECONDS_OF_ECHO = 0.5
 trainer = sft(sys.argv[1])
 def hang():
-    print("hanging")
+    print("hanging", flush=True)
     while True:
         time.sleep(0.1)
 trainer.add_callback(At(2, hang))
@@ -198,18 +207,16 @@ trainer.train()
 
 
 def test_a_second_signal_kills_at_once_but_not_an_echo(tmp_path):
-    with run_script(STUCK, str(tmp_path)) as process:
-        try:
-            assert any("hanging" in line for line in process.stdout)
-            process.send_signal(signal.SIGINT)
-            process.send_signal(signal.SIGINT)  # as a launcher passes it on
-            assert any("once more kills" in line for line in process.stderr)
-            time.sleep(1)
-            assert process.poll() is None
-            process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=10) == -signal.SIGINT
-        finally:
-            process.kill()
+    with running(STUCK, tmp_path) as (process, log):
+        assert says(log, "hanging")
+        os.kill(process.pid, signal.SIGINT)
+        os.kill(process.pid, signal.SIGINT)  # as a launcher passes it on
+        assert says(log, "once more kills")
+        time.sleep(1)
+        assert process.is_alive()
+        os.kill(process.pid, signal.SIGINT)
+        process.join(10)
+        assert process.exitcode == -signal.SIGINT
 
 
 TWO_PROCESSES = """
@@ -234,10 +241,8 @@ trainer.train()
 def test_an_accident_in_one_process_stops_all_at_the_same_step(accident, tmp_path):
     script = tmp_path / "train.py"
     script.write_text(TWO_PROCESSES)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
     folder = tmp_path / "out"
-    result = subprocess.run([*command, accident, str(folder)], env=environment, capture_output=True, text=True)
+    result = run(script, [accident, folder], processes=2)
     assert result.returncode != 0
     if accident == "nan":
         assert "step 3 in process 1: the loss is nan" in result.stderr
@@ -294,13 +299,15 @@ trainer.train()
 
 
 def test_a_kill_while_saving_leaves_the_previous_checkpoint_whole(tmp_path):
-    with run_script(KILLED, str(tmp_path)) as process:
-        assert process.wait(timeout=120) == -signal.SIGKILL, process.stderr.read()
-    assert checkpoints(tmp_path) == [".saving-checkpoint-4", "checkpoint-2"]
-    assert last_good_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
-    resumed = sft(tmp_path, save_total_limit=1, **SAVING)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    assert resumed.state.global_step == 6 and checkpoints(tmp_path) == ["checkpoint-6"]
+    with running(KILLED, tmp_path) as (process, log):
+        process.join(120)
+        assert process.exitcode == -signal.SIGKILL, log.read_text()
+    folder = tmp_path / "out"
+    assert checkpoints(folder) == [".saving-checkpoint-4", "checkpoint-2"]
+    assert last_good_checkpoint(folder) == folder / "checkpoint-2"
+    resumed = sft(folder, save_total_limit=1, **SAVING)
+    resumed.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
+    assert resumed.state.global_step == 6 and checkpoints(folder) == ["checkpoint-6"]
 
 
 def test_old_checkpoints_go_and_the_best_stays(tmp_path):

@@ -2,9 +2,6 @@
 
 import itertools
 import json
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +11,7 @@ from transformers.integrations import WandbCallback
 from minimind_trl.hardware import peak_flops, train_flops_per_token
 from minimind_trl.trainers import metered
 from minimind_trl.trainers.metered import Stopwatch, count_tokens
-from tests.conftest import REPOSITORY
+from tests.forking import run
 from tests.trainers.tiny import TRAINERS, dpo, gkd, reward, sft, text_rows
 
 FIGURES = {
@@ -242,14 +239,7 @@ if trainer.is_world_process_zero():
 def test_figures_are_those_of_all_processes(tmp_path):
     script = tmp_path / "train.py"
     script.write_text(TWO_PROCESSES)
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    result = subprocess.run(
-        [sys.executable, *command, str(script), str(tmp_path / "out")],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        cwd=REPOSITORY,
-    )
+    result = run(script, [tmp_path / "out"], processes=2)
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout.splitlines()[-1])
     assert report["processes"] == 2

@@ -3,10 +3,7 @@
 import copy
 import itertools
 import math
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +16,7 @@ from minimind_trl.rewards import Reward
 from minimind_trl.trainers import PPOConfig, RLDoctor, RolloutConfig, SPOConfig
 from minimind_trl.trainers.rollout_trainer import broken_contract
 from tests.conftest import REPOSITORY
+from tests.forking import accelerate_environment, run
 from tests.trainers.online import METHODS, bandit_model, low_ids, online, prompts, weights
 
 ALL = list(METHODS)
@@ -164,12 +162,13 @@ def test_the_gradient_is_that_of_finite_differences(tmp_path, method):
     assert slope == pytest.approx(measured, rel=0.03, abs=1e-4) and abs(slope) > 1e-4
 
 
-def fed(method: str, folder: Path, launcher: list[str]) -> list[dict]:
+def fed(method: str, folder: Path, processes: int, engine: str | None = None) -> list[dict]:
     """What fed.py's processes report."""
     folder.mkdir()
-    environment = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(REPOSITORY)}
-    script = [sys.executable, *launcher, "tests/trainers/fed.py", method, str(folder)]
-    done = subprocess.run(script, cwd=REPOSITORY, env=os.environ | environment, capture_output=True, text=True)
+    environment = {"DS_ACCELERATOR": "cpu"}
+    if engine:
+        environment |= accelerate_environment(REPOSITORY / f"accelerate_configs/cpu/{engine}.yaml")
+    done = run("tests/trainers/fed.py", [method, folder], processes=processes, environment=environment)
     assert done.returncode == 0, done.stderr
     return [torch.load(file, weights_only=True) for file in sorted(folder.glob("rank-*.pt"))]
 
@@ -187,9 +186,8 @@ def learned_the_same(mine: dict, theirs: dict) -> None:
 @pytest.mark.parametrize("method", ALL)
 def test_two_processes_learn_what_one_does(tmp_path, method):
     """Fed the same answers: equal weights and trackers in both, losses and gradients as in one, the same figures."""
-    two = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    [one] = fed(method, tmp_path / "one", [])
-    first, second = fed(method, tmp_path / "two", two)
+    [one] = fed(method, tmp_path / "one", 1)
+    first, second = fed(method, tmp_path / "two", 2)
     assert first["world"] == 2 and first["wrapper"] == "DistributedDataParallel"
     assert equal(first["weights"], second["weights"])
     assert first["figures"] == second["figures"]
@@ -202,8 +200,7 @@ def test_two_processes_learn_what_one_does(tmp_path, method):
         assert torch.equal(first["state"]["draws"], second["state"]["draws"])
     if shutil.which("g++") is None:
         pytest.skip("DDP is fine; for ZeRO-3 DeepSpeed builds a library with g++, which is not here")
-    zero3 = ["-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu/zero3.yaml"]
-    sharded, _ = fed(method, tmp_path / "zero3", zero3)
+    sharded, _ = fed(method, tmp_path / "zero3", 2, "zero3")
     assert sharded["world"] == 2 and sharded["wrapper"] == "DeepSpeedEngine"
     learned_the_same(sharded, one)
 
