@@ -137,7 +137,7 @@ def make_start(pretrained: str | None, folder: Path) -> str:
 def run_all(args: argparse.Namespace, start: str) -> list[dict]:
     """Every method and seed in a process of its own, `--jobs` at a time."""
     jobs = [(method, seed) for seed in args.seeds for method in args.methods]
-    threads = str(max((os.cpu_count() or 1) // args.jobs, 1))
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max((os.cpu_count() or 1) // args.jobs, 1))
 
     def one(job: tuple[str, int]) -> dict:
         command = [sys.executable, __file__, "--measure", *map(str, job), start, str(args.rollouts)]

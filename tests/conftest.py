@@ -6,6 +6,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, here and in 
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,6 +70,18 @@ def once(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
         return path
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def demo(once) -> Path:
+    """What `make demo` leaves, with less of its RL: benchmarks/rl.py --quick shows what that learns."""
+
+    def run(folder: Path) -> None:
+        command = [sys.executable, "-m", "minimind_trl.pipeline", "--output_dir", str(folder), "--rl_steps", "30"]
+        result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+
+    return once("demo", run)
 
 
 @pytest.fixture(scope="session")

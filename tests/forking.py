@@ -19,8 +19,9 @@ from contextlib import closing, contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unittest.mock import patch
 
-from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.commands import launch
 from accelerate.utils.launch import (
     prepare_deepspeed_cmd_env,
     prepare_multi_gpu_env,
@@ -101,14 +102,16 @@ def says(log: Path, words: str, seconds: float = 60) -> bool:
 
 def accelerate_environment(config: str | Path) -> dict[str, str]:
     """What `accelerate launch --config_file CONFIG` adds to the environment of what it starts, by accelerate's code."""
-    args, *_ = _validate_launch_command(launch_command_parser().parse_args(["--config_file", str(config), "script"]))
-    if args.use_deepspeed:
-        _, environment = prepare_deepspeed_cmd_env(args)
-    elif args.multi_gpu:
-        environment = prepare_multi_gpu_env(args)
-    else:
-        _, environment = prepare_simple_launcher_cmd_env(args)
-    return {name: value for name, value in environment.items() if os.environ.get(name) != value}
+    found: dict[str, str] = {}
+    makers = {
+        "simple_launcher": lambda args: prepare_simple_launcher_cmd_env(args)[1],
+        "multi_gpu_launcher": prepare_multi_gpu_env,
+        "deepspeed_launcher": lambda args: prepare_deepspeed_cmd_env(args)[1],
+    }
+    stand_ins = {name: lambda args, make=make: found.update(make(args)) for name, make in makers.items()}
+    with patch.dict(os.environ), patch.multiple(launch, **stand_ins):
+        launch.launch_command(launch.launch_command_parser().parse_args(["--config_file", str(config), "script"]))
+    return {name: value for name, value in found.items() if os.environ.get(name) != value}
 
 
 def _run(words: list[str], stdout: Path, stderr: Path, environment: dict[str, str], folder: Path) -> None:

@@ -1,9 +1,6 @@
 """What `make demo` leaves, and what is learned from it. In a file of its own, because it takes minutes by itself."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import yaml
@@ -13,16 +10,6 @@ from minimind_trl.models import load_model
 from minimind_trl.tokenization import tiny_tokenizer
 from tests.conftest import REPOSITORY
 from tests.recipes.launching import as_options, launch, run
-
-
-@pytest.fixture(scope="session")
-def demo(tmp_path_factory) -> Path:
-    """What `make demo` leaves, with less of its RL: benchmarks/rl.py --quick shows what that learns."""
-    folder = tmp_path_factory.mktemp("demo") / "demo"
-    command = [sys.executable, "-m", "minimind_trl.pipeline", "--output_dir", str(folder), "--rl_steps", "30"]
-    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return folder
 
 
 @pytest.mark.slow
