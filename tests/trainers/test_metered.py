@@ -241,7 +241,7 @@ def test_figures_are_those_of_all_processes(tmp_path):
     script.write_text(TWO_PROCESSES)
     result = run(script, [tmp_path / "out"], processes=2)
     assert result.returncode == 0, result.stderr
-    report = json.loads(result.stdout.splitlines()[-1])
+    report = json.loads(next(line for line in result.stdout.splitlines() if line.startswith("{")))
     assert report["processes"] == 2
     assert report["logs"][-1]["num_input_tokens_seen"] == report["trl"] > 0
     assert report["logs"][0]["samples_per_second"] == pytest.approx(4 * report["logs"][0]["steps_per_second"])
