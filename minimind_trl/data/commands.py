@@ -10,7 +10,7 @@ from rich.text import Text
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..errors import InputError, MixtureError, nearest
-from ..tokenization import tiny_tokenizer, with_training_template
+from ..tokenization import tiny_tokenizer, tokenize_conversation, tokenize_text, with_training_template
 from . import schemas
 from .mixer import DatasetMixer
 from .prepared import LOCK, load_or_prepare
@@ -98,11 +98,17 @@ def _explain(args: argparse.Namespace) -> None:
     source = by_name.get(args.source or next(iter(by_name)))
     if source is None:
         raise MixtureError(f"{args.config}: no source {args.source!r}{nearest(args.source, list(by_name))}")
-    files = mixer.files(source) + mixer.files(source, validation=True)
+    own = mixer.files(source, validation=True)
+    files = mixer.files(source) + own
     if not 1 <= args.file <= len(files):
         raise MixtureError(f"--file {args.file}: {source.name} has {len(files)} file(s)")
     raw = _row(files[args.file - 1], args.row)
-    [traced] = mixer.converter(source, files, tokenizer).trace([raw])
+    converter = mixer.converter(source, files, tokenizer)
+    joined = raw
+    if converter.schema == "kto":  # with the answer that it makes a pair with, which may stand in any other row
+        rows = converter.read(files, held_out=len(own))
+        joined = next(row for index, number, row in rows if (index, number) == (args.file - 1, args.row))
+    [traced] = converter.trace([joined])
     console = Console()
     _tell(console, f"row: {files[args.file - 1].at(args.row)}", json.dumps(raw, ensure_ascii=False, default=str))
     _tell_steps(console, traced, tokenizer)
@@ -120,10 +126,14 @@ def _row(file: DataFile, wanted: int) -> Row:
 
 
 def _tell_steps(console: Console, traced: Traced, tokenizer: PreTrainedTokenizerBase | None) -> None:
-    if traced.unusable:
+    if traced.unread:
+        _tell(console, "not read", ", ".join(traced.unread))
+    if traced.row is None:
         _tell(console, "convert", f"dropped: {traced.reason}")
         return
     _tell(console, "convert", json.dumps(traced.row, ensure_ascii=False))
+    if traced.untrained:
+        _tell(console, "not trained", f"{traced.untrained} of its turns (loss, weight, train)")
     if traced.reason:
         _tell(console, "filter", f"dropped: {traced.reason}")
         return
@@ -143,6 +153,8 @@ def _tell(console: Console, step: str, what: str) -> None:
 def marked_row(row: Row, tokenizer: PreTrainedTokenizerBase) -> Text:
     """A row as the model sees it, in green and between marks what its loss counts on."""
     tools = json.loads(row["tools"]) if row.get("tools") else None
+    if row.get("untrained"):
+        return _spans(tokenizer, *tokenize_text(tokenizer, row["text"], row["untrained"]))
     if "text" in row:
         return _spans(tokenizer, tokenizer(row["text"])["input_ids"], None)
     if "messages" in row:
@@ -155,14 +167,13 @@ def marked_row(row: Row, tokenizer: PreTrainedTokenizerBase) -> Text:
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[Row], tools: list | None) -> Text:
-    options = {"tools": tools, "return_dict": True, "return_assistant_tokens_mask": True}
-    rendered = with_training_template(tokenizer).apply_chat_template(messages, **options)
-    return _spans(tokenizer, rendered["input_ids"], rendered["assistant_masks"])
+    twin = with_training_template(tokenizer)
+    return _spans(tokenizer, *tokenize_conversation(twin, messages, tools, assistant_only=True))
 
 
-def _spans(tokenizer: PreTrainedTokenizerBase, ids: list[int], mask: list[int] | None) -> Text:
+def _spans(tokenizer: PreTrainedTokenizerBase, ids: list[int], mask: list[bool] | None) -> Text:
     """Tokens as text; runs of trained ones stand between ⟦ and ⟧."""
-    mask = [1] * len(ids) if mask is None else mask or [0] * len(ids)
+    mask = [True] * len(ids) if mask is None else mask or [False] * len(ids)
     text, start = Text(), 0
     while start < len(ids):
         end = next((i for i in range(start, len(ids)) if mask[i] != mask[start]), len(ids))

@@ -15,8 +15,11 @@ from .schemas import PHASES, REWARD_COLUMNS, SCHEMAS, known_columns
 
 Phase = Literal["pretrain", "midtrain", "sft", "distill", "dpo", "reward", "rlaif"]
 Format = Literal["huggingface", "jsonl", "json", "csv", "parquet", "arrow"]
+HH = "hh"
+"""As `schema`: the schema is told by the columns, and texts that look like HH-RLHF's transcripts are some."""
 SchemaName = Literal[
-    "text", "messages", "conversations", "alpaca", "qa", "prompt_completion", "preference", "prompt"
+    "text", "messages", "conversations", "alpaca", "qa", "prompt_completion", "xlam", "glaive",
+    "preference", "rejected_response", "kto", "prompt", "hh",
 ]  # fmt: skip
 _SUFFIXES = {".jsonl": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow"}
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
@@ -32,6 +35,11 @@ def _as_data_files(value: Any) -> Any:
     return {"train": value} if isinstance(value, str | list) else value
 
 
+def _as_phase(value: Any) -> Any:
+    """`pretrain_phase1` is the phase pretrain: MiniMind's fork numbers the parts of a stage so."""
+    return re.sub(r"_phase\d+$", "", value) if isinstance(value, str) else value
+
+
 def _as_dedup(value: Any) -> Any:
     return {"method": value} if isinstance(value, str) else value
 
@@ -45,7 +53,8 @@ class _Strict(BaseModel):
 
 
 class Metadata(_Strict):
-    phase: Phase
+    phase: Annotated[Phase, BeforeValidator(_as_phase)]
+    """A suffix `_phase1`, `_phase2`, ... is left out."""
     description: str = ""
     version: Annotated[str, BeforeValidator(str)] = ""
     total_tokens: Annotated[int, Field(gt=0)] | None = None
@@ -191,6 +200,8 @@ def _parsed(path: Path) -> tuple[yaml.MappingNode, dict]:
         raise MixtureError(f"{path}, line {mark.line + 1}: not valid YAML: {_one_line(error.problem)}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2024-13-01
         raise MixtureError(f"{path}: not valid YAML: {_one_line(error)}") from error
+    if content is None:
+        raise MixtureError(f"{path}: the file is empty; a mixture file is a mapping with 'metadata' and 'datasets'")
     if not isinstance(node, yaml.MappingNode):
         raise MixtureError(f"{path}: a mixture file is a mapping with 'metadata' and 'datasets'")
     return node, content
@@ -243,7 +254,7 @@ def _across_fields(content: dict) -> Iterator[tuple[Where, str]]:
 def _schema_problems(content: dict, index: int, source: dict) -> Iterator[tuple[Where, str]]:
     """A schema that the phase does not take, and `fields` for columns that no schema of it reads."""
     metadata, schema, fields = content.get("metadata"), source.get("schema"), source.get("fields")
-    phase = metadata.get("phase") if isinstance(metadata, dict) else None
+    phase = _as_phase(metadata.get("phase")) if isinstance(metadata, dict) else None
     if not isinstance(phase, str) or phase not in PHASES:
         return
     _, usable = PHASES[phase]

@@ -27,7 +27,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from ..errors import MixtureError, nearest
 from ..imports import imported
-from .quality import code_of, code_quality_score, parses, quality_score
+from .quality import code_of, code_quality_score, code_ratio, parses, quality_score
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -112,23 +112,30 @@ class QualityFilter(Filter):
 class CodeQualityFilter(Filter):
     """Keeps source code whose `code_quality_score` is at least `min_score` and, with `language`, that parses.
 
-    Of a text with fenced blocks (a chat) only the blocks count, for `language: python` those marked as Python.
+    Of a text with fenced blocks (a chat) only the blocks count, for `language: python` those marked as Python. With
+    `min_code_ratio` texts are kept of which at least so large a share is code, and their score counts only where
+    `min_score` is set too.
     """
 
     type: Literal["code_quality"] = "code_quality"
-    min_score: Share = 0.5
+    min_score: Share | None = None
+    """Default: 0.5; with `min_code_ratio` none."""
+    min_code_ratio: Share | None = None
     language: Literal["python"] | None = None
 
     def reason(self, candidate: Candidate) -> str | None:
-        if code_quality_score(candidate.text) < self.min_score:
-            return f"code_quality: score under {self.min_score}"
+        if self.min_code_ratio is not None and code_ratio(candidate.text) < self.min_code_ratio:
+            return f"code_quality: under {self.min_code_ratio:.0%} of it is code"
+        least = 0.5 if self.min_score is None and self.min_code_ratio is None else self.min_score or 0.0
+        if code_quality_score(candidate.text) < least:
+            return f"code_quality: score under {least}"
         if self.language and not all(map(parses, code_of(candidate.text, ("python", "python3", "py")))):
             return f"code_quality: not {self.language}"
         return None
 
 
 class LanguageFilter(Filter):
-    """Keeps texts in one of the languages `keep` (ISO 639-1 codes), as py3langid tells them.
+    """Keeps texts in one of the languages `keep` (ISO 639-1 codes; also spelt `languages`), as py3langid tells them.
 
     A text that nobody could tell (a number, a formula, "Hello": py3langid finds no language with a probability of 0.2)
     stays, unless `min_confidence` asks for more. Source code is sometimes taken for Latin: filter texts only.
@@ -137,6 +144,13 @@ class LanguageFilter(Filter):
     type: Literal["language"] = "language"
     keep: Annotated[list[str], Field(min_length=1)]
     min_confidence: Share = 0.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rename_languages(cls, spec: Any) -> Any:
+        if not isinstance(spec, dict) or "languages" not in spec or "keep" in spec:
+            return spec  # with both, `languages` is an unknown key
+        return {"keep" if key == "languages" else key: value for key, value in spec.items()}
 
     @field_validator("keep")
     @classmethod

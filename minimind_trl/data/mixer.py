@@ -29,6 +29,7 @@ from .selection import Pool
 from .sources import DataFile, open_source
 from .streaming import build_stream
 from .tables import cached_rows
+from .transcripts import may_hold_transcripts
 
 _EXAMPLES = 3
 _HEAD = 100  # rows of a file that a check looks at
@@ -225,10 +226,12 @@ class DatasetMixer:
             raise MixtureError(f"{', '.join(file.name for file in files)}: no rows (datasets.{source.name})")
         file, number, row = firsts[0]
         filled = [name for name, value in row.items() if value is not None]
+        # More rows only where they may tell something: of a data set on the Hub they have to be fetched.
+        sample = [row for _, row in file.head(_HEAD, stream)] if may_hold_transcripts(row) else []
         forbidden = self._forbidden
         try:
             converter = RowConverter(
-                source, self.mixture.metadata.phase, list(row), file.at(number), tokenizer, forbidden, filled
+                source, self.mixture.metadata.phase, list(row), file.at(number), tokenizer, forbidden, filled, sample
             )
         except MixtureError as error:
             raise MixtureError(f"{self.path}: {error}") from error
@@ -303,7 +306,8 @@ class DatasetMixer:
             MixtureError: most of them cannot be used, or they are all that there is and none is left.
         """
         heads = [(file, number, row) for file in files for number, row in file.head(_HEAD, stream=True)]
-        traced = converter.trace(row for *_, row in heads)
+        pairs = converter.pairs([[row for *_, row in heads]])
+        traced = converter.trace(pairs.joined(place, row) if pairs else row for place, (*_, row) in enumerate(heads))
         for (file, number, _), row in zip(heads, traced, strict=True):
             converter.refuse_other_schema(row, file.at(number))
         failed = [(file.at(n), row.reason) for (file, n, _), row in zip(heads, traced, strict=True) if row.unusable]
@@ -326,13 +330,15 @@ class DatasetMixer:
             self.mixture.metadata.phase,
             source.model_dump_json(exclude={"mix_ratio", "max_samples", "max_repetition"}),
             [file.digest for file in files + own],
-            (converter.schema, converter.extras),
+            (converter.schema, converter.extras, converter.transcripts),
             tokenizer_digest(tokenizer),
             forbidden and (sorted(forbidden.runs), forbidden.size),
             [rule.code for rule in source.filters if isinstance(rule, CustomFilter)],
         ]
         try:
-            rows = cached_rows(lambda: converter.rows(files + own), converter.features, Hasher.hash(key))
+            rows = cached_rows(
+                lambda: converter.rows(files + own, held_out=len(own)), converter.features, Hasher.hash(key)
+            )
         except DatasetGenerationError as error:
             if isinstance(error.__cause__, MixtureError):
                 raise error.__cause__ from None
@@ -381,7 +387,7 @@ class DatasetMixer:
     def _report(self, parts, pool: Pool, train: np.ndarray, validation: np.ndarray, tokenizer) -> MixtureReport:
         tokens = None if tokenizer is None else pool.tokens
         total = sum(source.mix_ratio for source in self.mixture.datasets)
-        escaped = _fact(parts, "_escaped")
+        escaped, untrained = _fact(parts, "_escaped"), _fact(parts, "_untrained")
         sources = [
             SourceReport(
                 name=part.source.name,
@@ -391,6 +397,8 @@ class DatasetMixer:
                 rows_in=len(part.rows),
                 dropped=pool.reasons_of(part.index),
                 escaped=int(escaped[(pool.source == part.index) & pool.live].sum()),
+                untrained=int(untrained[(pool.source == part.index) & pool.live].sum()),
+                unread=part.unread(),
                 target_share=part.source.mix_ratio / total,
                 train=describe_split(train, pool.source[train] == part.index, tokens),
                 validation=describe_split(validation, pool.source[validation] == part.index, tokens),
@@ -441,6 +449,13 @@ class _Part:
         row = self.rows[number]
         return (self.files + self.own)[row["_file"]].at(row["_number"])
 
+    def unread(self) -> dict[str, int]:
+        """Rows by each key that nobody reads."""
+        found = Counter()
+        for keys, count in map(dict.values, pc.value_counts(self.rows.data.column("_unread")).to_pylist()):
+            found.update(dict.fromkeys((keys or "").splitlines(), count))
+        return dict(sorted(found.items()))
+
 
 def _shown(path: str) -> str:
     """A path as a lock may tell it: of an absolute one only the name."""
@@ -490,8 +505,8 @@ def _fact(parts: list[_Part], name: str) -> np.ndarray:
 
 def _joined(parts: list[_Part]) -> Dataset:
     rows = concatenate_datasets([part.rows for part in parts])
-    without_tools = "tools" in rows.column_names and rows.data.column("tools").null_count == len(rows)
-    return rows.remove_columns(["tools"]) if without_tools else rows
+    names = [name for name in ("tools", "untrained") if name in rows.column_names]
+    return rows.remove_columns([name for name in names if rows.data.column(name).null_count == len(rows)])
 
 
 def _cut(rows: Dataset, taken: np.ndarray) -> Dataset:

@@ -61,6 +61,14 @@ def code_quality_score(text: str) -> float:
     )
 
 
+def code_ratio(text: str) -> float:
+    """The share of a text's visible characters that are code: in fenced blocks, and in lines that look like code."""
+    fenced = "\n".join(body for _, body in _FENCE.findall(text))
+    rest = _FENCE.sub("", text)
+    code = [line for line in rest.splitlines() if _CODE_LINE.search(line.strip()) or _INDENTED.match(line)]
+    return (_visible(fenced) + sum(map(_visible, code))) / max(_visible(fenced) + _visible(rest), 1)
+
+
 _SYMBOL = re.compile(r"[^\w\s]|_")
 _LETTER = re.compile(r"[^\W\d_]")
 # Control characters, what no decoder could read, and UTF-8 that was read as Latin-1, Windows-1252 or GBK.
@@ -75,6 +83,7 @@ _ENCODED = re.compile(
     r"|\b(?=[A-Za-z0-9]{4})[A-Za-z]*\d+[A-Za-z][A-Za-z0-9]*\b"
 )
 _FENCE = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)^[ \t]*```", re.MULTILINE | re.DOTALL)
+_INDENTED = re.compile(r"(?: {4}|\t)\s*\S")
 _GENERATED = re.compile(r"auto-?generated|automatically generated|do not edit", re.IGNORECASE)
 # A comment, tag or keyword at the start, an opened block or a statement's end, a call, an assignment, an operator.
 _CODE_LINE = re.compile(

@@ -7,6 +7,7 @@ from pydantic import BaseModel
 from rich.table import Table
 
 _PERCENTILES = (5, 50, 95)
+_KEYS_SHOWN = 20
 
 
 class SplitReport(BaseModel):
@@ -33,6 +34,10 @@ class SourceReport(BaseModel):
     """Rows by reason; `rows_in` is these and what is in the splits without repetitions."""
     escaped: int
     """Control tokens that were spelled inside the text, and are written with a space now."""
+    untrained: int = 0
+    """Turns of the rows that are left which say that they are not trained (`loss`, `weight`, `train`)."""
+    unread: dict[str, int] = {}
+    """Rows by each key that says something and that nobody reads; those of turns are `messages[].key`."""
     target_share: float
     train: SplitReport
     validation: SplitReport
@@ -69,8 +74,10 @@ class MixtureReport(BaseModel):
         return table
 
     def drops(self) -> list[str]:
-        """Per source: rows in, and rows dropped by reason."""
-        return [f"{source.name}: {source.rows_in:,} rows in{_dropped(source)}" for source in self.sources]
+        """Per source: rows in, rows dropped by reason, turns that are not trained, and keys that are not read."""
+        return [
+            f"{source.name}: {source.rows_in:,} rows in{_dropped(source)}{_kept(source)}" for source in self.sources
+        ]
 
     def markdown(self) -> str:
         """For a model card."""
@@ -125,6 +132,17 @@ def _dropped(source: SourceReport) -> str:
     return "".join(f"; {count:,} dropped: {reason}" for reason, count in source.dropped.items())
 
 
+def _kept(source: SourceReport) -> str:
+    """What of the rows that are left is not learned from."""
+    told = f"; {source.untrained:,} turns are not trained, as they say" if source.untrained else ""
+    by_count: dict[int, list[str]] = {}
+    for key, count in sorted(source.unread.items(), key=lambda item: -item[1])[:_KEYS_SHOWN]:
+        by_count.setdefault(count, []).append(key)
+    keys = ", ".join(f"{', '.join(keys)} (in {count:,} rows)" for count, keys in by_count.items())
+    more = f" and {len(source.unread) - _KEYS_SHOWN:,} more keys" if len(source.unread) > _KEYS_SHOWN else ""
+    return told + (f"; not read: {keys}{more}" if keys else "")
+
+
 def _size(split: SplitReport) -> str:
     tokens = "" if split.tokens is None else f" ({split.tokens:,} tokens)"
     return f"{split.rows:,} rows{tokens}"
@@ -137,4 +155,4 @@ def _told(source: SourceReport) -> str:
     parts.append(f"{source.validation.rows:,} held out")
     if source.escaped:
         parts.append(f"{source.escaped:,} control tokens inside the text escaped")
-    return "; ".join(parts) + _dropped(source)
+    return "; ".join(parts) + _dropped(source) + _kept(source)

@@ -17,14 +17,17 @@ from typing import Any
 from datasets import Features, Json, Value
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import MixtureError, nearest
-from ..tokenization import escape_control_tokens
+from ..errors import InputError, MixtureError, nearest
+from ..tokenization import escape_control_tokens, untrained_spans
 from . import schemas
-from .config import Source
+from .config import HH, Source
 from .duplicates import NGrams
 from .filters import Candidate, value_at
-from .schemas import COLUMNS, PHASES, REWARD_COLUMNS, SCHEMAS, Row, RowError
+from .kto import Labelled, Pairs
+from .schemas import COLUMNS, PHASES, REWARD_COLUMNS, SCHEMAS
 from .sources import DataFile
+from .transcripts import holds_transcripts, read_transcripts
+from .turns import LeftOut, Row, RowError
 
 # What the mixer needs to know of every row, kept in columns beside the phase's own until the mixture is cut.
 FACTS = {
@@ -37,8 +40,13 @@ FACTS = {
     "_tokens": Value("uint32"),
     "_escaped": Value("uint32"),  # control tokens that were spelled inside it
     "_contaminated": Value("bool"),
+    "_untrained": Value("uint16"),  # turns that say that they are not trained
+    "_unread": Value("string"),  # its keys that nobody reads, one a line
 }
 _BATCH = 500
+_HH_SCHEMAS = ("preference", "prompt_completion", "prompt")
+# What is wrong with one row, and so must not end the build.
+_ROW_FAULTS = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError)
 
 
 @dataclass
@@ -60,6 +68,10 @@ class Traced:
     tokens: int | None = None
     texts: tuple[str, ...] = ()
     """What is tokenized, of a preference pair both sides."""
+    untrained: int = 0
+    """Turns that say that they are not trained."""
+    unread: tuple[str, ...] = ()
+    """Its keys that say something and that nobody reads."""
 
 
 class RowConverter:
@@ -71,6 +83,7 @@ class RowConverter:
         columns: names of the source's columns, from its first row.
         where: the first row's place, for messages.
         filled: those of them that are not null in the first row (default: all), which tell its schema.
+        sample: the first rows, which tell whether the source's texts are HH-RLHF's transcripts.
         tokenizer: escapes control tokens, counts tokens, renders conversations into texts; None does none of it.
         forbidden: texts that a row must not share a run of words with.
 
@@ -87,6 +100,7 @@ class RowConverter:
         tokenizer: PreTrainedTokenizerBase | None = None,
         forbidden: NGrams | None = None,
         filled: list[str] | None = None,
+        sample: Iterable[Row] = (),
     ):
         self.source, self.phase, self.tokenizer, self.forbidden = source, phase, tokenizer, forbidden
         self.fields = source.fields | ({"text": source.text_field} if source.text_field else {})
@@ -98,6 +112,9 @@ class RowConverter:
         known = {*renamed, *self.fields}
         self.extras = self._extras(known, where)
         self._check_tokenizer(where)
+        self._read = self._read_keys()
+        named = (row | {name: value_at(row, path) for name, path in self.fields.items()} for row in sample)
+        self.transcripts = source.schema_ == HH or holds_transcripts(named)
 
     @property
     def features(self) -> Features:
@@ -105,14 +122,31 @@ class RowConverter:
         own = COLUMNS[PHASES[self.phase][0]] | {"source": Value("string")}
         return Features(own | {name: Json() for name in self.extras} | FACTS)
 
-    def rows(self, files: list[DataFile], stream: bool = False) -> Iterator[Row]:
-        """Every row of the files, with its facts; with `stream` the Hub's files are not downloaded first."""
+    def rows(self, files: list[DataFile], stream: bool = False, held_out: int = 0) -> Iterator[Row]:
+        """Every row of the files, with its facts; with `stream` the Hub's files are not downloaded first.
+
+        Args:
+            held_out: how many of the files, at their end, the source holds out itself.
+        """
+        numbered = self.read(files, stream, held_out)
+        while batch := list(islice(numbered, _BATCH)):
+            for (index, number, _), traced in zip(batch, self.trace(raw for *_, raw in batch), strict=True):
+                self.refuse_other_schema(traced, files[index].at(number))
+                yield self.with_facts(traced) | {"_file": index, "_number": number}
+
+    def read(self, files: list[DataFile], stream: bool = False, held_out: int = 0) -> Iterator[tuple[int, int, Row]]:
+        """Every raw row with its file's index and its number; of KTO's rows with what becomes of them."""
+        training = len(files) - held_out
+        parts = ((row for file in part for _, row in file.read()) for part in (files[:training], files[training:]))
+        pairs, place = self.pairs(parts), 0
         for index, file in enumerate(files):
-            numbered = file.read_remote() if stream and file.read_remote else file.read()
-            while batch := list(islice(numbered, _BATCH)):
-                for (number, _), traced in zip(batch, self.trace(raw for _, raw in batch), strict=True):
-                    self.refuse_other_schema(traced, file.at(number))
-                    yield self.with_facts(traced) | {"_file": index, "_number": number}
+            for number, row in file.read_remote() if stream and file.read_remote else file.read():
+                yield index, number, pairs.joined(place, row) if pairs else row
+                place += 1
+
+    def pairs(self, parts: Iterable[Iterable[Row]]) -> Pairs | None:
+        """Which of all rows of the source become pairs, if it has KTO's rows; `parts` as of `Pairs`."""
+        return Pairs(parts, self._labelled) if self.schema == "kto" else None
 
     def is_contaminated(self, traced: Traced) -> bool:
         """Whether a row shares a run of words with an evaluation set."""
@@ -151,12 +185,17 @@ class RowConverter:
         wanted, usable = PHASES[self.phase]
         # A table has the same columns in every row, some of them always null.
         found = schemas.detect_schema(filled, self.phase) or schemas.detect_schema(renamed, self.phase)
-        name = self.source.schema_ or found
+        name = found if self.source.schema_ == HH else self.source.schema_ or found
         if name is None:
             needs = "; ".join(f"{known} ({', '.join(SCHEMAS[known].columns)})" for known in usable)
             raise MixtureError(
                 f"{where}: columns {', '.join(columns)} cannot be turned into {wanted!r} for phase {self.phase}; "
                 f"it takes {needs}: map them with fields"
+            )
+        if self.source.schema_ == HH and name not in (*_HH_SCHEMAS, "kto"):
+            raise MixtureError(
+                f"{where}: schema {HH!r} is for transcripts in the columns of {', '.join(_HH_SCHEMAS)}, but these rows "
+                f"are of schema {name!r}: leave schema out"
             )
         if name not in usable:
             raise MixtureError(
@@ -184,7 +223,7 @@ class RowConverter:
 
     def _check_tokenizer(self, where: str) -> None:
         told = f"{where}: datasets.{self.source.name}:"
-        if self.tokenizer is None and self._flattens:
+        if self.tokenizer is None and self.flattens:
             raise MixtureError(
                 f"{told} {self.schema} rows in phase {self.phase} are written by the chat template: give a tokenizer"
             )
@@ -198,30 +237,60 @@ class RowConverter:
         return SCHEMAS[self.schema].kind != "text"
 
     @cached_property
-    def _flattens(self) -> bool:
+    def flattens(self) -> bool:
         return self._renders and PHASES[self.phase][0] == "text"
+
+    def _read_keys(self) -> set[str]:
+        """The keys of a row that somebody reads: the schema, a filter, or who asked to keep them."""
+        filtered = (getattr(rule, "field", None) for rule in self.source.filters)
+        paths = [*self.fields.values(), *(field for field in filtered if isinstance(field, str))]
+        return {*schemas.read_keys(self.schema), *self.extras, *paths, *(path.split(".")[0] for path in paths)}
+
+    def _labelled(self, raw: Row) -> Labelled | None:
+        try:
+            return schemas.labelled(self._renamed(raw))
+        except _ROW_FAULTS:
+            return None  # which is told when it is converted
 
     def _converted(self, raw: Row) -> Traced:
         traced = Traced(raw)
         try:
             row = self._renamed(raw)
+            traced.unread = tuple(schemas.unread_keys(row, self._read))
+            schemas.refuse_left_out(row, self.schema, self.phase)
             schema = SCHEMAS[self.schema]
             traced.row = schemas.to_phase(schema.convert(row), schema.kind, self.phase)
-            extras = {name: row.get(name) for name in self.extras}
+            traced.untrained = sum(turn.get("train") is False for turn in traced.row.get("messages", ()))
+            extras = {name: _storable(row.get(name)) for name in self.extras}
             traced.content = _checked_content(traced.row, extras)
             traced.trained, traced.escaped = traced.row, 0
             if self.tokenizer is not None:
                 traced.trained, traced.escaped = escape_control_tokens(traced.row, self.tokenizer)
                 traced.texts = self._texts(traced.trained)
-            if self._flattens:
-                traced.trained = {"text": traced.texts[0]}
+            if self.flattens:
+                traced.trained = {"text": traced.texts[0], "untrained": self._untrained(traced)}
             traced.trained = traced.trained | extras
+        except LeftOut as error:
+            traced.row, traced.reason = None, str(error)
         except RowError as error:
-            traced.reason, traced.unusable = str(error), True
+            traced.row, traced.reason, traced.unusable = None, str(error), True
             traced.other_schema = self._other_schema(raw)
-        except RecursionError:
-            traced.reason, traced.unusable = "nested too deeply", True
+        except MixtureError:
+            raise
+        except _ROW_FAULTS as error:
+            told = "nested too deeply" if isinstance(error, RecursionError) else _fault(error)
+            traced.row, traced.reason, traced.unusable = None, told, True
         return traced
+
+    def _untrained(self, traced: Traced) -> list[list[int]] | None:
+        """Where in the text the turns are that are not trained; None where there are none."""
+        if not traced.untrained:
+            return None
+        tools = json.loads(traced.trained["tools"]) if traced.trained.get("tools") else None
+        try:
+            return untrained_spans(self.tokenizer, traced.trained["messages"], tools)
+        except InputError as error:
+            raise RowError(str(error)) from error
 
     def _renamed(self, raw: Row) -> Row:
         """The row under its schema's names.
@@ -230,6 +299,7 @@ class RowConverter:
             RowError: it has none of the schema's columns.
         """
         row = raw | {name: value_at(raw, path) for name, path in self.fields.items()} if self.fields else raw
+        row = read_transcripts(row, self.transcripts)
         own = SCHEMAS[self.schema].columns
         if empty := [self.fields[name] for name in own if name in self.fields and row[name] is None]:
             raise RowError(f"nothing in column {empty[0]!r}")
@@ -286,7 +356,7 @@ class RowConverter:
     def with_facts(self, traced: Traced) -> Row:
         """A row's columns and `FACTS`; of a row that is dropped only the facts."""
         if traced.reason is not None:
-            return {"_reason": traced.reason, "_unusable": traced.unusable}
+            return {"_reason": traced.reason, "_unusable": traced.unusable, "_unread": _listed(traced.unread)}
         extras = {name: traced.trained[name] for name in self.extras}
         key = _hash(_serialised(traced.row | extras) if self.phase == "rlaif" else traced.content)
         # What a prompt's other answers teach must not be asked in the validation split.
@@ -301,15 +371,28 @@ class RowConverter:
             "_tokens": traced.tokens,
             "_escaped": traced.escaped,
             "_contaminated": self.is_contaminated(traced),
+            "_untrained": traced.untrained,
+            "_unread": _listed(traced.unread),
         }
 
 
 def converter_code() -> str:
     """Hash of the code that decides what becomes of a row, for the keys of caches and prepared mixtures."""
     package = Path(importlib.util.find_spec(__package__).origin).parent
-    names = ("config", "duplicates", "filters", "quality", "rows", "schemas", "selection", "sources")
-    files = [*(package / f"{name}.py" for name in names), package.parent / "tokenization" / "control_tokens.py"]
+    names = ("config", "duplicates", "filters", "kto", "quality", "rows", "schemas", "selection", "sources")
+    names = (*names, "transcripts", "turns")
+    tokens = (package.parent / "tokenization" / f"{name}.py" for name in ("control_tokens", "masks"))
+    files = [*(package / f"{name}.py" for name in names), *tokens]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _listed(keys: tuple[str, ...]) -> str | None:
+    return "\n".join(keys).encode(errors="backslashreplace").decode() or None
+
+
+def _fault(error: Exception) -> str:
+    """Why a row could not be converted, without anything of the row."""
+    return f"cannot be converted ({type(error).__name__})"
 
 
 def _checked_content(row: Row, extras: Row) -> bytes:
@@ -330,6 +413,17 @@ def _checked_content(row: Row, extras: Row) -> bytes:
         except (TypeError, ValueError):  # such as a date in Parquet; or half of a surrogate pair
             raise RowError(f"column {name!r} is nothing that JSON can hold") from None
     return content
+
+
+def _storable(value: Any) -> Any:
+    """A value with the integers that `datasets` cannot read back, those of more than 64 bits, as text."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        return str(value)
+    if isinstance(value, list):
+        return [_storable(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _storable(item) for name, item in value.items()}
+    return value
 
 
 def _hash(content: bytes) -> int:

@@ -14,9 +14,27 @@ from typing import Any
 from datasets import List, Value
 
 from ..tokenization.control_tokens import ROLES
-
-Row = dict[str, Any]
-Message = dict[str, Any]
+from .kto import ALONE, WORSE, Labelled
+from .transcripts import read_glaive
+from .turns import (
+    REASONINGS,
+    TOOLS,
+    LeftOut,
+    Message,
+    Row,
+    RowError,
+    is_nothing,
+    is_reasoning,
+    loaded,
+    loaded_list,
+    one_by_one,
+    read_turns,
+    reasoning_of,
+    stored_turns,
+    tool_call,
+    tools_json,
+    unread_turn_keys,
+)
 
 MESSAGES = List(
     {
@@ -24,18 +42,21 @@ MESSAGES = List(
         "content": Value("string"),
         "reasoning_content": Value("string"),
         "tool_calls": List({"name": Value("string"), "arguments": Value("string")}),
+        "train": Value("bool"),  # False of a turn that is not trained, else null
     }
 )
 COLUMNS = {
-    "text": {"text": Value("string")},
+    # Of a conversation that became a text: the characters, from and to, of turns that are not trained.
+    "text": {"text": Value("string"), "untrained": List(List(Value("uint32")))},
     "messages": {"messages": MESSAGES, "tools": Value("string")},
     "pair": {"prompt": MESSAGES, "chosen": MESSAGES, "rejected": MESSAGES, "tools": Value("string")},
     "prompt": {"prompt": MESSAGES, "tools": Value("string")},
 }
-_TEXT = ("text", ("text", "messages", "conversations", "prompt_completion", "alpaca", "qa"))
-_CHAT = ("messages", ("messages", "conversations", "prompt_completion", "alpaca", "qa"))
-_PAIR = ("pair", ("preference",))
-_PROMPT = ("prompt", ("conversations", "messages", "prompt", "qa", "alpaca", "preference"))
+_CHATS = ("messages", "conversations", "prompt_completion", "alpaca", "qa", "xlam", "glaive")
+_TEXT = ("text", ("text", *_CHATS))
+_CHAT = ("messages", _CHATS)
+_PAIR = ("pair", ("preference", "rejected_response", "kto"))
+_PROMPT = ("prompt", ("conversations", "messages", "prompt", "qa", "alpaca", "preference", "xlam", "glaive"))
 # Of every phase: its columns, and the schemas that it can use, in the order in which they are recognised.
 PHASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "pretrain": _TEXT,
@@ -51,42 +72,42 @@ MAX_CHARACTERS = 8_000_000
 
 # Other data sets' spellings of a schema's columns, used where a row has no column of the schema's own name.
 _SPELLINGS = {
-    "chosen": ("chosen_response", "response_chosen", "preferred", "accepted", "response_j", "winner"),
-    "rejected": ("rejected_response", "response_rejected", "dispreferred", "response_k", "loser"),
+    "answers": ("tool_calls", "function_calls", "calls"),
+    "chat": ("sample",),
+    "chosen": (
+        *("chosen_response", "response_chosen", "preferred", "accepted", "response_j", "winner"),
+        *("response", "completion", "output", "answer"),
+    ),
+    "rejected": ("rejected_response", "response_rejected", "rejected_messages", "dispreferred", "response_k", "loser"),
     "question": ("query", "problem"),
     "answer": ("response", "solution"),
     "completion": ("response", "output"),
+    "label": ("kto_tag",),
+    "messages": ("conversations", "conversation", "dialogue", "dialog"),
     "conversations": ("conversation",),
     "input": ("context",),
     "output": ("response",),
-    "prompt": ("question", "instruction", "query", "input", "conversations"),
+    "prompt": ("question", "instruction", "query", "input", "conversations", "messages"),
+    "query": ("question", "instruction", "prompt"),
+    "rejected_response": ("rejected_messages", "rejected"),
     "system": ("system_prompt",),
+    "tools": TOOLS[1:],
 }
 # Columns that a schema reads where a row has them.
 _OPTIONAL = {
-    "alpaca": ("input", "system", "history", "tools"),
-    "preference": ("prompt", "system", "tools"),
-    **dict.fromkeys(("messages", "conversations", "qa", "prompt_completion", "prompt"), ("system", "tools")),
+    "alpaca": ("input", "system", "history", "tools", "label"),
+    "preference": ("prompt", "system", "history", "tools"),
+    "prompt": ("system", "history", "tools"),
+    "rejected_response": ("system", "tools"),
+    **dict.fromkeys(("messages", "conversations", "glaive"), ("system", "tools", "label")),
+    **dict.fromkeys(("qa", "prompt_completion", "xlam"), ("system", "history", "tools", "label")),
+    "kto": ("prompt", "completion", "messages", "conversations", "system", "tools"),
 }
-# Other names of the roles, as ShareGPT, Llama and OpenAI have them.
-_ROLES = {
-    "human": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "function_call": "assistant",
-    "observation": "tool",
-    "function": "tool",
-    "function_response": "tool",
-    "tool_response": "tool",
-    "ipython": "tool",
-    "developer": "system",
-}
-
-
-class RowError(ValueError):
-    """Why a row cannot be used, in a few words that serve as the reason it is counted under."""
+# Schemas in which a row has one answer, beside which its reasoning may stand.
+_ONE_ANSWER = ("alpaca", "qa", "prompt_completion", "xlam")
+_LABELS = ("label", "kto_tag")
+_MEDIA = ("images", "image", "videos", "video", "audios", "audio", "speech", "image_url", "image_path", "image_paths")
+_TURN_COLUMNS = ("messages", "conversations", "prompt", "completion", "chosen", "rejected", "rejected_response", "chat")
 
 
 @dataclass(frozen=True)
@@ -105,12 +126,12 @@ def text_row(row: Row) -> Row:
 
 def messages_row(row: Row) -> Row:
     """Chat messages: `{"messages", "tools"?, "system"?}`; the tools a list, or JSON of one."""
-    return _chat(row, _turns(row.get("messages"), "messages"))
+    return _chat(row, read_turns(row.get("messages"), "messages"))
 
 
 def conversations_row(row: Row) -> Row:
     """MiniMind's rows (`role`, `content`, on the system turn tools as JSON) and ShareGPT's (`from`, `value`)."""
-    return _chat(row, _turns(row.get("conversations"), "conversations"))
+    return _chat(row, read_turns(row.get("conversations"), "conversations"))
 
 
 def alpaca_row(row: Row) -> Row:
@@ -131,12 +152,43 @@ def prompt_completion_row(row: Row) -> Row:
     return _chat(row, _prompt(row) + _messages(row, "completion", "assistant"))
 
 
+def xlam_row(row: Row) -> Row:
+    """xLAM's function calling: `{"query", "answers", "tools"}`, the answers calls as JSON."""
+    calls = loaded_list(row.get("answers"), "answers") if not is_nothing(row.get("answers")) else []
+    if not calls:
+        raise RowError("answers holds no tool call")
+    return _answered(row, _text(row, "query"), None, calls)
+
+
+def glaive_row(row: Row) -> Row:
+    """Glaive's function calling: `{"system"?, "chat"}`, a text of `USER:`, `ASSISTANT:` and `FUNCTION RESPONSE:`.
+
+    The functions stand in the system text, which is left out where it says nothing but that they are there.
+    """
+    found = read_glaive(row.get("chat"), row.get("system"))
+    if found is None:
+        return _chat(row, read_turns(row.get("chat"), "chat"))
+    turns, system, tools = found
+    return _chat(row | {"system": system, "tools": row.get("tools") or tools}, read_turns(turns, "chat"))
+
+
+def rejected_response_row(row: Row) -> Row:
+    """ms-swift's pairs: `{"messages", "rejected_response"}`, the better answer the last of the messages."""
+    turns = read_turns(row.get("messages"), "messages")
+    if turns[-1]["role"] != "assistant":
+        raise RowError(_NOT_ANSWERED)
+    worse = _messages(row, "rejected_response", "assistant")
+    if worse[0]["role"] == "assistant":  # else it repeats the conversation
+        worse = turns[:-1] + worse
+    return preference_row(row | {"prompt": None, "chosen": turns, "rejected": worse})
+
+
 def preference_row(row: Row) -> Row:
-    """A better and a worse answer: `{"prompt"?, "chosen", "rejected"}`, each text, messages or an HH-RLHF transcript.
+    """A better and a worse answer: `{"prompt"?, "chosen", "rejected"}`, each text or messages.
 
     Where both sides repeat the conversation, the prompt ends with the last turn that they share.
     """
-    prompt = _prompt(row) if row.get("prompt") else []
+    prompt = [] if is_nothing(row.get("prompt")) else _prompt(row)
     sides = [_messages(row, side, "assistant") for side in ("chosen", "rejected")]
     shared = 0
     for one, other in zip(*sides, strict=False):
@@ -157,6 +209,42 @@ def prompt_row(row: Row) -> Row:
     return {"prompt": turns, "tools": _tools_of(row, turns)}
 
 
+def kto_row(row: Row) -> Row:
+    """KTO's rows: any chat row with a `label`, once answers to the same prompt are put together by `kto.Pairs`."""
+    prompt, answer, tools = _prompt_and_answer(row)
+    if label_of(row, of_kto=True) is None:
+        raise RowError("label is neither true nor false")
+    if ALONE in row:
+        raise LeftOut(row[ALONE])
+    return preference_row({"prompt": prompt, "chosen": answer, "rejected": row.get(WORSE), "tools": tools})
+
+
+def labelled(row: Row) -> Labelled:
+    """What puts a row of KTO's together with others.
+
+    Args:
+        row: under its schema's names.
+
+    Raises:
+        RowError: it cannot be used.
+    """
+    prompt, answer, tools = _prompt_and_answer(row)
+    refuse_left_out(row, "kto", "dpo")
+    if (is_good := label_of(row, of_kto=True)) is None:
+        raise RowError("label is neither true nor false")
+    return Labelled(json.dumps([prompt, tools], sort_keys=True, default=str), answer, is_good)
+
+
+def _prompt_and_answer(row: Row) -> tuple[list[Message], list[Message], str | None]:
+    columns = [name for name, value in row.items() if value is not None]
+    schema = detect_schema(columns, "sft")
+    if schema is None:
+        raise RowError("no prompt and answer beside the label")
+    chat = SCHEMAS[schema].convert(row | {name: row[other] for name, other in spellings(columns, schema).items()})
+    messages = _conversation(chat["messages"], last=("assistant",))
+    return messages[:-1], messages[-1:], chat["tools"]
+
+
 SCHEMAS = {
     "text": Schema("text", ("text",), text_row),
     "messages": Schema("chat", ("messages",), messages_row),
@@ -164,7 +252,11 @@ SCHEMAS = {
     "alpaca": Schema("chat", ("instruction", "output"), alpaca_row),
     "qa": Schema("chat", ("question", "answer"), qa_row),
     "prompt_completion": Schema("chat", ("prompt", "completion"), prompt_completion_row),
+    "xlam": Schema("chat", ("query", "answers", "tools"), xlam_row),
+    "glaive": Schema("chat", ("chat",), glaive_row),
     "preference": Schema("pair", ("chosen", "rejected"), preference_row),
+    "rejected_response": Schema("pair", ("messages", "rejected_response"), rejected_response_row),
+    "kto": Schema("pair", ("label",), kto_row),
     "prompt": Schema("prompt", ("prompt",), prompt_row),
 }
 
@@ -189,7 +281,11 @@ def known_columns(schema: str) -> tuple[str, ...]:
 
 def missing_columns(columns: list[str], schema: str) -> list[str]:
     """The columns of a schema that rows with `columns` have under none of their spellings."""
-    return [name for name in SCHEMAS[schema].columns if not {name, *_SPELLINGS.get(name, ())} & set(columns)]
+    missing = [name for name in SCHEMAS[schema].columns if not {name, *_SPELLINGS.get(name, ())} & set(columns)]
+    if schema == "kto" and not missing:
+        is_pair = any(not missing_columns(columns, name) for name in ("preference", "rejected_response"))
+        return ["completion"] if is_pair or not detect_schema(columns, "sft") else []
+    return missing
 
 
 def spellings(columns: list[str], schema: str) -> dict[str, str]:
@@ -199,10 +295,82 @@ def spellings(columns: list[str], schema: str) -> dict[str, str]:
     return {name: other for name, other in found if other}
 
 
+def label_of(row: Row, of_kto: bool = False) -> bool | None:
+    """Whether a row's answer is a good one, as KTO's rows say it; None of a row that does not say it.
+
+    A number is a label in a source `of_kto`, and beside messages or a prompt and a completion: elsewhere it more often
+    is a class.
+    """
+    for name in _LABELS:
+        value = row.get(name)
+        if isinstance(value, str):
+            value = _LABEL_WORDS.get(value.strip().lower(), value)
+        if isinstance(value, bool):
+            return value
+        numbers = name == "kto_tag" or any(column in row for column in ("completion", "messages", "conversations"))
+        if (of_kto or numbers) and isinstance(value, int | float) and value in (0, 1):
+            return bool(value)
+    return None
+
+
+def refuse_left_out(row: Row, schema: str, phase: str) -> None:
+    """Refuse a row whose answer is a bad one, and one with images or sound, which no text tells.
+
+    Args:
+        row: under its schema's names.
+
+    Raises:
+        LeftOut: it is one.
+    """
+    if SCHEMAS[schema].kind == "text":
+        return
+    if found := next((name for name in _MEDIA if name in row and _is_medium(row[name])), None):
+        raise LeftOut(f"has {found}, which a text model cannot see")
+    if PHASES[phase][0] in ("text", "messages") and label_of(row) is False:
+        raise LeftOut("label is false: a bad answer, to learn from in phase dpo")
+
+
+def _is_medium(value: Any) -> bool:
+    """Whether a field holds an image or the like: no flag, no number, nothing that is empty all through."""
+    if isinstance(value, list | dict):
+        return any(map(_is_medium, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, bool | int | float) and not is_nothing(value)
+
+
+def read_keys(schema: str) -> set[str]:
+    """The keys of a row that a schema reads, under whatever spelling."""
+    kind = SCHEMAS[schema].kind
+    names = {*known_columns(schema)}
+    if schema == "kto":  # any chat row
+        chats = (name for chat in _CHATS for name in known_columns(chat))
+        names |= {spelt for name in chats for spelt in (name, *_SPELLINGS.get(name, ()))} | {*REASONINGS}
+    if kind != "text":
+        names |= {*TOOLS, *_MEDIA, *_LABELS, "system_prompt", ALONE, WORSE}
+    return names | ({*REASONINGS} if schema in _ONE_ANSWER else set())
+
+
+def unread_keys(row: Row, read: set[str]) -> list[str]:
+    """The keys of a row that say something and that nobody reads, those of its turns as `messages[].key`.
+
+    Args:
+        row: under its schema's names.
+        read: the keys that somebody reads; of a label only where it says good or bad.
+    """
+    unread = row.keys() - read
+    unread |= {name for name in REASONINGS if name in row and not is_reasoning(row[name])}
+    unread |= {name for name in _LABELS if name in row and label_of(row) is None}
+    unread = {name for name in unread if not is_nothing(row[name])}
+    for column in row.keys() & read:
+        if column in _TURN_COLUMNS and isinstance(row[column], list | dict | str):
+            unread |= {f"{column}[].{key}" for turn in _turns_in(row[column]) for key in unread_turn_keys(turn)}
+    return sorted(unread)
+
+
 def to_phase(row: Row, kind: str, phase: str) -> Row:
     """A converted row as the columns of a phase, checked: contents, roles and their order.
 
-    A conversation in a text phase stays `{"messages", "tools"}`: the chat template makes it a text.
+    A conversation in a text phase stays `{"messages", "tools"}`: the chat template makes it a text. A message has
+    `train: False` where it must not be trained.
 
     Raises:
         RowError: the row cannot be trained on.
@@ -211,13 +379,18 @@ def to_phase(row: Row, kind: str, phase: str) -> Row:
     if kind == "text":
         if not isinstance(row["text"], str) or not row["text"].strip():
             raise RowError("empty text" if not row["text"] or isinstance(row["text"], str) else "text is no string")
+        if stored_turns(row["text"], "text"):
+            raise RowError("text holds messages as JSON: set schema: messages and fields: {messages: text}")
         return row
-    tools = {"tools": _tools(row.get("tools"))}
+    tools = {"tools": row.get("tools")}
     if kind == "pair" and columns == "pair":
         return _pair(row) | tools
     if columns == "prompt":
-        return {"prompt": _conversation(_without_answer(row), last=("user", "tool"))} | tools
-    return {"messages": _conversation(row["messages"], last=("assistant",))} | tools
+        return {"prompt": _untold(_conversation(_without_answer(row), last=("user", "tool")))} | tools
+    messages = _conversation(row["messages"], last=("assistant",))
+    if all(turn.get("train") is False for turn in messages if turn["role"] == "assistant"):
+        raise LeftOut("no turn of the assistant is to be trained (loss, weight, train)")
+    return {"messages": messages} | tools
 
 
 def plain_text(row: Row) -> str:
@@ -244,9 +417,16 @@ def _pair(row: Row) -> Row:
     sides = {
         side: _conversation(prompt + row[side], last=("assistant",))[len(prompt) :] for side in ("chosen", "rejected")
     }
+    if any(turn.get("train") is False for side in sides.values() for turn in side):
+        raise RowError("a turn of chosen or rejected says that it is not trained (loss, weight, train)")
     if sides["chosen"] == sides["rejected"]:
         raise RowError("chosen equals rejected")
-    return {"prompt": prompt, **sides}
+    return {"prompt": _untold(prompt), **sides}
+
+
+def _untold(prompt: list[Message]) -> list[Message]:
+    """A prompt, of which nothing is trained whatever its turns say of that."""
+    return [{name: value for name, value in turn.items() if name != "train"} for turn in prompt]
 
 
 def _without_answer(row: Row) -> list[Message]:
@@ -283,82 +463,62 @@ _FOLLOWERS = {
 
 def _is_empty_system(turn: Message) -> bool:
     """An empty system turn says nothing; upstream hangs the tools on one."""
-    content = _joined(turn.get("content")) or ""
+    content = turn.get("content") or ""
     return turn["role"] == "system" and isinstance(content, str) and not content.strip()
 
 
 def _message(turn: Message) -> Message:
-    role, content = turn["role"], _joined(turn.get("content"))
+    role, content = turn["role"], turn.get("content")
     if role not in ROLES:
         raise RowError(f"unknown role {role!r:.20}")
     reasoning, calls = turn.get("reasoning_content"), turn.get("tool_calls")
-    if reasoning is not None and not isinstance(reasoning, str):
-        raise RowError("reasoning_content is no string")
-    calls = [_tool_call(call) for call in _parsed(calls, "tool_calls")] if calls else None
+    calls = [tool_call(call) for call in calls] if calls else None
     if content is None and calls:
         content = ""
     if not isinstance(content, str) or not (content.strip() or calls):
         raise RowError(f"empty {role} message" if not content or isinstance(content, str) else "content is no string")
-    return {"role": role, "content": content, "reasoning_content": reasoning, "tool_calls": calls}
+    if role in ("system", "user") and _is_placeholder(content):
+        raise LeftOut("has an image, video or sound in its text, which a text model cannot see")
+    message = {"role": role, "content": content, "reasoning_content": reasoning, "tool_calls": calls}
+    return message | ({"train": False} if turn.get("train") is False else {})
 
 
-def _joined(content: Any) -> Any:
-    """The text of a content that is a list of parts, as multimodal chat formats write it."""
-    if not isinstance(content, list):
-        return content
-    if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
-        raise RowError("content has parts that are not text")
-    return "".join(part["text"] for part in content)
-
-
-def _tool_call(call: Row) -> Row:
-    """`{"name", "arguments"}` with the arguments as JSON, which every template prints as it stands."""
-    call = call.get("function") or call if isinstance(call, dict) else None
-    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
-        raise RowError("a tool call without a name")
-    arguments = {} if call.get("arguments") is None else call["arguments"]
-    return {"name": call["name"], "arguments": arguments if isinstance(arguments, str) else _as_json(arguments)}
-
-
-def _tools(tools: str | list | None) -> str | None:
-    # As JSON, because Arrow would give all tools of a data set the union of their keys.
-    parsed = _parsed(tools, "tools") if tools else None
-    return _as_json(parsed) if parsed else None
-
-
-def _parsed(value: str | list, what: str) -> list:
-    """A list, or the list that a JSON string holds: upstream's data stores tools and tool calls as strings."""
-    try:
-        value = json.loads(value) if isinstance(value, str) else value
-    except (ValueError, RecursionError):
-        raise RowError(f"{what} is not JSON") from None
-    if not isinstance(value, list):
-        raise RowError(f"{what} is not a list")
-    return value
-
-
-def _as_json(value) -> str:
-    return json.dumps(value, ensure_ascii=False)  # as the templates' own `tojson` writes it
+def _is_placeholder(content: str) -> bool:
+    """Whether an image stands in a text, as `<image>`; XML has an end to it, and prose puts it between backticks."""
+    found = _PLACEHOLDER.search(content)
+    return bool(found) and "</image>" not in content.lower() and "`" not in content
 
 
 def _chat(row: Row, turns: list[Message]) -> Row:
     return {"messages": _with_system(row, turns), "tools": _tools_of(row, turns)}
 
 
-def _tools_of(row: Row, turns: list[Message]) -> str | list | None:
+def _tools_of(row: Row, turns: list[Message]) -> str | None:
     """The row's tools, or those that hang on a turn: upstream's, today and as of MiniMind2."""
-    hung = (turn.get("tools") or turn.get("functions") for turn in turns)
-    return row.get("tools") or next((tools for tools in hung if tools), None)
+    given = [*(row[name] for name in TOOLS if name in row), *(turn["tools"] for turn in turns if "tools" in turn)]
+    found = {tools_json(tools): None for tools in given if not is_nothing(tools)}
+    if len(found) > 1:
+        raise RowError("two different lists of tools")
+    return next(iter(found), None)
 
 
-def _answered(row: Row, prompt: str, answer: Any) -> Row:
-    turns = [*_history(row), {"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-    return _chat(row, turns)
+def _answered(row: Row, prompt: str, answer: Any, calls: list | None = None) -> Row:
+    """A conversation of a question and an answer, each of which may be messages that were stored as text."""
+    asked = stored_turns(prompt, "the question") or [{"role": "user", "content": prompt}]
+    answered = stored_turns(answer, "the answer") if isinstance(answer, str) else None
+    if not answered:
+        reasoning = reasoning_of(row)
+        answered = [{"role": "assistant", "content": answer, "tool_calls": calls, "reasoning_content": reasoning}]
+    return _chat(row, _history(row) + read_turns(asked + answered, "answer"))
 
 
 def _history(row: Row) -> list[Message]:
-    pairs = row.get("history") or []
-    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+    pairs = [] if is_nothing(row.get("history")) else row["history"]
+    if isinstance(pairs, str):
+        pairs = loaded_list(pairs, "history")
+    if pairs and isinstance(pairs, list) and all(isinstance(turn, dict) for turn in pairs):
+        return read_turns(pairs, "history")
+    if not isinstance(pairs, list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
         raise RowError("history is not a list of pairs")
     roles = ("user", "assistant")
     return [{"role": role, "content": text} for pair in pairs for role, text in zip(roles, pair, strict=True)]
@@ -376,10 +536,20 @@ def _joined_turns(prompt: list[Message], repeated: list[Message]) -> list[Messag
 
 
 def _with_system(row: Row, turns: list[Message]) -> list[Message]:
-    system = row.get("system")
-    if not isinstance(system, str) or not system.strip() or (turns and turns[0]["role"] == "system"):
+    """Turns behind the row's system text; where they begin with another one, that follows it after a blank line."""
+    system = next((row[name] for name in ("system", "system_prompt") if not is_nothing(row.get(name))), None)
+    if system is None:
         return turns
-    return [{"role": "system", "content": system}, *turns]
+    if not isinstance(system, str):
+        raise RowError("system is no string")
+    if not turns or turns[0]["role"] != "system":
+        return [{"role": "system", "content": system}, *turns]
+    own = turns[0].get("content") or ""
+    if not isinstance(own, str):
+        raise RowError("content is no string")
+    if own.strip() == system.strip():
+        return turns
+    return [turns[0] | {"content": f"{system}\n\n{own}" if own.strip() else system}, *turns[1:]]
 
 
 def _text(row: Row, column: str) -> str:
@@ -398,59 +568,48 @@ def _asked(row: Row, column: str) -> str:
 
 
 def _prompt(row: Row) -> list[Message]:
+    """The prompt behind its history."""
     if row.get("instruction") and row["instruction"] == row.get("prompt"):
-        return [{"role": "user", "content": _asked(row, "prompt")}]
+        return [*_history(row), {"role": "user", "content": _asked(row, "prompt")}]
     turns = _messages(row, "prompt", "user")
-    # A transcript may end with the "Assistant:" that asks for the answer.
-    return turns[:-1] if turns[-1] == {"role": "assistant", "content": ""} else turns
+    # A transcript may end with the "Assistant:" that asks for the answer; whole messages may hold the answer.
+    is_whole = row["prompt"] is row.get("messages") and turns[-1]["role"] == "assistant" and "chosen" in row
+    is_asking = turns[-1] == {"role": "assistant", "content": ""}
+    return _history(row) + (turns[:-1] if is_whole or is_asking else turns)
 
 
 def _messages(row: Row, column: str, role: str) -> list[Message]:
-    """A column that is text (the turn of `role`, or an HH-RLHF transcript) or messages."""
+    """A column that is messages, also as JSON or Python text, or the text of one turn, of `role`."""
     value = row.get(column)
     if isinstance(value, dict | list):
-        return _turns([value] if isinstance(value, dict) else value, column)
-    text = _text(row, column)
-    if not _TRANSCRIPT.match(text):
-        return [{"role": role, "content": text}]
-    return _transcript(text)
+        turns = read_turns(value, column)
+    else:
+        text = _text(row, column)
+        turns = stored_turns(text, column) or [{"role": role, "content": text}]
+    reasoning = reasoning_of(row) if column == "completion" else None
+    if reasoning and turns[-1]["role"] == "assistant" and not turns[-1].get("reasoning_content"):
+        turns[-1] = turns[-1] | {"reasoning_content": reasoning}
+    return turns
 
 
-def _turns(turns: Any, column: str) -> list[Message]:
-    if not turns:
-        raise RowError(f"no {column}")
-    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        raise RowError(f"{column}: not a list of objects")
-    return [_turn(turn) for turn in turns]
+def _turns_in(value: list | dict | str) -> list[Message]:
+    """The turns of a column, stored as text or not, whatever they hold."""
+    if isinstance(value, str):
+        if not value.lstrip().startswith(("[", "{")):
+            return []
+        try:
+            value = loaded(value)
+        except ValueError:
+            return []
+    if isinstance(value, dict):
+        value = one_by_one(value)
+    return [turn for turn in value if isinstance(turn, dict)] if isinstance(value, list) else []
 
 
-_TRANSCRIPT = re.compile(r"\s*(Human|Assistant): ?")
-_SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \n]?")
-
-
-def _transcript(text: str) -> list[Message]:
-    """Anthropic's HH-RLHF strings: turns that start with a blank line and `Human:` or `Assistant:`."""
-    _, *parts = _SPEAKER.split(text.strip())
-    roles = {"Human": "user", "Assistant": "assistant"}
-    turns = zip(parts[::2], parts[1::2], strict=True)
-    return [{"role": roles[speaker], "content": content.strip()} for speaker, content in turns]
-
-
-def _turn(turn: Message) -> Message:
-    """A turn under MiniMind's names, without what is null; ShareGPT has `from` and `value`."""
-    sender, content = turn.get("role"), turn.get("content")
-    if sender is None and "from" in turn:
-        sender, content = turn["from"], turn.get("value")
-    if not isinstance(sender, str):
-        raise RowError("a message without a role")
-    read = {name: turn.get(name) for name in ("reasoning_content", "tool_calls", "tools", "functions")}
-    read |= {"role": _ROLES.get(sender.lower(), sender.lower()), "content": content}
-    if sender == "function_call":
-        read |= {"content": None, "tool_calls": _as_calls(content)}
-    return {name: value for name, value in read.items() if value is not None}
-
-
-def _as_calls(value: Any) -> list:
-    """The calls of a ShareGPT turn: JSON of one, or of a list."""
-    [calls] = _parsed(f"[{value}]" if isinstance(value, str) else [value], "function_call")
-    return calls if isinstance(calls, list) else [calls]
+_PLACEHOLDER = re.compile(
+    r"<\|?image(?:[ _]?\d+)?(?:_pad)?\|?>|^\s*<\|?(?:video|audio|speech)(?:_\d+)?\|?>", re.IGNORECASE
+)
+_LABEL_WORDS = {
+    **dict.fromkeys(("true", "yes", "good", "desirable", "chosen", "positive"), True),
+    **dict.fromkeys(("false", "no", "bad", "undesirable", "rejected", "negative"), False),
+}

@@ -50,9 +50,9 @@ def build_stream(mixer: "DatasetMixer", tokenizer) -> IterableDatasetDict:
 
     def mixed(streams: list[IterableDataset], seed: int) -> IterableDataset:
         rows = interleave_datasets(streams, probabilities=ratios, seed=seed, stopping_strategy="first_exhausted")
-        return _decoded(
-            rows.remove_columns(list(FACTS)), sorted({name for s in sources for name in s.converter.extras})
-        )
+        needless = [] if any(source.converter.flattens for source in sources) else ["untrained"]
+        rows = rows.remove_columns([*FACTS, *(name for name in needless if name in sources[0].converter.features)])
+        return _decoded(rows, sorted({name for s in sources for name in s.converter.extras}))
 
     train = mixed([source.train(held_out) for source in sources], mixture.seed)
     if mixture.size:
@@ -80,6 +80,11 @@ class _Stream:
         self.files = mixer.files(self.source)
         self.own = mixer.files(self.source, validation=True)
         self.converter = mixer.converter(self.source, self.files + self.own, tokenizer, stream=True)
+        if self.converter.schema == "kto":
+            raise MixtureError(
+                f"{mixer.path}: datasets.{self.source.name}: answers with a label (KTO) become pairs over the whole "
+                "source, which a stream never sees: set streaming: false"
+            )
         mixer.look_at(self.source, self.files, self.converter)
         self.seen = mixer.seen.setdefault(self.source.name, Counter())
 
@@ -168,6 +173,7 @@ def _kept(name: str, seen: Counter, held_out: set[int]) -> Callable[[Row], bool]
             reached[row["_file"]] = row["_number"]
             seen["rows read"] += 1
             seen.update([reason] if reason else [])
+            seen.update(f"with {key!r}, which is not read" for key in (row["_unread"] or "").splitlines())
             unusable, kept = unusable + bool(row["_unusable"]), kept + (reason is None)
             if seen["rows read"] == _LOOKED_AT and (unusable > _LOOKED_AT / 2 or not kept):
                 told = ", ".join(f"{count} {what}" for what, count in seen.items())

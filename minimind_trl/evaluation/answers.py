@@ -181,7 +181,8 @@ def _right_answer(row: dict) -> str | None:
     answer: Any = row.get("answer")
     if answer is not None:
         return answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
-    if "messages" not in row or row["messages"][-1].get("tool_calls"):
+    last = row["messages"][-1] if "messages" in row else {}
+    if not last or last.get("tool_calls") or last.get("train") is False:
         return None
     return row["messages"][-1]["content"]
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import InputError
-from ..tokenization import with_training_template
+from ..tokenization import tokenize_conversation, tokenize_text, with_training_template
 
 _SCORED_AT_ONCE = 4096  # positions whose logits are float32 at the same time
 
@@ -87,10 +87,11 @@ def tokenize_rows(
     """Token ids of each row, and whether each of them is to be predicted, cut after `max_length` tokens.
 
     As TRL's SFTTrainer prepares them: a text ends with the end-of-sequence token, which is appended where it is
-    missing; a conversation is what the chat template renders, with `assistant_only` by its training twin.
+    missing; a conversation is what the chat template renders, with `assistant_only` by its training twin. Turns that
+    are not to be trained are not.
 
     Args:
-        rows: with `text`, or `messages` and perhaps `tools` (JSON or a list).
+        rows: with `text` and perhaps `untrained`, or `messages` and perhaps `tools` (JSON or a list).
 
     Raises:
         InputError: with `assistant_only`, the chat template has no training twin.
@@ -101,15 +102,11 @@ def tokenize_rows(
 
 def _tokenize_row(row: dict, tokenizer, max_length: int | None, assistant_only: bool) -> tuple[list[int], list[bool]]:
     if "messages" not in row:
-        text = row["text"] if row["text"].endswith(tokenizer.eos_token) else row["text"] + tokenizer.eos_token
-        ids = tokenizer(text)["input_ids"][:max_length]
-        return ids, [True] * len(ids)
-    tools = json.loads(row["tools"]) if isinstance(row.get("tools"), str) else row.get("tools")
-    options = {"tools": tools, "return_dict": True, "return_assistant_tokens_mask": assistant_only}
-    rendered = tokenizer.apply_chat_template(row["messages"], **options)
-    ids = rendered["input_ids"][:max_length]
-    mask = rendered["assistant_masks"][:max_length] if assistant_only else [1] * len(ids)
-    return ids, [bit == 1 for bit in mask]
+        ids, mask = tokenize_text(tokenizer, row["text"], row.get("untrained"))
+    else:
+        tools = json.loads(row["tools"]) if isinstance(row.get("tools"), str) else row.get("tools")
+        ids, mask = tokenize_conversation(tokenizer, row["messages"], tools, assistant_only)
+    return ids[:max_length], mask[:max_length]
 
 
 def token_byte_lengths(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:

@@ -10,13 +10,13 @@ from trl import get_peft_config
 
 from ..data import DatasetMixer
 from ..errors import InputError
-from ..evaluation.held_out import evaluating, tokenize_rows
+from ..evaluation.held_out import evaluating
 from ..models import MiniMindForCausalLM, load_model
 from ..models.checkpoints import NATIVE_SUFFIXES
 from ..tokenization import with_training_template
 from ..trainers import AnswersCollator
 from .arguments import MachineDefaults
-from .training import HeldOutEvaluation, capped, run, settle
+from .training import HeldOutEvaluation, capped, run, settle, with_labels
 
 # TRL warns of its experimental parts, which may change; the lock holds the version that this was tested with.
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
@@ -103,7 +103,7 @@ def train_distillation(args, config, lora, model, teacher, tokenizer, data: Data
     """Train with TRL's GKDTrainer; of `run`'s arguments and results."""
     settle(args, config, "Distill")
     with config.main_process_first(desc="tokenizing"):  # the others find its rows in the cache of `datasets`
-        train = _answers(data["train"], tokenizer, config.max_length)
+        train = _answers(data["train"], tokenizer, config.max_length, config.dataset_num_proc)
     held_out = capped(args, config, data["validation"])
     trainer = RecipeGKDTrainer(
         model=model,
@@ -123,15 +123,9 @@ def train_distillation(args, config, lora, model, teacher, tokenizer, data: Data
     return run(trainer, args, tokenizer, data, mixer)
 
 
-def _answers(rows: Dataset | IterableDataset, tokenizer, max_length: int | None) -> Dataset | IterableDataset:
+def _answers(
+    rows: Dataset | IterableDataset, tokenizer, max_length: int | None, num_proc: int | None = None
+) -> Dataset | IterableDataset:
     """Rows with `input_ids` and `labels` (-100 but for the assistant's turns), without those that have no target."""
-
-    def tokenize(batch: dict[str, list]) -> dict[str, list]:
-        names = [name for name in ("messages", "tools") if name in batch]
-        whole = [dict(zip(names, values, strict=True)) for values in zip(*(batch[name] for name in names), strict=True)]
-        cut = tokenize_rows(whole, tokenizer, max_length, assistant_only=True)
-        labels = [[token if wanted else -100 for token, wanted in zip(*row, strict=True)] for row in cut]
-        return {"input_ids": [ids for ids, _ in cut], "labels": labels}
-
-    rows = rows.map(tokenize, batched=True)
+    rows = with_labels(rows, tokenizer, assistant_only=True, max_length=max_length, num_proc=num_proc)
     return rows.filter(lambda row: any(label != -100 for label in row["labels"]))

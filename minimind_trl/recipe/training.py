@@ -14,7 +14,7 @@ from trl import DPOTrainer, RewardTrainer, SFTTrainer, get_peft_config, pack_dat
 from ..data import LOCK, DatasetMixer
 from ..errors import InputError
 from ..evaluation import held_out_figures
-from ..evaluation.held_out import evaluating
+from ..evaluation.held_out import evaluating, tokenize_rows
 from ..files import write_json
 from ..tokenization import with_training_template
 from ..trainers import (
@@ -79,7 +79,8 @@ class HeldOutEvaluation(MeteredTrainer):
 class RecipeSFTTrainer(HeldOutEvaluation, SFTTrainer):
     """SFTTrainer with the recipes' evaluation.
 
-    Rows are cut to `max_length`, and those left without a target dropped, before they are packed.
+    Rows are cut to `max_length`, and those left without a target dropped, before they are packed. Turns that are not to
+    be trained have no labels.
     """
 
     rows_without_target = 0  # of the training split; unknown, and 0, for a stream
@@ -97,6 +98,12 @@ class RecipeSFTTrainer(HeldOutEvaluation, SFTTrainer):
         return "flash" in self.model.config._attn_implementation
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
+        columns = set(dataset.column_names or next(iter(dataset)))
+        if columns & {"messages", "untrained"} and "input_ids" not in columns:  # some turns may not be trained
+            with args.main_process_first(desc="tokenizing"):
+                dataset = with_labels(
+                    dataset, processing_class, args.assistant_only_loss, num_proc=args.dataset_num_proc
+                )
         pack_whole_rows = packing and args.packing_strategy == "bfd"  # the other strategies do not cut rows
         arguments = (dataset, processing_class, args, packing and not pack_whole_rows, formatting_func, dataset_name)
         prepared = super()._prepare_dataset(*arguments)
@@ -105,6 +112,25 @@ class RecipeSFTTrainer(HeldOutEvaluation, SFTTrainer):
         if not pack_whole_rows or (isinstance(prepared, Dataset) and len(prepared) == 0):
             return prepared
         return pack_dataset(prepared.select_columns(["input_ids", "labels"]), args.max_length, "bfd")
+
+
+def with_labels(
+    rows: Dataset | IterableDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    assistant_only: bool,
+    max_length: int | None = None,
+    num_proc: int | None = None,
+) -> Dataset | IterableDataset:
+    """Rows of a mixture with `input_ids` and `labels`, which are -100 where nothing is learned, cut to `max_length`."""
+
+    def tokenize(batch: dict[str, list]) -> dict[str, list]:
+        names = [name for name in ("text", "untrained", "messages", "tools") if name in batch]
+        whole = [dict(zip(names, values, strict=True)) for values in zip(*(batch[name] for name in names), strict=True)]
+        cut = tokenize_rows(whole, tokenizer, max_length, assistant_only)
+        labels = [[token if wanted else -100 for token, wanted in zip(*row, strict=True)] for row in cut]
+        return {"input_ids": [ids for ids, _ in cut], "labels": labels}
+
+    return rows.map(tokenize, batched=True, **({"num_proc": num_proc} if isinstance(rows, Dataset) else {}))
 
 
 class RecipeDPOTrainer(MeteredTrainer, DPOTrainer):

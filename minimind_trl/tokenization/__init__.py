@@ -5,6 +5,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from minimind_trl.tokenization.control_tokens import MessageError, escape_control_tokens, find_control_tokens
+from minimind_trl.tokenization.masks import tokenize_conversation, tokenize_text, untrained_spans
 from minimind_trl.tokenization.templates import (
     GENERATIONS,
     ChatTemplateError,
@@ -35,8 +36,11 @@ __all__ = [
     "iter_texts",
     "save_tokenizer",
     "tiny_tokenizer",
+    "tokenize_conversation",
+    "tokenize_text",
     "train_tokenizer",
     "training_template",
+    "untrained_spans",
     "with_training_template",
 ]
 

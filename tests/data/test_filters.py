@@ -12,6 +12,7 @@ from minimind_trl.data.filters import (
     FilterSpec,
     LengthFilter,
     code_quality_score,
+    code_ratio,
     quality_score,
 )
 from minimind_trl.errors import MixtureError
@@ -148,6 +149,26 @@ def test_code_quality_of_a_language_asks_that_the_fenced_blocks_of_it_parse():
     assert reason(CHAT_WITH_CODE.replace("return", "return return"), **spec) == dropped
     assert reason("```js\nconst f = (x) => { return x; };\n```", **spec) == dropped
     assert reason("x = " + "(" * 500 + ")" * 500, min_score=0.0, **spec) == dropped
+
+
+@pytest.mark.parametrize("text", [PYTHON, CHAT_WITH_CODE, f"```python\n{PYTHON}```", f"{ENGLISH}\n{PYTHON}"])
+def test_a_least_share_of_code(text):
+    assert reason(text, type="code_quality", min_code_ratio=0.1) is None
+    assert reason(ENGLISH, type="code_quality", min_code_ratio=0.1) == "code_quality: under 10% of it is code"
+    both = {"type": "code_quality", "min_code_ratio": 0.1, "min_score": 1.0}
+    assert reason(text, **both) == "code_quality: score under 1.0"
+
+
+def test_the_share_of_code_is_measured_in_characters():
+    assert code_ratio("") == 0 and code_ratio(PYTHON) == 1
+    assert code_ratio(f"```\n{ENGLISH}\n```\n{ENGLISH}") == pytest.approx(0.5)
+
+
+def test_languages_is_another_name_of_keep():
+    assert reason(FRENCH, type="language", languages=["en"]) == "language: fr"
+    assert reason(ENGLISH, type="language", languages=["en"]) is None
+    ((place, kind, _),) = problems({"type": "language", "languages": ["en"], "keep": ["en"]})
+    assert (place, kind) == ((0, "language", "languages"), "extra_forbidden")
 
 
 def test_language_keeps_the_listed_ones():

@@ -36,6 +36,60 @@ def test_shares_are_exact_no_row_comes_twice_and_the_rest_is_counted(write):
         assert source.train.rows + source.validation.rows + sum(source.dropped.values()) == rows_in
 
 
+@pytest.mark.parametrize("phase", ["pretrain", "midtrain", "sft", "dpo", "rlaif"])
+@pytest.mark.parametrize("suffix", ["_phase1", "_phase2", "_phase12"])
+def test_a_numbered_phase_is_that_phase(write, phase, suffix):
+    path = write({"a": texts("a", 9)}, phase=phase + suffix)
+    assert DatasetMixer.from_yaml(path).name == f"{phase}_mixture"
+
+
+def test_a_mixture_file_of_the_fork_loads_unchanged(tmp_path):
+    path = tmp_path / "default.yaml"
+    path.write_text(
+        """
+metadata:
+  phase: "midtrain_phase1"
+  description: "code, reasoning, and general text replay"
+  total_tokens: 50_000_000  # 50M tokens for testing
+  max_seq_length: 512
+  version: "1.0"
+datasets:
+  - name: "stories"
+    source: "roneneldan/TinyStories"
+    mix_ratio: 0.4
+    format: "huggingface"
+    text_field: "text"
+    splits: ["train"]
+    max_samples: 30000
+    filters:
+      - type: "language"
+        languages: ["en"]
+  - name: "code"
+    source: "iamtarun/python_code_instructions_18k_alpaca"
+    mix_ratio: 0.6
+    format: "huggingface"
+    text_field: "output"
+    splits: ["train"]
+    filters:
+      - type: "length"
+        min_length: 50
+        max_length: 2000
+      - type: "quality"
+        min_score: 0.2
+      - type: "code_quality"
+        min_code_ratio: 0.1
+validation:
+  ratio: 0.05
+  seed: 42
+  stratified: true
+"""
+    )
+    mixture = load_mixture(path)
+    [language], [*_, code] = (source.filters for source in mixture.datasets)
+    assert mixture.metadata.phase == "midtrain"
+    assert language.keep == ["en"] and code.min_code_ratio == 0.1
+
+
 def test_a_sample_is_of_the_whole_source_not_its_head(write):
     data, _ = build(write({"a": texts("a", 1000)}, options={"max_samples": 200}))
     numbers = [int(text.split()[1]) for text in data["train"]["text"]]
