@@ -1,6 +1,6 @@
 """What a MiniMind is: config, models, checkpoint conversion. Importing this registers the Auto classes."""
 
-from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils import constants as peft_constants
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -36,8 +36,10 @@ for _auto_class, _model_class in _AUTO_CLASSES.items():
     _auto_class.register(MiniMindConfig, _model_class)
     _model_class.register_for_auto_class(_auto_class.__name__)
 
-# Where PEFT puts LoRA when it is not told: as for Llama and Qwen3.
-TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING[MiniMindConfig.model_type] = ["q_proj", "v_proj"]
+# Where PEFT puts LoRA, IA3, VeRA and its other methods when it is not told: as for Qwen3.
+for _name, _mapping in vars(peft_constants).items():
+    if _name.startswith("TRANSFORMERS_MODELS_TO_") and "qwen3" in _mapping:
+        _mapping[MiniMindConfig.model_type] = _mapping["qwen3"]
 
 __all__ = [
     "PRESETS",

@@ -121,9 +121,9 @@ class MiniMindConfig(PreTrainedConfig):
         router_aux_loss_type (`"sequence"`, `"token"` or `"global"`, *optional*): Formula of the load-balancing loss,
             see `load_balancing_loss` in the modeling file.
         router_aux_loss_coef (`float`, *optional*): Weight of that loss in training.
-        output_router_logits (`bool`, *optional*): Return router logits and the auxiliary loss; on by default, because
-            MiniMind always trains with it and TRL drops the loss silently when this is off. Dense configs do not have
-            the attribute: TRL takes its presence for the mark of a MoE model.
+        output_router_logits (`bool`, *optional*): Return router logits and the auxiliary loss while training; on by
+            default, because MiniMind always trains with it and TRL drops the loss silently when this is off. Dense
+            configs do not have the attribute: TRL takes its presence for the mark of a MoE model.
         rope_parameters (`dict`, *optional*): RoPE as transformers 5 writes it; `rope_theta` defaults to 1e6.
 
     Raises:
@@ -132,6 +132,34 @@ class MiniMindConfig(PreTrainedConfig):
 
     model_type: ClassVar[str] = "minimind"
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    # How transformers shards the backbone (`tp_plan="auto"`, experts, pipelines): as the twins' plans.
+    base_model_tp_plan: ClassVar[dict[str, str]] = {
+        "layers.*.self_attn.q_proj": "colwise",
+        "layers.*.self_attn.k_proj": "colwise",
+        "layers.*.self_attn.v_proj": "colwise",
+        "layers.*.self_attn.q_norm": "replicated_with_grad_allreduce",
+        "layers.*.self_attn.k_norm": "replicated_with_grad_allreduce",
+        "layers.*.self_attn.o_proj": "rowwise",
+        "layers.*.mlp.experts.gate_up_proj": "packed_colwise",
+        "layers.*.mlp.experts.down_proj": "rowwise",
+        "layers.*.mlp.experts": "moe_tp_experts",
+        "layers.*.mlp.shared_experts.*.gate_proj": "colwise",
+        "layers.*.mlp.shared_experts.*.up_proj": "colwise",
+        "layers.*.mlp.shared_experts.*.down_proj": "rowwise",
+        "layers.*.mlp.gate_proj": "colwise",
+        "layers.*.mlp.up_proj": "colwise",
+        "layers.*.mlp.down_proj": "rowwise",
+    }
+    base_model_ep_plan: ClassVar[dict[str, str]] = {
+        "layers.*.mlp.experts.gate_up_proj": "grouped_gemm",
+        "layers.*.mlp.experts.down_proj": "grouped_gemm",
+        "layers.*.mlp.experts": "ep_dispatch_experts",
+    }
+    base_model_pp_plan: ClassVar[dict[str, tuple[list[str], list[str]]]] = {
+        "embed_tokens": (["input_ids"], ["inputs_embeds"]),
+        "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
+        "norm": (["hidden_states"], ["hidden_states"]),
+    }
     default_theta: ClassVar[float] = 1e6
     attribute_map: ClassVar[dict[str, str]] = {
         "num_local_experts": "num_experts",

@@ -329,6 +329,8 @@ class MiniMindForCausalLM(MiniMindPreTrainedModel, GenerationMixin):
     """MiniMind with a language modelling head, tied to the embeddings by default."""
 
     _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan: ClassVar[dict[str, str]] = {"lm_head": "colwise_gather_output"}
+    _pp_plan: ClassVar[dict[str, tuple[list[str], list[str]]]] = {"lm_head": (["hidden_states"], ["logits"])}
     _fsdp_plan: ClassVar[dict[str, str]] = {"lm_head": "keep_full_weight"}
 
     def __init__(self, config: MiniMindConfig):
@@ -354,13 +356,12 @@ class MiniMindForCausalLM(MiniMindPreTrainedModel, GenerationMixin):
     ) -> MoeCausalLMOutputWithPast:
         """Arguments as in `MiniMindModel.forward`; `labels` (batch, length) use -100 for positions without loss.
 
-        `aux_loss` is the load-balancing loss without its coefficient. `loss` includes it, times
+        `aux_loss` is the load-balancing loss without its coefficient. It is there, and `loss` includes it times
         `router_aux_loss_coef`, while training (as upstream does: the evaluation loss stays plain cross-entropy), or
         where `output_router_logits=True` asks for it explicitly.
         """
-        add_aux_loss = self.training if output_router_logits is None else output_router_logits
         if output_router_logits is None:
-            output_router_logits = getattr(self.config, "output_router_logits", False)
+            output_router_logits = self.training and getattr(self.config, "output_router_logits", False)
         outputs: MoeModelOutputWithPast = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -380,7 +381,7 @@ class MiniMindForCausalLM(MiniMindPreTrainedModel, GenerationMixin):
         aux_loss = None
         if outputs.router_logits:
             aux_loss = load_balancing_loss(outputs.router_logits, self.config, hidden_states.shape[:2], attention_mask)
-            if loss is not None and add_aux_loss:
+            if loss is not None:
                 loss = loss + self.config.router_aux_loss_coef * aux_loss.to(loss.device)
 
         return MoeCausalLMOutputWithPast(

@@ -205,10 +205,17 @@ def test_padding_does_not_count_in_the_load_balancing_loss(loss_type):
 def test_the_evaluation_loss_is_plain_cross_entropy(model):
     ids = random_ids(2, 9)
     training, evaluation = model.train()(ids, labels=ids), model.eval()(ids, labels=ids)
+    assert evaluation.aux_loss is None and evaluation.router_logits is None
     asked = model.eval()(ids, labels=ids, output_router_logits=True)
     weighted = model.config.router_aux_loss_coef * training.aux_loss
     torch.testing.assert_close(training.loss, evaluation.loss + weighted)
     torch.testing.assert_close(asked.loss, training.loss)
+
+
+def test_the_first_of_a_tuple_of_outputs_is_the_logits(model):
+    """As of stock models; with router logits asked for, transformers puts the auxiliary loss before them."""
+    ids = random_ids(2, 9)
+    assert torch.equal(model(ids, return_dict=False)[0], model(ids).logits)
 
 
 # --- heads, embeddings, adapters, compilation -------------------------------------------------------------------------

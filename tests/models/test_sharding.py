@@ -1,4 +1,4 @@
-"""The models under torch's fully_shard, which is what FSDP2 runs: in two processes, over gloo."""
+"""The models in two processes, over gloo: under torch's fully_shard, which is what FSDP2 runs, and tensor parallel."""
 
 import json
 
@@ -27,3 +27,17 @@ def test_sharded_over_two_processes_it_trains_as_in_one(kind, tmp_path):
     model, told = AutoModelForCausalLM.from_pretrained(two, output_loading_info=True)
     assert not any(told[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert sum(parameter.numel() for parameter in model.parameters()) > 10_000
+
+
+@pytest.mark.slow
+def test_tensor_parallel_models_give_the_logits_of_whole_ones(checkpoints, kind, tmp_path):
+    """`from_pretrained(..., tp_plan="auto")`: attention, feed-forward, experts and shared experts are split."""
+    done = run("tests/models/tensor_parallel.py", [checkpoints[kind], tmp_path / "sharded.pt"], processes=2)
+    assert done.returncode == 0, done.stderr
+    found = torch.load(tmp_path / "sharded.pt", weights_only=True)
+    parts = ("q_proj", "o_proj", "experts.gate_up_proj" if kind.startswith("moe") else "mlp.gate_proj")
+    assert all(any(part in name for name in found["sharded"]) for part in parts)
+    whole = AutoModelForCausalLM.from_pretrained(checkpoints[kind]).eval()
+    with torch.no_grad():
+        expected = whole(torch.arange(3, 15).reshape(2, 6)).logits
+    torch.testing.assert_close(found["logits"], expected, atol=1e-5, rtol=1e-4)
