@@ -8,6 +8,7 @@ from transformers.utils.logging import disable_progress_bar
 from .data import commands
 from .errors import InputError
 from .evaluation import command as evaluation
+from .files import full_disk
 from .models import convert
 from .tokenization import training
 
@@ -30,6 +31,11 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if not (told := full_disk(error)):
+            raise
+        print(f"error: {told}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -1,5 +1,6 @@
 """Files that are either whole or not there."""
 
+import errno
 import glob
 import hashlib
 import json
@@ -54,6 +55,16 @@ def file_digest(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def full_disk(error: BaseException | None) -> str | None:
+    """What to tell where an error, or what caused it, is that a disk is full; else None."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            told = f"{error.filename}: " if error.filename else ""
+            return f"{told}{os.strerror(error.errno)}; make room, or set TMPDIR and HF_HOME to a larger disk"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _replace_folder(new: Path, old: Path) -> None:

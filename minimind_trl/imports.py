@@ -2,6 +2,8 @@
 
 import functools
 import importlib
+import inspect
+import sys
 from collections.abc import Callable
 
 from .errors import InputError, nearest
@@ -24,3 +26,24 @@ def imported(name: str) -> Callable:
         hint = nearest(function_name, [key for key, value in vars(module).items() if callable(value)])
         raise InputError(f"{module_name} has no function {function_name!r}{hint}")
     return function
+
+
+def refuse_foreign(name: str, what: str, wanted: str) -> None:
+    """Refuse a `module:function` that was not written to be called here, such as `os:system`.
+
+    Args:
+        what: that it is meant to be, for the message.
+        wanted: how such a function is called, for the message.
+
+    Raises:
+        InputError: it cannot be imported, comes from Python itself, or does not tell its parameters.
+    """
+    function = imported(name)
+    inner = inspect.unwrap(function.func if isinstance(function, functools.partial) else function)
+    home = (getattr(inner, "__module__", None) or name).partition(".")[0]
+    if home in sys.stdlib_module_names:
+        raise InputError(f"{name} is a function of Python's own ({home}), no {what}: {wanted}")
+    try:
+        inspect.signature(function)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name} does not tell its parameters, so that it is no {what}: {wanted}") from error

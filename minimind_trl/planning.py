@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import psutil
 import torch
@@ -26,6 +27,7 @@ from .recipe import (
     parse_arguments,
 )
 from .recipe.online import GRPORecipeConfig, PPORecipeConfig, SPORecipeConfig, load_reward_funcs
+from .yaml_files import load_yaml
 
 RECIPES = {
     "pretrain": PretrainConfig,
@@ -116,9 +118,13 @@ def read_sharding(args: PlanArguments) -> Sharding:
         return Sharding(kind, count)
     name = args.accelerate_config
     try:
+        if Path(name).suffix != ".json":
+            load_yaml(Path(name).read_text(encoding="utf-8"))  # whose aliases accelerate would follow without an end
         launch = load_config_from_file(name)
     except FileNotFoundError as error:
         raise InputError(f"--accelerate_config {name}: no such file") from error
+    except OSError as error:
+        raise InputError(f"--accelerate_config {name}: cannot be read: {error.strerror}") from error
     except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise InputError(f"--accelerate_config {name}: {' '.join(str(error).split())}") from error
     kind = str(getattr(launch.distributed_type, "value", launch.distributed_type))
@@ -258,6 +264,8 @@ def make_plan(recipe: str, options: list[str]) -> Plan:
     given = [f"--{name} cannot be counted: {why}" for name, why in _NOT_COUNTED.items() if getattr(config, name, False)]
     if given:
         raise InputError("; ".join(given))
+    if config.learning_rate is None:
+        config.learning_rate = 1e-3  # which no memory depends on, and no optimizer is made without
     sharding = read_sharding(args)
     if sharding.mixed_precision in ("bf16", "fp16") and not (config.bf16 or config.fp16):
         setattr(config, sharding.mixed_precision, True)  # accelerate's, as where the recipe does not say

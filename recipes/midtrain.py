@@ -25,6 +25,7 @@ from minimind_trl.recipe import (
 
 @dataclass
 class MidtrainConfig(PretrainConfig):
+    stage = "midtrain"
     lr_scheduler_type: str = field(
         default="cosine_with_min_lr", metadata={"help": "Default: a cosine to a tenth of the learning rate."}
     )

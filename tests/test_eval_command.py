@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -100,6 +101,34 @@ def test_losses_are_those_of_training(checkpoints, mixture, capsys, tmp_path, ph
     assert values(report, "chance")["eval_loss_own"] == pytest.approx(math.log(768))
     assert "baseline" not in report["figures"]
     assert "eval_bits_per_byte" in out and "chance" in out
+
+
+@pytest.mark.parametrize("trained", [None, "cut"])
+def test_long_texts_are_measured_as_they_were_trained_on(checkpoints, mixture, capsys, tmp_path, trained):
+    """In pieces, as the phase has it; or cut, where the checkpoint was trained so."""
+    from minimind_trl.data import DatasetMixer
+
+    folder = tmp_path / "trained"
+    MiniMindForCausalLM.from_pretrained(checkpoints["dense3"]).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    if trained:
+        (folder / "metrics.json").write_text(json.dumps({"options": {"phase": "pretrain", "on_long": trained}}))
+    path = mixture("pretrain", [{"text": f"{n} cat dog " * 30} for n in range(40)])
+    asked = ["--max_length", 32, "--eval_batches", 2, "--batch_size", 3, "--no-bf16"]
+    report, _ = evaluate(capsys, tmp_path, folder, "--data_config", path, *asked)
+    rows = DatasetMixer.from_yaml(path).build(tiny_tokenizer())["validation"]
+    model = MiniMindForCausalLM.from_pretrained(folder)
+    options = {"max_length": 32, "batch_size": 3, "max_batches": 2, "chunk": trained is None}
+    assert values(report) == pytest.approx(held_out_figures(model, tiny_tokenizer(), rows, **options), rel=1e-6)
+    assert report["figures"]["model"]["eval_num_rows"]["value"] == 6
+
+
+def test_a_mixture_that_holds_no_rows_out_has_none_to_measure(checkpoints, mixture, capsys):
+    path = mixture("pretrain")
+    file = Path(path)
+    file.write_text(file.read_text().replace("validation: {ratio: 0.2}", "validation: none"))
+    assert main(["eval", str(checkpoints["dense3"]), "--data_config", path]) == 2
+    assert "holds no rows out (validation: none), so that none can be measured" in capsys.readouterr().err
 
 
 def test_settings_are_those_of_the_training_of_that_phase(checkpoints, mixture, capsys, tmp_path):

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import datasets
@@ -10,7 +11,7 @@ from rich.text import Text
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..errors import InputError, MixtureError, nearest
-from ..tokenization import tiny_tokenizer, tokenize_conversation, tokenize_text, with_training_template
+from ..tokenization import pieces, tiny_tokenizer, tokenize_conversation, tokenize_text, with_training_template
 from . import schemas
 from .mixer import DatasetMixer
 from .prepared import LOCK, load_or_prepare
@@ -70,7 +71,9 @@ def _build(args: argparse.Namespace) -> None:
     folder = args.output_dir or Path("prepared") / mixer.name
     data = load_or_prepare(mixer, folder, load_tokenizer(args.tokenizer))
     print(mixer.describe())
-    print(f"{folder}: {len(data['train']):,} train and {len(data['validation']):,} validation rows, {LOCK}")
+    _warn(mixer)
+    rows = " and ".join(f"{len(split):,} {name}" for name, split in data.items())
+    print(f"{folder}: {rows} rows, {LOCK}")
 
 
 def _show(args: argparse.Namespace) -> None:
@@ -85,9 +88,18 @@ def _show(args: argparse.Namespace) -> None:
             console.print(line, highlight=False)
     for number, row in enumerate(data["train"].take(_EXAMPLES), start=1):
         console.rule(f"train row {number}, from {row['source']}")
-        console.print(marked_row(row, tokenizer) if tokenizer else schemas.plain_text(row), highlight=False)
+        shown = marked_row(row, tokenizer, mixer.longest, mixer.on_long) if tokenizer else schemas.plain_text(row)
+        console.print(shown, highlight=False)
+    if mixer.report is None:
+        console.print(mixer.describe(), highlight=False, markup=False, soft_wrap=True)
+    _warn(mixer)
     if tokenizer is None:
         console.print("[dim]with --tokenizer the examples are rendered, and their trained part is marked")
+
+
+def _warn(mixer: DatasetMixer) -> None:
+    for line in mixer.warnings():
+        print(f"warning: {line}", file=sys.stderr)
 
 
 def _explain(args: argparse.Namespace) -> None:
@@ -108,10 +120,10 @@ def _explain(args: argparse.Namespace) -> None:
     if converter.schema == "kto":  # with the answer that it makes a pair with, which may stand in any other row
         rows = converter.read(files, held_out=len(own))
         joined = next(row for index, number, row in rows if (index, number) == (args.file - 1, args.row))
-    [traced] = converter.trace([joined])
+    [traced] = converter.trace([joined], lambda _: files[args.file - 1].at(args.row))
     console = Console()
     _tell(console, f"row: {files[args.file - 1].at(args.row)}", json.dumps(raw, ensure_ascii=False, default=str))
-    _tell_steps(console, traced, tokenizer)
+    _tell_steps(console, traced, tokenizer, mixer)
     if traced.reason is None and not mixer.mixture.streaming:
         mixer.build(tokenizer)
         _tell(console, "mixture", mixer.fate(source, args.file - 1, args.row))
@@ -125,7 +137,9 @@ def _row(file: DataFile, wanted: int) -> Row:
     raise MixtureError(f"{file.name}: no row at {file.unit} {wanted} (the last is {number})")
 
 
-def _tell_steps(console: Console, traced: Traced, tokenizer: PreTrainedTokenizerBase | None) -> None:
+def _tell_steps(
+    console: Console, traced: Traced, tokenizer: PreTrainedTokenizerBase | None, mixer: DatasetMixer
+) -> None:
     if traced.unread:
         _tell(console, "not read", ", ".join(traced.unread))
     if traced.row is None:
@@ -142,41 +156,71 @@ def _tell_steps(console: Console, traced: Traced, tokenizer: PreTrainedTokenizer
         _tell(console, "tokens", "not counted: give --tokenizer")
         return
     _tell(console, "escape", f"{traced.escaped} control tokens inside the text")
-    _tell(console, "tokens", f"{traced.tokens}; trained on is what is marked:")
-    console.print(marked_row(traced.trained, tokenizer), highlight=False)
+    _tell(console, "tokens", f"{traced.tokens}{_beyond(mixer, traced.tokens)}; trained on is what is marked:")
+    console.print(marked_row(traced.trained, tokenizer, mixer.longest, mixer.on_long), highlight=False)
+
+
+def _beyond(mixer: DatasetMixer, tokens: int) -> str:
+    """What becomes of a row's tokens beyond the limit; nothing where there are none."""
+    limit = mixer.longest
+    if limit is None or tokens <= limit or mixer.on_long == "keep":
+        return ""
+    if mixer.on_long == "chunk":
+        return f", in {-(-tokens // limit)} pieces of at most {limit}"
+    return f", of which the last {tokens - limit} are cut off (max_seq_length {limit})"
 
 
 def _tell(console: Console, step: str, what: str) -> None:
     console.print(Text(f"{step}: ", style="bold") + Text(what), soft_wrap=True)
 
 
-def marked_row(row: Row, tokenizer: PreTrainedTokenizerBase) -> Text:
-    """A row as the model sees it, in green and between marks what its loss counts on."""
+def marked_row(row: Row, tokenizer: PreTrainedTokenizerBase, limit: int | None = None, on_long: str = "cut") -> Text:
+    """A row as the model sees it, in green and between marks what its loss counts on.
+
+    Args:
+        limit: tokens of a row, beyond which `on_long` holds: of a `cut` row the rest stands dimmed behind a mark, the
+            pieces of a `chunk` row stand in marks of their own.
+    """
     tools = json.loads(row["tools"]) if row.get("tools") else None
+    limits = (limit, on_long)
     if row.get("untrained"):
-        return _spans(tokenizer, *tokenize_text(tokenizer, row["text"], row["untrained"]))
+        return _spans(tokenizer, *tokenize_text(tokenizer, row["text"], row["untrained"]), *limits)
     if "text" in row:
-        return _spans(tokenizer, tokenizer(row["text"])["input_ids"], None)
+        return _spans(tokenizer, tokenizer(row["text"])["input_ids"], None, *limits)
     if "messages" in row:
-        return _rendered(tokenizer, row["messages"], tools)
+        return _rendered(tokenizer, row["messages"], tools, *limits)
     if "chosen" not in row:
         options = {"tools": tools, "add_generation_prompt": True, "return_dict": False}
         return _spans(tokenizer, tokenizer.apply_chat_template(row["prompt"], **options), [])
-    better, worse = (_rendered(tokenizer, row["prompt"] + row[side], tools) for side in ("chosen", "rejected"))
+    better, worse = (_rendered(tokenizer, row["prompt"] + row[side], tools, *limits) for side in ("chosen", "rejected"))
     return Text("chosen:\n", style="bold") + better + Text("\nrejected:\n", style="bold") + worse
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[Row], tools: list | None) -> Text:
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Row], tools: list | None, limit: int | None, on_long: str
+) -> Text:
     twin = with_training_template(tokenizer)
-    return _spans(tokenizer, *tokenize_conversation(twin, messages, tools, assistant_only=True))
+    return _spans(tokenizer, *tokenize_conversation(twin, messages, tools, assistant_only=True), limit, on_long)
 
 
-def _spans(tokenizer: PreTrainedTokenizerBase, ids: list[int], mask: list[bool] | None) -> Text:
-    """Tokens as text; runs of trained ones stand between ⟦ and ⟧."""
+def _spans(
+    tokenizer: PreTrainedTokenizerBase,
+    ids: list[int],
+    mask: list[bool] | None,
+    limit: int | None = None,
+    on_long: str = "keep",
+) -> Text:
+    """Tokens as text; runs of trained ones stand between ⟦ and ⟧, what is cut off behind ✂."""
     mask = [True] * len(ids) if mask is None else mask or [False] * len(ids)
+    cut_at = limit if limit is not None and on_long == "cut" else len(ids)
+    stops = [part.stop for part in pieces(len(ids), limit)] if limit is not None and on_long == "chunk" else [cut_at]
     text, start = Text(), 0
     while start < len(ids):
-        end = next((i for i in range(start, len(ids)) if mask[i] != mask[start]), len(ids))
+        if start >= cut_at:
+            text.append(f"✂{tokenizer.decode(ids[start:], skip_special_tokens=False)}", style="dim")
+            break
+        last = min(len(ids), next(stop for stop in stops if stop > start))
+        end = next((i for i in range(start, last) if mask[i] != mask[start]), last)
         part = tokenizer.decode(ids[start:end], skip_special_tokens=False)
         text.append(f"⟦{part}⟧" if mask[start] else part, style="green" if mask[start] else "")
         start = end

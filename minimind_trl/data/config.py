@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import MixtureError, nearest
+from ..yaml_files import load_yaml
 from .filters import BUILTIN_FILTERS, FilterSpec
 from .schemas import PHASES, REWARD_COLUMNS, SCHEMAS, known_columns
 
@@ -23,6 +24,17 @@ SchemaName = Literal[
 ]  # fmt: skip
 _SUFFIXES = {".jsonl": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow"}
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+
+# What becomes of a row with more tokens than max_seq_length, by phase; the first is the default.
+ON_LONG: dict[str, tuple[str, ...]] = {
+    "pretrain": ("chunk", "cut", "drop"),
+    "midtrain": ("chunk", "cut", "drop"),
+    "sft": ("cut", "drop"),
+    "distill": ("cut", "drop"),
+    "dpo": ("cut", "drop"),
+    "reward": ("drop",),  # as TRL's RewardTrainer does: the last token of a pair's side is what is judged
+    "rlaif": ("keep", "drop"),
+}
 
 Where = tuple[str | int, ...]
 
@@ -44,6 +56,16 @@ def _as_dedup(value: Any) -> Any:
     return {"method": value} if isinstance(value, str) else value
 
 
+def _as_validation(value: Any) -> Any:
+    if isinstance(value, str) and value.lower() == "none":
+        return None
+    if value is None or not isinstance(value, dict | BaseModel):
+        raise ValueError("give {ratio: 0.05}, or none to train on every row, without a held-out part")
+    if isinstance(value, dict) and value.get("ratio") == 0 and value["ratio"] is not False:
+        raise ValueError("a ratio of 0 holds nothing out; if that is meant, set validation: none")
+    return value
+
+
 Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
 Names = Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
 
@@ -61,6 +83,22 @@ class Metadata(_Strict):
     """Training tokens, at most, counted when a tokenizer is given; `size: {tokens: N}` demands them."""
     max_seq_length: Annotated[int, Field(gt=0)] | None = None
     """Tokens per row; the recipe's `max_length` where the command line sets none."""
+    on_long: Literal["cut", "chunk", "drop"] | None = None
+    """What becomes of rows with more: the rest is cut off; texts go on in further pieces; they are dropped and counted.
+    Default: `chunk` in pretrain and midtrain, `cut` in sft, distill and dpo, `drop` in reward."""
+
+    @model_validator(mode="after")
+    def _on_long_fits(self):
+        fitting = ON_LONG[self.phase]
+        if self.on_long is not None and self.on_long not in fitting:
+            why = "only plain text can be chunked" if self.on_long == "chunk" else "such rows are never cut"
+            raise ValueError(f"on_long {self.on_long} does not fit phase {self.phase} ({why}): {' or '.join(fitting)}")
+        return self
+
+    @property
+    def on_long_or_default(self) -> str:
+        """`cut`, `chunk` or `drop`; in rlaif, whose prompts stay whole, `keep`."""
+        return self.on_long or ON_LONG[self.phase][0]
 
 
 class DataFiles(_Strict):
@@ -146,7 +184,8 @@ class Validation(_Strict):
 class Mixture(_Strict):
     metadata: Metadata
     datasets: Annotated[list[Source], Field(min_length=1)]
-    validation: Validation = Validation()
+    validation: Annotated[Validation | None, BeforeValidator(_as_validation)] = Validation()
+    """None (in YAML: none) trains on every row, without a held-out part."""
     seed: Seed = 42
     """Of sampling and shuffling; the split has `validation.seed`."""
     size: Size | None = None
@@ -185,12 +224,14 @@ def load_mixture(path: str | Path) -> Mixture:
 
 def _parsed(path: Path) -> tuple[yaml.MappingNode, dict]:
     """The file's YAML, as nodes that know their lines and as plain values."""
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "a device or a pipe"
+        raise MixtureError(f"{path} is {kind}; give a mixture file")
     if not path.is_file():
         hint = nearest(path.name, (file.name for file in path.parent.glob("*.yaml")))
         raise MixtureError(f"{path}: no such mixture file{hint}")
     try:
-        text = path.read_text(encoding="utf-8")
-        node, content = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
+        node, content = load_yaml(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise MixtureError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
     except OSError as error:
@@ -241,6 +282,8 @@ def _across_fields(content: dict) -> Iterator[tuple[Where, str]]:
             yield ("datasets", index, "name"), f"the name {name!r} is taken by datasets.{names[name]}"
         names.setdefault(name, index)
         yield from _schema_problems(content, index, source)
+        if isinstance(content.get("validation"), str) and content["validation"].lower() == "none":
+            yield from _held_out_anyway(index, source)
     yield from _ratio_sum(list(sources.values()))
     if content.get("streaming") is True:
         yield from _not_in_a_stream(content, sources)
@@ -249,6 +292,16 @@ def _across_fields(content: dict) -> Iterator[tuple[Where, str]]:
         wanted, budget = size.get("tokens"), metadata.get("total_tokens")
         if isinstance(wanted, int) and isinstance(budget, int) and wanted > budget:
             yield ("size", "tokens"), f"{wanted} is over metadata.total_tokens {budget}"
+
+
+def _held_out_anyway(index: int, source: dict) -> Iterator[tuple[Where, str]]:
+    """Validation rows of a source's own, in a mixture that holds none out."""
+    files = source.get("data_files")
+    told = "the mixture says validation: none; leave one of the two out"
+    if source.get("validation_splits"):
+        yield ("datasets", index, "validation_splits"), told
+    if isinstance(files, dict) and files.get("validation"):
+        yield ("datasets", index, "data_files", "validation"), told
 
 
 def _schema_problems(content: dict, index: int, source: dict) -> Iterator[tuple[Where, str]]:

@@ -6,7 +6,6 @@ Each filter is one class: its fields are the keys that a mixture file may set, i
 import copy
 import hashlib
 import inspect
-import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,8 +24,9 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from .. import patterns
 from ..errors import MixtureError, nearest
-from ..imports import imported
+from ..imports import imported, refuse_foreign
 from .quality import code_of, code_quality_score, code_ratio, parses, quality_score
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -183,17 +183,20 @@ class RegexFilter(Filter):
     @field_validator("pattern")
     @classmethod
     def _check_pattern(cls, pattern: str) -> str:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"not a regular expression: {error}") from None
+        patterns.compiled(pattern)
         return pattern
 
     def reason(self, candidate: Candidate) -> str | None:
         text = candidate.text if self.field is None else value_at(candidate.raw, self.field)
         if not isinstance(text, str):
             return f"regex: no text in {self.field!r}"
-        found = re.search(self.pattern, text) is not None
+        try:
+            found = patterns.compiled(self.pattern).search(text, timeout=patterns.SECONDS) is not None
+        except TimeoutError:
+            raise MixtureError(
+                f"filter regex: {self.pattern!r} is not done with this text of {len(text):,} characters after "
+                f"{patterns.SECONDS:g} s: it backtracks; repeat no group that fits in several ways, such as (a|aa)+"
+            ) from None
         if found == (self.action == "keep"):
             return None
         return f"regex: {self.pattern!r} {'found' if found else 'not found'}"
@@ -247,7 +250,7 @@ class CustomFilter(Filter):
     @field_validator("type")
     @classmethod
     def _check_function(cls, name: str) -> str:
-        imported(name)
+        refuse_foreign(name, "filter", "a filter is a function of yours, called as function(row, **other_keys)")
         return name
 
     @property
@@ -259,6 +262,9 @@ class CustomFilter(Filter):
     @model_validator(mode="after")
     def _check_parameters(self):
         signature = inspect.signature(imported(self.type))
+        takes_a_row = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        if not any(parameter.kind in takes_a_row for parameter in signature.parameters.values()):
+            raise ValueError(f"{self.type}{signature} takes no row: a filter's first parameter is the row")
         try:
             signature.bind({}, **self.model_extra)
         except TypeError as error:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, IterableDatasetDict, concatenate_datasets
-from datasets.exceptions import DatasetGenerationError
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
@@ -22,12 +21,12 @@ from .config import EvalSet, Mixture, Source, load_mixture
 from .duplicates import CONTAMINATED, NGrams, near_duplicates
 from .filters import CustomFilter, value_at
 from .prepared import SPLITS, write_split
-from .report import MixtureReport, SourceReport, describe_split
-from .rows import FACTS, RowConverter, converter_code
+from .report import FEW, LongRows, MixtureReport, SourceReport, describe_long_rows, describe_split
+from .rows import FACTS, RowConverter, converter_code, too_long
 from .schemas import plain_text
 from .selection import Pool
 from .sources import DataFile, open_source
-from .streaming import build_stream
+from .streaming import CUT, TOKENS, build_stream
 from .tables import cached_rows
 from .transcripts import may_hold_transcripts
 
@@ -50,6 +49,10 @@ class DatasetMixer:
         """What became of every row; set by `build`, for a stream None."""
         self._made_from: dict[str, str] = {}
         self._opened: dict[str, list[dict[str, str]]] = {}
+        self.max_length: int | None = None
+        """Tokens of a row as a recipe sets them; None: the mixture's max_seq_length, if it has one."""
+        self.on_long = mixture.metadata.on_long_or_default
+        """What becomes of longer rows: `cut`, `chunk`, `drop`, or `keep`."""
         self.seen: dict[str, Counter[str]] = {}
         """Of a stream: rows read so far and dropped, by source."""
 
@@ -66,6 +69,16 @@ class DatasetMixer:
     def name(self) -> str:
         """`{phase}_{config}`, from which prepared files have their names."""
         return f"{self.mixture.metadata.phase}_{self.path.stem}"
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens of a row beyond which `on_long` holds; None without a limit."""
+        return self.max_length or self.mixture.metadata.max_seq_length
+
+    @property
+    def cut_at(self) -> int | None:
+        """Tokens after which rows are cut off; None where they are not."""
+        return self.longest if self.on_long == "cut" else None
 
     def validate_mixture(self, tokenizer: PreTrainedTokenizerBase | None = None) -> list[str]:
         """Check, without building, that every source is there and its first rows can be converted.
@@ -104,6 +117,7 @@ class DatasetMixer:
             sets = map(self._evaluation_files, self.mixture.decontaminate.against)
             found["evaluation sets"] = Hasher.hash([file.digest for files in sets for file in files])
         found["tokenizer"] = tokenizer_digest(tokenizer) or "none"
+        found["max_length"] = f"{self.longest} ({self.on_long})"  # a recipe's may be another than the file's
         return found | _libraries()
 
     def use(self, made_from: dict[str, str], report: MixtureReport) -> None:
@@ -123,7 +137,7 @@ class DatasetMixer:
         return {
             "made_from": self._made_from,
             **{"config": self.path.stem, "phase": metadata.phase, "description": metadata.description},
-            **{"seed": self.mixture.seed, "validation": self.mixture.validation.model_dump(), "streaming": True},
+            **{"seed": self.mixture.seed, "validation": self._validation(), "streaming": True},
             "sources": [
                 {
                     **{"name": source.name, "source": _shown(source.source), "target_share": source.mix_ratio},
@@ -142,9 +156,9 @@ class DatasetMixer:
                 conversations of a text phase. None does none of it.
 
         Returns:
-            "train" and "validation": columns `text`, or `messages` and `tools`, or `prompt`, `chosen`, `rejected`, or
-            `prompt` and what rewards need; and `source`. `tools` only where a row has any. A streaming mixture gives
-            an `IterableDatasetDict`.
+            "train" and, but for `validation: none`, "validation": columns `text`, or `messages` and `tools`, or
+            `prompt`, `chosen`, `rejected`, or `prompt` and what rewards need; and `source`. `tools` only where a row
+            has any. A streaming mixture gives an `IterableDatasetDict`.
 
         Raises:
             MixtureError: a source cannot be read or used, a share not be met, or a split comes out empty.
@@ -153,7 +167,7 @@ class DatasetMixer:
         if self.mixture.streaming:
             return build_stream(self, tokenizer)
         parts = [self._read(index, tokenizer) for index in range(len(self.mixture.datasets))]
-        pool = _pool(parts, self.mixture.metadata.max_seq_length)
+        pool = _pool(parts, self.cut_at)
         for part in parts:
             self._check_usable(part, pool)
         self._select(parts, pool)
@@ -165,7 +179,22 @@ class DatasetMixer:
         self._parts, self._pool = parts, pool
         self.report = self._report(parts, pool, train, validation, tokenizer)
         rows = _joined(parts)
-        return DatasetDict(train=_cut(rows, train), validation=_cut(rows, validation))
+        held_out = {"validation": _cut(rows, validation)} if self.mixture.validation else {}
+        return DatasetDict(train=_cut(rows, train), **held_out)
+
+    def _validation(self) -> dict[str, Any] | None:
+        return self.mixture.validation and self.mixture.validation.model_dump()
+
+    def warnings(self) -> list[str]:
+        """One line for each source that loses more than a few percent of its tokens to the limit on a row's."""
+        if self.report:
+            return self.report.warnings()
+        lost = {name: counts[CUT] / max(counts[TOKENS], 1) for name, counts in self.seen.items()}
+        return [
+            f"{name}: {share:.1%} of the tokens read so far are beyond max_seq_length {self.longest:,}, and cut off"
+            for name, share in lost.items()
+            if share > FEW
+        ]
 
     def describe(self) -> str:
         """What became of the rows, one line for each source and the totals; of a stream, as far as it was read."""
@@ -181,7 +210,8 @@ class DatasetMixer:
         if self.report:
             return self.report.markdown()
         return f"Streaming mixture `{self.path.stem}` (phase {self.mixture.metadata.phase}):\n\n" + "".join(
-            f"- {_shown(source.source)}: share {source.mix_ratio:.2%}\n" for source in self.mixture.datasets
+            f"- {_shown(source.source)}: share {source.mix_ratio:.2%}{_lost(self.seen.get(source.name))}\n"
+            for source in self.mixture.datasets
         )
 
     def prepare_dataset(
@@ -205,7 +235,10 @@ class DatasetMixer:
             raise MixtureError(f"{self.path}: a streaming mixture is read while it is trained on, not prepared")
         path = Path(output_file)
         path = path if path.suffix == ".jsonl" else path / f"{self.name}_{split}.jsonl"
-        rows = self.build(tokenizer)[split]
+        data = self.build(tokenizer)
+        if split not in data:
+            raise MixtureError(f"{self.path}: no split {split!r}; there is {' and '.join(data)}")
+        rows = data[split]
         try:
             with atomic_path(path) as temporary:
                 write_split(rows, temporary)
@@ -230,8 +263,17 @@ class DatasetMixer:
         sample = [row for _, row in file.head(_HEAD, stream)] if may_hold_transcripts(row) else []
         forbidden = self._forbidden
         try:
+            longest = self.longest if self.on_long == "drop" else None
             converter = RowConverter(
-                source, self.mixture.metadata.phase, list(row), file.at(number), tokenizer, forbidden, filled, sample
+                source,
+                self.mixture.metadata.phase,
+                list(row),
+                file.at(number),
+                tokenizer,
+                forbidden,
+                filled,
+                sample,
+                longest,
             )
         except MixtureError as error:
             raise MixtureError(f"{self.path}: {error}") from error
@@ -307,7 +349,10 @@ class DatasetMixer:
         """
         heads = [(file, number, row) for file in files for number, row in file.head(_HEAD, stream=True)]
         pairs = converter.pairs([[row for *_, row in heads]])
-        traced = converter.trace(pairs.joined(place, row) if pairs else row for place, (*_, row) in enumerate(heads))
+        traced = converter.trace(
+            (pairs.joined(place, row) if pairs else row for place, (*_, row) in enumerate(heads)),
+            lambda index: heads[index][0].at(heads[index][1]),
+        )
         for (file, number, _), row in zip(heads, traced, strict=True):
             converter.refuse_other_schema(row, file.at(number))
         failed = [(file.at(n), row.reason) for (file, n, _), row in zip(heads, traced, strict=True) if row.unusable]
@@ -334,15 +379,9 @@ class DatasetMixer:
             tokenizer_digest(tokenizer),
             forbidden and (sorted(forbidden.runs), forbidden.size),
             [rule.code for rule in source.filters if isinstance(rule, CustomFilter)],
+            converter.longest,
         ]
-        try:
-            rows = cached_rows(
-                lambda: converter.rows(files + own, held_out=len(own)), converter.features, Hasher.hash(key)
-            )
-        except DatasetGenerationError as error:
-            if isinstance(error.__cause__, MixtureError):
-                raise error.__cause__ from None
-            raise
+        rows = cached_rows(lambda: converter.rows(files + own, held_out=len(own)), converter.features, Hasher.hash(key))
         return _Part(index, source, files, own, converter, rows)
 
     def _check_usable(self, part: "_Part", pool: Pool) -> None:
@@ -388,6 +427,15 @@ class DatasetMixer:
         tokens = None if tokenizer is None else pool.tokens
         total = sum(source.mix_ratio for source in self.mixture.datasets)
         escaped, untrained = _fact(parts, "_escaped"), _fact(parts, "_untrained")
+        lengths = _fact(parts, "_tokens")
+        too_many = _reasoned(parts, too_long(self.longest)) if self.on_long == "drop" and self.longest else None
+
+        def long_rows(of_source: np.ndarray) -> LongRows | None:
+            if tokenizer is None or self.longest is None or self.on_long == "keep":
+                return None
+            dropped = lengths[too_many & of_source] if too_many is not None else lengths[:0]
+            return describe_long_rows(lengths[train[of_source[train]]], self.longest, self.on_long, dropped)
+
         sources = [
             SourceReport(
                 name=part.source.name,
@@ -402,6 +450,7 @@ class DatasetMixer:
                 target_share=part.source.mix_ratio / total,
                 train=describe_split(train, pool.source[train] == part.index, tokens),
                 validation=describe_split(validation, pool.source[validation] == part.index, tokens),
+                long_rows=long_rows(pool.source == part.index),
             )
             for part in parts
         ]
@@ -412,11 +461,12 @@ class DatasetMixer:
             description=metadata.description,
             version=str(metadata.version),
             seed=self.mixture.seed,
-            validation=self.mixture.validation.model_dump(),
+            validation=self._validation(),
             notes=self._notes(parts, tokenizer),
             sources=sources,
             train=describe_split(train, np.ones(len(train), dtype=bool), tokens),
             held_out=describe_split(validation, np.ones(len(validation), dtype=bool), tokens),
+            long_rows=long_rows(np.ones(len(pool.source), dtype=bool)),
         )
 
     def _pins(self, files: list[DataFile]) -> list[dict[str, str]]:
@@ -434,6 +484,10 @@ class DatasetMixer:
         budget = self.mixture.metadata.total_tokens
         if budget and tokenizer is None:
             notes.append(f"total_tokens {budget:,} is not applied: no tokenizer was given to count them")
+        if self.on_long == "drop" and self.longest and tokenizer is None:
+            notes.append(
+                f"rows longer than {self.longest:,} tokens are not dropped: no tokenizer was given to count them"
+            )
         return notes
 
 
@@ -473,8 +527,14 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase | None) -> str | None:
     return Hasher.hash([state | {"truncation": None, "padding": None}, tokenizer.chat_template])
 
 
+def _reasoned(parts: list[_Part], reason: str) -> np.ndarray:
+    """Which rows their converter dropped for a reason."""
+    columns = [pc.fill_null(pc.equal(part.rows.data.column("_reason"), reason), False) for part in parts]
+    return np.concatenate([column.to_numpy() for column in columns])
+
+
 def _pool(parts: list[_Part], longest: int | None) -> Pool:
-    """The facts of all rows; of tokens as many as are trained on, `longest` a row."""
+    """The facts of all rows; of tokens as many as are trained on, at most `longest` a row."""
     longest = longest or np.iinfo(np.uint32).max
     sizes = [len(part.rows) for part in parts]
     held_out = [part.rows.data.column("_file").to_numpy() >= len(part.files) for part in parts]
@@ -511,6 +571,13 @@ def _joined(parts: list[_Part]) -> Dataset:
 
 def _cut(rows: Dataset, taken: np.ndarray) -> Dataset:
     return rows.select(taken).remove_columns(list(FACTS))
+
+
+def _lost(seen: Counter[str] | None) -> str:
+    """What was cut off of a stream, as far as it was read."""
+    if not seen or not seen[CUT]:
+        return ""
+    return f"; of {seen[TOKENS]:,} tokens read {seen[CUT]:,} ({seen[CUT] / seen[TOKENS]:.1%}) were cut off"
 
 
 def _libraries() -> dict[str, str]:

@@ -1,12 +1,15 @@
 """What became of every row: the figures behind `mixture.lock.json`, the table and the model card."""
 
-from typing import Any
+from bisect import bisect_left
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel
 from rich.table import Table
 
 _PERCENTILES = (5, 50, 95)
+_KEPT = 0.95  # of the tokens, by the length that a warning proposes
+FEW = 0.03  # of a source's tokens may be lost without a warning
 _KEYS_SHOWN = 20
 
 
@@ -21,6 +24,34 @@ class SplitReport(BaseModel):
     """None where no tokenizer counted them."""
     length_percentiles: dict[str, int] | None
     """Tokens per row."""
+
+
+class LongRows(BaseModel):
+    """What a limit on a row's tokens does to the training rows."""
+
+    max_length: int
+    on_long: Literal["cut", "chunk", "drop"]
+    rows: int
+    """Those with more tokens, repetitions included; of `drop` the rows that are not there for it."""
+    tokens: int
+    """Of all training rows, with what is lost."""
+    lost: int
+    """Tokens that nothing learns from: what is cut off, or all of the dropped rows; none with `chunk`."""
+    enough: int
+    """The `max_length` that would keep 95% of the tokens."""
+
+    @property
+    def share(self) -> float:
+        return self.lost / max(self.tokens, 1)
+
+    def told(self) -> str:
+        """As the end of a line about the source; nothing where no row is longer."""
+        if not self.rows:
+            return ""
+        if self.on_long == "chunk":
+            return f"{self.rows:,} longer than {self.max_length:,} tokens go on in further pieces, nothing is cut"
+        what = "cut off at" if self.on_long == "cut" else "dropped with rows longer than"
+        return f"{self.lost:,} tokens ({self.share:.1%}) {what} {self.max_length:,}"
 
 
 class SourceReport(BaseModel):
@@ -41,6 +72,8 @@ class SourceReport(BaseModel):
     target_share: float
     train: SplitReport
     validation: SplitReport
+    long_rows: LongRows | None = None
+    """None where no tokenizer counted, or rows have no limit."""
 
 
 class MixtureReport(BaseModel):
@@ -51,26 +84,42 @@ class MixtureReport(BaseModel):
     description: str
     version: str
     seed: int
-    validation: dict[str, Any]
+    validation: dict[str, Any] | None
+    """None where nothing is held out."""
     notes: list[str]
     sources: list[SourceReport]
     train: SplitReport
     held_out: SplitReport
+    long_rows: LongRows | None = None
 
     def lines(self) -> list[str]:
         """Plain lines, one for each source and one for each split."""
         found = [f"{source.train.share:.2%} {source.name}: {_told(source)}" for source in self.sources]
-        return [*found, f"train {_size(self.train)}, validation {_size(self.held_out)}", *self.notes]
+        held_out = f"validation {_size(self.held_out)}" if self.validation else "nothing held out (validation: none)"
+        return [*found, f"train {_size(self.train)}, {held_out}", *self.notes]
+
+    def warnings(self) -> list[str]:
+        """Of each source that loses more than 3% of its tokens to the limit: how many, and which limit would do."""
+        return [
+            f"{source.name}: {source.long_rows.told()}; a max_seq_length (--max_length) of "
+            f"{source.long_rows.enough:,} would keep {_KEPT:.0%} of the tokens"
+            for source in self.sources
+            if source.long_rows and source.long_rows.share > FEW
+        ]
 
     def table(self) -> Table:
         """For a terminal: share, rows, tokens and lengths of each source; the drops are in `drops`."""
         table = Table(title=f"{self.config}: {self.phase} mixture")
-        for column in ("source", "share", "train", "held out", "tokens", "length 5/50/95%"):
+        limited = self.long_rows is not None and self.long_rows.rows > 0
+        lost = ["in pieces" if self.long_rows.on_long == "chunk" else "lost"] if limited else []
+        for column in ("source", "share", "train", "held out", "tokens", "length 5/50/95%", *lost):
             table.add_column(column, justify="left" if column == "source" else "right")
         for source in self.sources:
-            table.add_row(source.name, *_cells(source.train, source.target_share, source.validation.rows))
+            cells = _cells(source.train, source.target_share, source.validation.rows)
+            table.add_row(source.name, *cells, *([_lost(source.long_rows)] if limited else []))
         table.add_section()
-        table.add_row("all", *_cells(self.train, 1.0, self.held_out.rows))
+        cells = _cells(self.train, 1.0, self.held_out.rows)
+        table.add_row("all", *cells, *([_lost(self.long_rows)] if limited else []))
         return table
 
     def drops(self) -> list[str]:
@@ -84,16 +133,20 @@ class MixtureReport(BaseModel):
         lines = [
             f"Mixture `{self.config}` (phase {self.phase}, seed {self.seed}): {self.description}".rstrip(": "),
             "",
-            "| source | revision or sha256 | share | train rows | validation rows | dropped |",
-            "|---|---|---|---|---|---|",
+            "| source | revision or sha256 | share | train rows | validation rows | dropped | longer than the limit |",
+            "|---|---|---|---|---|---|---|",
         ]
         for source in self.sources:
             pins = ", ".join(sorted({f"`{file['digest'][:12]}`" for file in source.files}))
+            long = (source.long_rows.told() or "none") if source.long_rows else "-"
             dropped = "; ".join(f"{count:,} {reason}" for reason, count in source.dropped.items()) or "none"
             lines.append(
                 f"| {source.source} | {pins} | {source.train.share:.2%} | {source.train.rows:,} | "
-                f"{source.validation.rows:,} | {dropped} |"
+                f"{source.validation.rows:,} | {dropped} | {long} |"
             )
+        if self.validation is None:
+            lines += ["", "No rows are held out (`validation: none`)."]
+        lines += [line for warning in self.warnings() for line in ("", f"Warning: {warning}.")]
         return "\n".join(lines) + "\n"
 
 
@@ -118,6 +171,44 @@ def describe_split(taken: np.ndarray, of_source: np.ndarray, tokens: np.ndarray 
         tokens=None if lengths is None else int(lengths.sum(dtype=np.int64)),
         length_percentiles=percentiles,
     )
+
+
+def describe_long_rows(lengths: np.ndarray, limit: int, on_long: str, dropped: np.ndarray) -> LongRows:
+    """Figures of rows that are longer than a limit.
+
+    Args:
+        lengths: tokens of each training row, repetitions included.
+        dropped: tokens of those that are not there because they were longer.
+    """
+    over = dropped if on_long == "drop" else lengths[lengths > limit]
+    lost = {"cut": int((over.astype(np.int64) - limit).sum()), "chunk": 0, "drop": int(over.sum(dtype=np.int64))}
+    whole = np.concatenate([lengths, dropped]).astype(np.int64)
+    return LongRows(
+        max_length=limit,
+        on_long=on_long,
+        rows=len(over),
+        tokens=int(whole.sum()),
+        lost=lost[on_long],
+        enough=_enough(whole, whole_rows=on_long == "drop"),
+    )
+
+
+def _enough(lengths: np.ndarray, whole_rows: bool) -> int:
+    """The least limit under which 95% of the tokens are kept, of cut rows or of whole ones."""
+    if not len(lengths):
+        return 0
+    wanted = _KEPT * lengths.sum()
+
+    def kept(limit: int) -> int:
+        return int(lengths[lengths <= limit].sum() if whole_rows else np.minimum(lengths, limit).sum())
+
+    return bisect_left(range(int(lengths.max())), wanted, key=kept)
+
+
+def _lost(long_rows: LongRows | None) -> str:
+    if long_rows is None:
+        return ""
+    return f"{long_rows.rows:,} rows" if long_rows.on_long == "chunk" else f"{long_rows.share:.1%}"
 
 
 def _cells(split: SplitReport, target: float, held_out: int) -> list[str]:
@@ -153,6 +244,8 @@ def _told(source: SourceReport) -> str:
     if source.train.repeated:
         parts.append(f"{source.train.repeated:,} of them repetitions")
     parts.append(f"{source.validation.rows:,} held out")
+    if source.long_rows and (long := source.long_rows.told()):
+        parts.append(long)
     if source.escaped:
         parts.append(f"{source.escaped:,} control tokens inside the text escaped")
     return "; ".join(parts) + _dropped(source) + _kept(source)

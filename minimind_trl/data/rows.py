@@ -7,9 +7,9 @@ whatever is counted later adds up to the rows that came in.
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,7 @@ class RowConverter:
         where: the first row's place, for messages.
         filled: those of them that are not null in the first row (default: all), which tell its schema.
         sample: the first rows, which tell whether the source's texts are HH-RLHF's transcripts.
+        longest: tokens, with a tokenizer, beyond which a row is dropped.
         tokenizer: escapes control tokens, counts tokens, renders conversations into texts; None does none of it.
         forbidden: texts that a row must not share a run of words with.
 
@@ -101,7 +102,9 @@ class RowConverter:
         forbidden: NGrams | None = None,
         filled: list[str] | None = None,
         sample: Iterable[Row] = (),
+        longest: int | None = None,
     ):
+        self.longest = longest
         self.source, self.phase, self.tokenizer, self.forbidden = source, phase, tokenizer, forbidden
         self.fields = source.fields | ({"text": source.text_field} if source.text_field else {})
         renamed = self._known(columns)
@@ -130,7 +133,8 @@ class RowConverter:
         """
         numbered = self.read(files, stream, held_out)
         while batch := list(islice(numbered, _BATCH)):
-            for (index, number, _), traced in zip(batch, self.trace(raw for *_, raw in batch), strict=True):
+            places = partial(_place, files, batch)
+            for (index, number, _), traced in zip(batch, self.trace((raw for *_, raw in batch), places), strict=True):
                 self.refuse_other_schema(traced, files[index].at(number))
                 yield self.with_facts(traced) | {"_file": index, "_number": number}
 
@@ -164,14 +168,25 @@ class RowConverter:
                 f"of schema {self.schema!r}: split the file, or set schema, which drops the others"
             )
 
-    def trace(self, raws: Iterable[Row]) -> list[Traced]:
-        """Take rows through convert, validate, escape, count and filter; a batch at a time, as tokenizers like it."""
+    def trace(self, raws: Iterable[Row], place: Callable[[int], str] | None = None) -> list[Traced]:
+        """Take rows through convert, validate, escape, count and filter; a batch at a time, as tokenizers like it.
+
+        Args:
+            place: where a row stands, by its index, for messages.
+
+        Raises:
+            MixtureError: a filter failed; the row is named.
+        """
         traced = [self._converted(raw) for raw in raws]
         if self.tokenizer is not None:
             self._count_tokens(traced)
-        for row in traced:
+        for index, row in enumerate(traced):
             if row.reason is None:
-                row.reason = self._filtered(row)
+                try:
+                    row.reason = self._too_long(row) or self._filtered(row)
+                except MixtureError as error:
+                    where = f"{place(index)} (datasets.{self.source.name}): " if place else ""
+                    raise MixtureError(f"{where}{error}") from error
         return traced
 
     def _known(self, columns: list[str]) -> list[str]:
@@ -342,6 +357,10 @@ class RowConverter:
             # The trainer ends a plain text with the end-of-text token. Of a pair the longer side meets the limits.
             row.tokens = max(row.tokens or 0, len(tokens) + plain)
 
+    def _too_long(self, traced: Traced) -> str | None:
+        over = self.longest is not None and traced.tokens is not None and traced.tokens > self.longest
+        return too_long(self.longest) if over else None
+
     def _filtered(self, traced: Traced) -> str | None:
         if not self.source.filters:
             return None
@@ -354,9 +373,11 @@ class RowConverter:
         return name in raw or (name in self.fields and value_at(raw, self.fields[name]) is not None)
 
     def with_facts(self, traced: Traced) -> Row:
-        """A row's columns and `FACTS`; of a row that is dropped only the facts."""
+        """A row's columns and `FACTS`; of a row that is dropped only why, and its tokens."""
         if traced.reason is not None:
-            return {"_reason": traced.reason, "_unusable": traced.unusable, "_unread": _listed(traced.unread)}
+            unread = _listed(traced.unread)
+            facts = {"_reason": traced.reason, "_unusable": traced.unusable, "_unread": unread}
+            return facts | {"_tokens": traced.tokens}
         extras = {name: traced.trained[name] for name in self.extras}
         key = _hash(_serialised(traced.row | extras) if self.phase == "rlaif" else traced.content)
         # What a prompt's other answers teach must not be asked in the validation split.
@@ -374,6 +395,16 @@ class RowConverter:
             "_untrained": traced.untrained,
             "_unread": _listed(traced.unread),
         }
+
+
+def too_long(longest: int) -> str:
+    """The reason that rows of more tokens are dropped for."""
+    return f"longer than {longest} tokens"
+
+
+def _place(files: list[DataFile], batch: list[tuple[int, int, Row]], index: int) -> str:
+    file, number, _ = batch[index]
+    return files[file].at(number)
 
 
 def converter_code() -> str:

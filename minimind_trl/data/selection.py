@@ -75,7 +75,9 @@ def drop_leaks(pool: Pool) -> None:
 
 
 def split(pool: Pool, mixture: Mixture) -> None:
-    """Put each row on its side, by the hash of its content and the seed of the split."""
+    """Put each row on its side, by the hash of its content and the seed of the split; without one, all train."""
+    if mixture.validation is None:
+        return
     hashed = is_held_out(pool.group, mixture.validation)
     has_own = np.isin(pool.source, np.unique(pool.source[pool.held_out]))
     pool.fate[pool.live & np.where(has_own, pool.held_out, hashed)] = VALIDATION
@@ -124,15 +126,17 @@ def share_validation(pool: Pool, mixture: Mixture) -> np.ndarray:
     """Row numbers of the validation split; stratified, its sources have their shares and no row is repeated.
 
     Raises:
-        MixtureError: it would be empty.
+        MixtureError: it would be empty; where the mixture wants none, it is.
     """
+    if mixture.validation is None:
+        return np.empty(0, dtype=np.int64)
     seed = mixture.validation.seed
     ordered = [_drawn(pool, _rows_of(pool, i, VALIDATION), seed) for i in range(len(mixture.datasets))]
     counts = [len(rows) for rows in ordered]
     if not sum(counts):
         raise MixtureError(
             f"the validation split is empty: validation.ratio {mixture.validation.ratio:g} holds none of the rows "
-            "out; raise the ratio or add rows"
+            "out; raise the ratio, add rows, or set validation: none to train without a held-out part"
         )
     if mixture.validation.stratified:
         counts = _stratified(counts, mixture)
@@ -144,7 +148,7 @@ def _stratified(available: list[int], mixture: Mixture) -> list[int]:
     if empty:
         raise MixtureError(
             f"the validation split has no row of {', '.join(empty)}; raise validation.ratio, or set "
-            "validation.stratified to false"
+            "validation.stratified to false; validation: none trains without a held-out part"
         )
     counts = _counts(_largest_size(available, mixture.datasets), mixture.datasets)
     # A share of less than one row would leave its source unmeasured.

@@ -9,12 +9,17 @@ import csv
 import io
 import json
 import lzma
+import os
+import shutil
+import stat
 import sys
+import tempfile
+import threading
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +39,7 @@ Rows = Iterator[tuple[int, Row]]
 _BATCH = 1000
 _PARTS = 64  # that a file is read in, if it is large enough
 _PART_BYTES = (2**16, 2**22)  # no smaller and no larger than this
+_PATIENCE = 5.0  # seconds without a writer after which a pipe is told to be waited for
 
 
 class Part(NamedTuple):
@@ -166,7 +172,7 @@ def _paths(source: Origin, base: Path, validation: bool) -> list[Path]:
         return [path for pattern in patterns for path in _matching(source, folder, pattern)]
     if not folder.exists():
         raise MixtureError(f"{source.name}: no such file {folder}{_neighbour(folder)}{_hub_hint(source)}")
-    if folder.is_file() or source.format_or_default == "arrow":
+    if not folder.is_dir() or source.format_or_default == "arrow":
         return [folder]
     found = sorted(path for path in folder.iterdir() if format_of(path.name) == source.format_or_default)
     if not found:
@@ -195,25 +201,71 @@ def _neighbour(path: Path) -> str:
 def _open_file(source: Origin, path: Path) -> DataFile:
     kind = source.format_or_default
     try:
-        digest = file_digest(path)
+        content = _regular_file(source, path)
+        digest = file_digest(content)
     except OSError as error:
         raise MixtureError(f"{source.name}: cannot read {path}: {error.strerror}") from error
-    file = DataFile(str(path), digest, "line" if kind in ("jsonl", "csv") else "row", lambda: _read_file(kind, path))
+    read = partial(_read_file, kind, content, str(path))
+    file = DataFile(str(path), digest, "line" if kind in ("jsonl", "csv") else "row", read)
     if kind in _CUT and not infer_compression(path):
-        file.parts = lambda: [
-            replace(file, read=partial(_read_file, kind, path, part=part), parts=None) for part in _CUT[kind](path)
-        ]
+        file.parts = lambda: [replace(file, read=partial(read, part=part), parts=None) for part in _CUT[kind](content)]
     return file
 
 
-def _read_file(kind: str, path: Path, **part: Part) -> Rows:
+def _regular_file(source: Origin, path: Path) -> Path:
+    """A file that can be read as often as one likes: the path itself, or a copy of what comes out of a pipe.
+
+    Raises:
+        MixtureError: it is a folder (but Arrow's, which are data sets), a device or a socket.
+    """
+    mode = path.stat().st_mode
+    if stat.S_ISREG(mode) or (stat.S_ISDIR(mode) and source.format_or_default == "arrow"):
+        return path
+    if stat.S_ISDIR(mode):
+        raise MixtureError(f"{source.name}: {path} is a folder; name the files in it, such as {path / '*'}")
+    if not stat.S_ISFIFO(mode):
+        raise MixtureError(f"{source.name}: {path} is a device or a socket; give a file, or a pipe that ends")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise MixtureError(
+            f"{source.name}: {path} is a pipe, which only one process can read; write it to a file first"
+        )
+    return _copied(path, path.stat().st_ino)
+
+
+@cache
+def _copied(pipe: Path, inode: int) -> Path:
+    """What comes out of a pipe, which can be read once; the copy goes when the program ends."""
+    waiting = threading.Timer(
+        _PATIENCE, print, (f"data: waiting for what is written into {pipe}",), {"file": sys.stderr}
+    )
+    waiting.daemon = True
+    waiting.start()
+    try:
+        with pipe.open("rb") as content:
+            waiting.cancel()
+            copy = Path(_copies().name) / f"{inode}-{pipe.name}"
+            with copy.open("wb") as file:
+                shutil.copyfileobj(content, file)
+    finally:
+        waiting.cancel()
+    return copy
+
+
+@cache
+def _copies() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="minimind-trl-pipes-")
+
+
+def _read_file(kind: str, path: Path, name: str, **part: Part) -> Rows:
     try:
         yield from _READERS[kind](path, **part)
-    except MixtureError:
-        raise
+    except MixtureError as error:
+        if str(path) == name:
+            raise
+        raise MixtureError(str(error).replace(str(path), name)) from error.__cause__
     except (pyarrow.ArrowException, OSError, EOFError, ValueError, ImportError, zlib.error, lzma.LZMAError) as error:
         told = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
-        raise MixtureError(f"{path}: not a readable {kind} file ({told})") from error
+        raise MixtureError(f"{name}: not a readable {kind} file ({told})") from error
 
 
 def _read_jsonl(path: Path | str, name: str | None = None, part: Part | None = None) -> Rows:

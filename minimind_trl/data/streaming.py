@@ -37,11 +37,12 @@ if TYPE_CHECKING:
 
 _LOOKED_AT = 1000  # rows after which a source that gives next to nothing is an error
 _BLOCK = 10_000  # rows that are shuffled among each other
+TOKENS, CUT = "tokens", "tokens beyond the limit, cut off"  # as `mixer.seen` counts them
 _PARTS_EACH = 4  # a process should have, or their sizes would decide how often a row is seen
 
 
 def build_stream(mixer: "DatasetMixer", tokenizer) -> IterableDatasetDict:
-    """The train and validation streams of a mixture; `mixer.seen` counts, as the training stream is read."""
+    """The streams of a mixture, train and, where rows are held out, validation; `mixer.seen` counts what is read."""
     mixture = mixer.mixture
     total = sum(source.mix_ratio for source in mixture.datasets)
     ratios = [source.mix_ratio / total for source in mixture.datasets]
@@ -57,6 +58,8 @@ def build_stream(mixer: "DatasetMixer", tokenizer) -> IterableDatasetDict:
     train = mixed([source.train(held_out) for source in sources], mixture.seed)
     if mixture.size:
         train = train.take(mixture.size.rows)
+    if mixture.validation is None:
+        return IterableDatasetDict(train=train)
     validation = mixed([source.validation() for source in sources], mixture.validation.seed)
     return IterableDatasetDict(train=train, validation=validation)
 
@@ -87,6 +90,7 @@ class _Stream:
             )
         mixer.look_at(self.source, self.files, self.converter)
         self.seen = mixer.seen.setdefault(self.source.name, Counter())
+        self.cut_at = mixer.cut_at
 
     def own_groups(self) -> Iterator[int]:
         """What the source holds out itself, which no source may train on."""
@@ -94,8 +98,8 @@ class _Stream:
         return (row["_group"] for row in rows if row.get("_group") is not None)
 
     def train(self, held_out: set[int]) -> IterableDataset:
-        rows = self._converted(self._parts()).filter(_kept(self.source.name, self.seen, held_out))
-        if not self.own:
+        rows = self._converted(self._parts()).filter(_kept(self.source.name, self.seen, held_out, self.cut_at))
+        if not self.own and self.mixture.validation is not None:
             rows = rows.filter(lambda row: not self._held_out(row))
         rows = rows.map(self._shuffled, batched=True, batch_size=_BLOCK, features=rows.features)
         return rows.repeat(self.source.max_repetition) if self.source.max_repetition > 1 else rows
@@ -141,7 +145,8 @@ def _mapped(
     def convert(columns: dict[str, list], numbers: list[int]) -> dict[str, list]:
         raws = filled_rows(columns)
         converted = []
-        for traced, number in zip(converter.trace(raws), numbers, strict=True):
+        places = [file.at(number + 1) for number in numbers]
+        for traced, number in zip(converter.trace(raws, places.__getitem__), numbers, strict=True):
             converter.refuse_other_schema(traced, file.at(number + 1))
             converted.append(converter.with_facts(traced) | {"_file": index, "_number": number + 1})
         return {name: [row.get(name) for row in converted] for name in features}
@@ -156,8 +161,8 @@ def _decoded(rows: IterableDataset, columns: list[str]) -> IterableDataset:
     return rows.map(lambda row: row | {name: json.loads(row[name]) if row.get(name) else None for name in columns})
 
 
-def _kept(name: str, seen: Counter, held_out: set[int]) -> Callable[[Row], bool]:
-    """Whether a row goes on; those that do not are counted.
+def _kept(name: str, seen: Counter, held_out: set[int], cut_at: int | None) -> Callable[[Row], bool]:
+    """Whether a row goes on; those that do not are counted, and tokens: all of those that do, and what is cut of them.
 
     Raises:
         MixtureError: of the first rows most cannot be used, or none is left.
@@ -174,6 +179,9 @@ def _kept(name: str, seen: Counter, held_out: set[int]) -> Callable[[Row], bool]
             seen["rows read"] += 1
             seen.update([reason] if reason else [])
             seen.update(f"with {key!r}, which is not read" for key in (row["_unread"] or "").splitlines())
+            if reason is None and (tokens := row["_tokens"]):
+                seen[TOKENS] += tokens
+                seen.update({CUT: tokens - cut_at} if cut_at and tokens > cut_at else {})
             unusable, kept = unusable + bool(row["_unusable"]), kept + (reason is None)
             if seen["rows read"] == _LOOKED_AT and (unusable > _LOOKED_AT / 2 or not kept):
                 told = ", ".join(f"{count} {what}" for what, count in seen.items())

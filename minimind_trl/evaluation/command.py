@@ -102,11 +102,16 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     if args.baseline:
         subjects = {"baseline": _load(args.baseline, args, phase, subjects["model"].tokenizer)} | subjects
     _settle_options(args, phase, mixer)
+    if mixer:
+        mixer.max_length = args.max_length
+        mixer.on_long = _trained_options(Path(args.checkpoint), phase).get("on_long") or mixer.on_long
+        if mixer.mixture.validation is None:
+            raise InputError(f"{args.data_config} holds no rows out (validation: none), so that none can be measured")
 
     figures: dict[str, Measures] = {name: {} for name in (*subjects, "chance")}
     if mixer:
         rows = mixer.build(subjects["model"].tokenizer)["validation"]
-        figures = _held_out(args, phase, subjects, rows)
+        figures = _held_out(args, phase, subjects, rows, chunk=mixer.on_long == "chunk")
     if args.lm_eval:
         for name, subject in subjects.items():
             measures, guesses = harness_measures(
@@ -132,7 +137,9 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
-def _held_out(args: argparse.Namespace, phase: str, subjects: dict[str, _Subject], rows) -> dict[str, Measures]:
+def _held_out(
+    args: argparse.Namespace, phase: str, subjects: dict[str, _Subject], rows, chunk: bool
+) -> dict[str, Measures]:
     """`{"baseline"?, "model", "chance": measures}` on the validation split."""
     taken = list(islice(rows, args.eval_batches * args.batch_size))
     asked = list(islice(rows, args.generate)) if args.generate else []
@@ -147,7 +154,7 @@ def _held_out(args: argparse.Namespace, phase: str, subjects: dict[str, _Subject
     elif phase == "rlaif":
         figures = {**{name: {} for name in subjects}, "chance": {}}
     else:
-        figures = _losses(args, phase, subjects, taken, options)
+        figures = _losses(args, phase, subjects, taken, options | {"chunk": chunk, "max_batches": args.eval_batches})
     if asked:
         for name, one in subjects.items():
             figures[name] = figures[name] | answer_measures(one.model, one.tokenizer, asked, args.max_new_tokens)
@@ -282,21 +289,20 @@ def _settle_options(args: argparse.Namespace, phase: str | None, mixer: DatasetM
     length = (mixer and mixer.mixture.metadata.max_seq_length) or 1024
     bf16 = has_fast_bf16(use_cpu=_device().type == "cpu")
     usual = dict(zip(_AS_TRAINED, (length, 16, 100, bf16, True, 0.1), strict=True))
-    trained = _trained_options(Path(args.checkpoint))
-    if trained.get("phase") == phase:
-        usual |= {name: value for name, value in trained.items() if name in _AS_TRAINED}
+    trained = _trained_options(Path(args.checkpoint), phase)
+    usual |= {name: value for name, value in trained.items() if name in _AS_TRAINED}
     for name, value in usual.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
 
 
-def _trained_options(checkpoint: Path) -> dict[str, Any]:
-    """How the recipe evaluated that made a checkpoint: `options` of its metrics.json, nothing where that is missing."""
+def _trained_options(checkpoint: Path, phase: str | None) -> dict[str, Any]:
+    """How the recipe of this phase evaluated that made a checkpoint: `options` of its metrics.json; {} without that."""
     try:
         options = json.loads((checkpoint / "metrics.json").read_text(encoding="utf-8")).get("options")
     except (OSError, ValueError, AttributeError):
         return {}
-    return options if isinstance(options, dict) else {}
+    return options if isinstance(options, dict) and options.get("phase") == phase else {}
 
 
 def _check_phase(args: argparse.Namespace, phase: str | None) -> None:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import InputError
-from ..tokenization import tokenize_conversation, tokenize_text, with_training_template
+from ..tokenization import pieces, tokenize_conversation, tokenize_text, with_training_template
 
 _SCORED_AT_ONCE = 4096  # positions whose logits are float32 at the same time
 
@@ -29,6 +29,7 @@ def held_out_figures(
     assistant_only: bool = False,
     bf16: bool = False,
     accelerator: Accelerator | None = None,
+    chunk: bool = False,
 ) -> dict[str, float]:
     """How well a model predicts held-out rows, every token counting the same.
 
@@ -40,13 +41,14 @@ def held_out_figures(
         tokenizer: with the chat template of training or of inference.
         rows: with `text`, or `messages` and perhaps `tools` (JSON), and perhaps `source`; tokenized here, as TRL's
             SFTTrainer does it.
-        max_length: tokens after which a row is cut; None cuts none.
+        max_length: tokens after which a row is cut, or with `chunk` goes on in another; None cuts none.
         batch_size: rows per forward pass and process; beside rounding it matters only to `max_batches`.
         max_batches: look at the first `max_batches * batch_size` rows, however many processes share them.
         assistant_only: only what the assistant wrote counts (end-of-turn token included), as in training with
             `assistant_only_loss`.
         bf16: compute under bfloat16 autocast, as training with `bf16` does; the loss itself is float32.
         accelerator: the processes that share the rows; all of them must call this, and all get the same figures.
+        chunk: rows longer than `max_length` are looked at in pieces, each of which counts as a row.
 
     Returns:
         - `eval_loss`: negative log-likelihood in nats per target token; `eval_loss_SOURCE` for each `source`;
@@ -61,17 +63,24 @@ def held_out_figures(
     Raises:
         InputError: no row has a target token.
     """
-    taken = list(islice(rows, None if max_batches is None else max_batches * batch_size))
+    most = None if max_batches is None else max_batches * batch_size
+    taken = list(islice(rows, most))
     rank, size = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    own = taken[rank::size]
-    tokenized = tokenize_rows(own, tokenizer, max_length, assistant_only)
+    count = len(taken)
+    if chunk and max_length is not None:  # every process cuts all rows up, to know which pieces are its own
+        parts = list(islice(_pieces(taken, tokenizer, max_length, assistant_only), most))
+        own, tokenized = [row for row, _ in parts][rank::size], [part for _, part in parts][rank::size]
+        count = len(parts)
+    else:
+        own = taken[rank::size]
+        tokenized = tokenize_rows(own, tokenizer, max_length, assistant_only)
     sources = sorted({row["source"] for row in taken if row.get("source") is not None})
     groups = [0 if row.get("source") is None else sources.index(row["source"]) + 1 for row in own]
     sums = torch.zeros(1 + len(sources), 7, dtype=torch.float64)
     token_bytes = token_byte_lengths(tokenizer)
     with evaluating(model), torch.autocast(device_of(model).type, torch.bfloat16, enabled=bf16):
         # As many passes in every process, because sharded models wait for each other in each of them.
-        for start in range(0, math.ceil(len(taken) / size), batch_size):
+        for start in range(0, math.ceil(count / size), batch_size):
             batch = tokenized[start : start + batch_size] or [([tokenizer.eos_token_id], [False])]
             scores = score_rows(model, batch, token_bytes)
             for group, row in zip(groups[start : start + batch_size], scores, strict=False):
@@ -98,6 +107,15 @@ def tokenize_rows(
     """
     tokenizer = with_training_template(tokenizer) if assistant_only else tokenizer
     return [_tokenize_row(row, tokenizer, max_length, assistant_only) for row in rows]
+
+
+def _pieces(
+    rows: list[dict], tokenizer: PreTrainedTokenizerBase, max_length: int, assistant_only: bool
+) -> Iterator[tuple[dict, tuple[list[int], list[bool]]]]:
+    """Each row with its pieces, one after the other."""
+    for row in rows:
+        [(ids, mask)] = tokenize_rows([row], tokenizer, None, assistant_only)
+        yield from ((row, (ids[part], mask[part])) for part in pieces(len(ids), max_length))
 
 
 def _tokenize_row(row: dict, tokenizer, max_length: int | None, assistant_only: bool) -> tuple[list[int], list[bool]]:

@@ -2,9 +2,13 @@
 
 import argparse
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedModel
 
 from ..errors import CheckpointError
@@ -42,7 +46,7 @@ def convert(
         the path written.
 
     Raises:
-        CheckpointError: unreadable source, no such counterpart, or a destination that exists.
+        CheckpointError: unreadable source, no such counterpart, or a destination that exists or cannot be written.
     """
     destination = Path(destination)
     if to not in FORMATS:
@@ -53,11 +57,25 @@ def convert(
         raise CheckpointError(f"{destination}: exists already; give a new path or remove it")
     model = load_model(source, dtype=dtype, config_overrides=config_overrides)
     if to == "native":
-        save_native(model, destination, torch.float16 if dtype == "auto" else model.dtype)
+        with _writing(destination):
+            save_native(model, destination, torch.float16 if dtype == "auto" else model.dtype)
         return destination
-    model = _in_format(model, to)
-    _save_directory(model, _tokenizer_for(source, tokenizer), destination)
+    model, tokenizer = _in_format(model, to), _tokenizer_for(source, tokenizer)
+    with _writing(destination):
+        _save_directory(model, tokenizer, destination)
     return destination
+
+
+@contextmanager
+def _writing(destination: Path) -> Iterator[None]:
+    """A full or read-only disk in one line; of a full one, torch tells but a wrong position."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch's own is a RuntimeError
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        disk = next(folder for folder in destination.absolute().parents if folder.exists())
+        free = shutil.disk_usage(disk).free / 2**20
+        raise CheckpointError(f"{destination}: cannot be written, with {free:,.1f} MiB free there: {reason}") from error
 
 
 def _in_format(model: MiniMindForCausalLM, to: str) -> PreTrainedModel:

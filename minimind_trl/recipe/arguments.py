@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import datasets
 import torch
@@ -16,9 +17,12 @@ from transformers.trainer_utils import IntervalStrategy
 from trl import DPOConfig, ModelConfig, RewardConfig, SFTConfig, TrlParser
 
 from ..errors import InputError, TrainingError, nearest
+from ..files import full_disk
 from ..hardware import has_fast_bf16
 from ..models import PRESETS
 from ..models.checkpoints import NATIVE_SUFFIXES
+from ..yaml_files import load_yaml
+from .learning_rates import WARMUP
 from .processes import load_models_whole, refuse_other_launch
 
 
@@ -103,10 +107,19 @@ LoraArguments = dataclasses.make_dataclass(
 
 @dataclass
 class Machine:
-    """Defaults that suit small models and the machine at hand, to put before one of TRL's configs."""
+    """Defaults that suit small models and the machine at hand, to put before one of TRL's configs.
+
+    A recipe's config has a `stage`, by which its learning rate is found.
+    """
 
     _argument_group_name = "TRL and transformers"
 
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "Default: by recipe and size of the model, printed before training."}
+    )
+    warmup_steps: float = field(
+        default=WARMUP, metadata={"help": "Steps in which the learning rate rises, or below 1 the share of all steps."}
+    )
     gradient_checkpointing: bool = field(
         default=False, metadata={"help": "Trade compute for memory; models of this size fit without."}
     )
@@ -147,6 +160,7 @@ class MachineDefaults(Machine):
 class PretrainConfig(MachineDefaults, SFTConfig):
     """Plain text: the loss counts on every token."""
 
+    stage = "pretrain"
     packing: bool = field(
         default=True, metadata={"help": "Several rows in one of max_length, which do not see each other: no padding."}
     )
@@ -156,6 +170,7 @@ class PretrainConfig(MachineDefaults, SFTConfig):
 class ConversationConfig(PretrainConfig):
     """Conversations: the loss counts on the assistant's turns."""
 
+    stage = "sft"
     assistant_only_loss: bool = field(default=True, metadata={"help": "Loss on the assistant's turns only."})
 
 
@@ -163,10 +178,14 @@ class ConversationConfig(PretrainConfig):
 class PreferenceConfig(MachineDefaults, DPOConfig):
     """Direct preference optimisation."""
 
+    stage = "dpo"
+
 
 @dataclass
 class RewardModelConfig(MachineDefaults, RewardConfig):
     """A reward model from preferences."""
+
+    stage = "reward"
 
 
 def parse_arguments(
@@ -184,14 +203,12 @@ def parse_arguments(
     usage = "%(prog)s [--config FILE.yaml] [--option VALUE ...]"
     # without allow_abbrev, `--learning_rat` would pass for `--learning_rate`
     parser = TrlParser(wanted, allow_abbrev=False, usage=usage, description=about)
+    given, options = _config_file(sys.argv[1:] if options is None else options)
     try:
-        args, config, *rest = parser.parse_args_and_config(options)
-    except FileNotFoundError as error:
-        raise InputError(f"--config {error.filename}: no such file") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"--config: not valid YAML: {' '.join(str(error).split())}") from error
-    except IndexError as error:
-        raise InputError("--config needs a file") from error
+        unknown = parser.set_defaults_with_config(**given)
+        args, config, *rest = parser.parse_args_into_dataclasses(options)
+        if unknown:
+            raise ValueError(f"unknown arguments in the config file: {unknown}")
     except ValueError as error:
         if isinstance(error, InputError):
             raise
@@ -200,6 +217,70 @@ def parse_arguments(
         hints = [f"--{name}{nearest(f'--{name}', known)}" for name in unknown]
         raise InputError(f"unknown option {'; '.join(hints)}" if hints else str(error)) from error
     return (args, config, *rest)
+
+
+def _config_file(options: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """The values in the file of `--config`, their paths found; and the options that are left.
+
+    Raises:
+        InputError: there is no such file, or it is no YAML mapping of options.
+    """
+    if "--config" not in options:
+        return {}, options
+    at = options.index("--config")
+    if at + 1 == len(options):
+        raise InputError("--config needs a file")
+    path = Path(options[at + 1])
+    if path.exists() and not (path.is_file() or path.is_fifo()):
+        raise InputError(f"--config {path} is {'a folder' if path.is_dir() else 'a device'}; give a file")
+    try:
+        _, values = load_yaml(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"--config {path}: no such file") from error
+    except OSError as error:
+        raise InputError(f"--config {path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"--config {path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise InputError(f"--config {path}: must be a mapping of options, each as name: value")
+    environment = values.pop("env", None) or {}  # as of TRL's own scripts
+    if not isinstance(environment, dict):
+        raise InputError(f"--config {path}: env must be a mapping of names to values")
+    os.environ.update({str(name): str(value) for name, value in environment.items()})
+    return found_from(path, values), [*options[:at], *options[at + 2 :]]
+
+
+# Options that name a file or folder that is read, if not something of the Hub.
+_READ = (
+    *("data_config", "from_weight", "tokenizer", "resume", "teacher_model_name_or_path", "critic_model"),
+    *("reward_funcs", "chat_template_path", "deepspeed", "fsdp_config", "accelerate_config"),
+)
+_REWARD_MODEL = re.compile(r"((?:reward_model:|minimind\d:reward_model=)?)([^,]+)(.*)", re.DOTALL)
+
+
+def found_from(config_file: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a config file with the paths to what is read where that is.
+
+    They count from the working directory; where nothing is there, from the nearest folder above the config file that
+    has it. So the configs of a repository work from everywhere. What is written counts from the working directory.
+    """
+    folders = config_file.resolve().parents
+
+    def found(name: str) -> str:
+        if not name or Path(name).is_absolute() or Path(name).exists():
+            return name
+        return next((str(folder / name) for folder in folders if (folder / name).exists()), name)
+
+    def reward(spec: Any) -> Any:
+        parts = _REWARD_MODEL.fullmatch(spec) if isinstance(spec, str) else None
+        return f"{parts[1]}{found(parts[2])}{parts[3]}" if parts else spec
+
+    def value_of(name: str, value: Any) -> Any:
+        if name == "reward_funcs" and isinstance(value, str | list):
+            return reward(value) if isinstance(value, str) else [reward(spec) for spec in value]
+        return found(value) if name in _READ and isinstance(value, str) else value
+
+    return {name: value_of(name, value) for name, value in values.items()}
 
 
 def report_to_wandb(args: RecipeArguments, config, recipe: str) -> None:
@@ -227,3 +308,8 @@ def run_recipe(main: Callable[[], None]) -> None:
     except (InputError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)
+    except Exception as error:
+        if not (told := full_disk(error)):  # such as of the cache in which TRL keeps its tokens
+            raise
+        print(f"error: {told}", file=sys.stderr)
+        sys.exit(1)

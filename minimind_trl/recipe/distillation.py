@@ -16,6 +16,7 @@ from ..models.checkpoints import NATIVE_SUFFIXES
 from ..tokenization import with_training_template
 from ..trainers import AnswersCollator
 from .arguments import MachineDefaults
+from .learning_rates import settle_learning_rate
 from .training import HeldOutEvaluation, capped, run, settle, with_labels
 
 # TRL warns of its experimental parts, which may change; the lock holds the version that this was tested with.
@@ -27,6 +28,7 @@ from trl.experimental.gkd import GKDConfig, GKDTrainer
 class DistillationConfig(MachineDefaults, GKDConfig):
     """A student that imitates a teacher's probabilities, on the mixture's answers or on its own."""
 
+    stage = "distill"
     lmbda: float = field(
         default=0.0,
         metadata={"help": "Share of the steps on answers that the student writes: 0 is offline, 1 on-policy."},
@@ -102,9 +104,10 @@ class RecipeGKDTrainer(HeldOutEvaluation, GKDTrainer):
 def train_distillation(args, config, lora, model, teacher, tokenizer, data: DatasetDict, mixer: DatasetMixer) -> dict:
     """Train with TRL's GKDTrainer; of `run`'s arguments and results."""
     settle(args, config, "Distill")
+    settle_learning_rate(args, config, lora, model)
     with config.main_process_first(desc="tokenizing"):  # the others find its rows in the cache of `datasets`
         train = _answers(data["train"], tokenizer, config.max_length, config.dataset_num_proc)
-    held_out = capped(args, config, data["validation"])
+    held_out = capped(args, config, data.get("validation"))
     trainer = RecipeGKDTrainer(
         model=model,
         teacher_model=teacher,
@@ -115,7 +118,7 @@ def train_distillation(args, config, lora, model, teacher, tokenizer, data: Data
         eval_dataset=held_out and _answers(held_out, tokenizer, config.max_length),
         peft_config=get_peft_config(lora),
     )
-    trainer.held_out, trainer.eval_batches = data["validation"], args.eval_batches
+    trainer.held_out, trainer.eval_batches = data.get("validation"), args.eval_batches
     if isinstance(train, Dataset) and (dropped := len(data["train"]) - len(train)):
         trainer.accelerator.print(
             f"data: {dropped} train rows dropped: no token to learn from within max_length={config.max_length}"

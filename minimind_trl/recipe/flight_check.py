@@ -6,10 +6,12 @@ counts on, the share of rows that are cut, rendered examples, memory, and an est
 
 import json
 import random
+import sys
 import time
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from datasets import DatasetDict, IterableDataset
 from rich.console import Console
@@ -18,6 +20,7 @@ from transformers.training_args import OptimizerNames
 
 from ..data import DatasetMixer
 from ..data.commands import marked_row
+from ..data.report import FEW, describe_long_rows
 from ..data.schemas import Row, plain_text
 from ..errors import InputError
 from ..evaluation.held_out import tokenize_rows
@@ -99,7 +102,7 @@ def _batch_problems(trainer, data: DatasetDict) -> list[str]:
 def _length_problems(trainer, rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> list[str]:
     limit = trainer.args.max_length
     lengths = [len(ids) for ids, _ in _tokenized(trainer, rows, tokenizer, None)]
-    if limit is not None and all(length > limit for length in lengths):
+    if limit is not None and _on_long(trainer) != "chunk" and all(length > limit for length in lengths):
         fitting = sorted(lengths)[len(lengths) // 2]
         return [
             f"all of the first {len(rows)} rows are longer than --max_length {limit}; half of them fit in {fitting}"
@@ -109,7 +112,7 @@ def _length_problems(trainer, rows: list[Row], tokenizer: PreTrainedTokenizerBas
         return [f"--max_length {limit} is more than the model's {longest} positions: set --max_length {longest}"]
     if "chosen" in rows[0]:
         return []
-    targets = _tokenized(trainer, rows, tokenizer, limit)
+    targets = _tokenized(trainer, rows, tokenizer, None if _on_long(trainer) == "chunk" else limit)
     if not any(any(mask) for _, mask in targets):
         return [f"no token to learn from in the first {len(rows)} rows within --max_length {limit}"]
     ends = any(mask[i] and ids[i] == tokenizer.eos_token_id for ids, mask in targets for i in range(len(ids)))
@@ -122,7 +125,7 @@ def _length_problems(trainer, rows: list[Row], tokenizer: PreTrainedTokenizerBas
 
 
 def overlap_problems(data: DatasetDict) -> list[str]:
-    if isinstance(data["train"], IterableDataset):
+    if isinstance(data["train"], IterableDataset) or "validation" not in data:
         return []  # the split by content hash cannot overlap; a stream is not read twice to say so
     held_out = {_content(row) for row in data["validation"]}
     shared = sum(_content(row) in held_out for row in islice(data["train"], _COMPARED))
@@ -138,6 +141,11 @@ def resume_problems(trainer, args: RecipeArguments, mixer: DatasetMixer) -> list
         f"{checkpoint} is of another run: {'; '.join(changed)}. Resume with what it had, or start a new run from it: "
         f"--from_weight {checkpoint} with another --output_dir"
     ]
+
+
+def _on_long(trainer) -> str:
+    """What becomes of longer rows in this trainer; those of TRL cut or drop them."""
+    return getattr(trainer, "on_long", "cut")
 
 
 def _content(row: Row) -> str:
@@ -160,22 +168,32 @@ def _print_plan(
 ) -> None:
     config, console = trainer.args, Console(highlight=False, soft_wrap=True)
     limit = config.max_length
-    whole, cut = (_tokenized(trainer, rows, tokenizer, length) for length in (None, limit))
-    truncated = sum(len(ids) > limit for ids, _ in whole) / len(whole)
+    whole = _tokenized(trainer, rows, tokenizer, None)
+    cut = whole if mixer.on_long == "chunk" else _tokenized(trainer, rows, tokenizer, limit)
+    lengths = np.array([len(ids) for ids, _ in whole])
+    dropped = lengths > limit if mixer.on_long == "drop" else np.zeros(len(lengths), dtype=bool)
+    long_rows = describe_long_rows(lengths[~dropped], limit, mixer.on_long, lengths[dropped])
     supervised = sum(sum(mask) for _, mask in cut) / max(sum(len(ids) for ids, _ in cut), 1)
     learned = "" if "chosen" in rows[0] else f"{supervised:.0%} of the tokens are learned, "
     if mixer.report:
         console.print(mixer.report.table())
     for number, row in enumerate(rows[:_EXAMPLES], start=1):
         console.rule(f"train row {number}, from {row['source']}")
-        console.print(marked_row(row, tokenizer), markup=False)
+        console.print(marked_row(row, tokenizer, limit, mixer.on_long), markup=False)
     print_model(console, trainer)
     steps = _steps(trainer)
     packed = "packed rows" if getattr(config, "packing", False) else "rows"
     console.print(
         f"plan: {steps:,} steps of {_rows_per_step(config)} {packed} in {config.world_size} process(es), at most "
-        f"{limit} tokens each; {learned}{truncated:.1%} of the rows are cut"
+        f"{limit} tokens each; {learned}{long_rows.rows / len(whole):.1%} of the rows are longer"
+        + (f": {long_rows.told()}" if long_rows.rows else "")
     )
+    if mixer.report is None and long_rows.share > FEW:  # of a mixture at rest the mixer has said it
+        print(
+            f"warning: of the first {len(whole)} rows {long_rows.told()}; --max_length {long_rows.enough} would keep "
+            "95% of the tokens",
+            file=sys.stderr,
+        )
     if seconds is not None:
         minutes = seconds * steps / 60
         console.print(f"time: {seconds:.2f} s a step here, {minutes:.1f} minutes in all, evaluation apart")

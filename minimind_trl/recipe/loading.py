@@ -1,6 +1,7 @@
 """Tokenizer, model and data of a recipe."""
 
 import copy
+import sys
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict, IterableDatasetDict
@@ -105,6 +106,11 @@ def load_data(
         config.max_length = metadata.max_seq_length or 1024
     if mixer.mixture.streaming and config.max_steps <= 0:
         raise InputError(f"{args.data_config}: a streaming mixture has no end that is known: set --max_steps")
+    _settle_lengths(args, config, mixer)
+    if mixer.mixture.validation is None and args.eval_interval:
+        args.eval_interval = 0
+        if config.process_index == 0:
+            print(f"evaluation: off, {args.data_config} holds no rows out (validation: none)")
     if args.use_prepared:
         data = load_or_prepare(mixer, Path(args.prepared_dir) / mixer.name, tokenizer)
     else:
@@ -114,7 +120,27 @@ def load_data(
     if config.process_index == 0:
         for line in (args.data_config, *mixer.describe().splitlines()):
             print(f"data: {line}")
+        for line in mixer.warnings():
+            print(f"warning: {line}", file=sys.stderr)
     return data, mixer
+
+
+def _settle_lengths(args: RecipeArguments, config, mixer: DatasetMixer) -> None:
+    """Tell the mixer how many tokens a row may have here, and what this trainer does with longer ones.
+
+    Raises:
+        InputError: the mixture wants longer rows cut, which the trainer does not do.
+    """
+    mixer.max_length = getattr(config, "max_length", None)
+    if getattr(config, "stage", None) == "reward" and mixer.on_long != "drop":
+        if mixer.mixture.metadata.on_long:
+            raise InputError(
+                f"{args.data_config}: metadata.on_long: {mixer.on_long}, but a reward model judges whole rows, so that "
+                "longer ones are dropped: set on_long: drop"
+            )
+        mixer.on_long = "drop"
+    if mixer.on_long == "cut" and getattr(config, "packing", False) and config.packing_strategy != "bfd":
+        mixer.on_long = "chunk"  # as TRL's other ways to pack do it
 
 
 def _streams(args: RecipeArguments, config, streams: IterableDatasetDict, mixer: DatasetMixer) -> DatasetDict:
@@ -123,12 +149,12 @@ def _streams(args: RecipeArguments, config, streams: IterableDatasetDict, mixer:
     whole = mixer.mixture.metadata.phase == "rlaif"
     train = streams["train"] if whole else share_of(streams["train"], config.process_index, config.world_size)
     if not args.eval_interval:
-        return DatasetDict(train=train, validation=streams["validation"])
+        return DatasetDict(streams | {"train": train})
     count = args.eval_batches * config.per_device_eval_batch_size * config.world_size
     held_out = list(streams["validation"].take(count))
     if not held_out:
         raise InputError(
             f"{mixer.path}: the validation split is empty: validation.ratio {mixer.mixture.validation.ratio:g} holds "
-            "none of the rows out; raise the ratio or add rows"
+            "none of the rows out; raise the ratio, add rows, or set validation: none to train without a held-out part"
         )
     return DatasetDict(train=train, validation=Dataset.from_list(held_out))

@@ -31,7 +31,7 @@ def complete_card(card: Path, metrics: dict[str, dict], record: dict[str, Any], 
     parts = [
         text,
         "## Results on held-out data",
-        _results(metrics) if metrics else "Not measured (`--eval_interval 0`).",
+        _results(metrics) if metrics else _not_measured(mixer),
         "![curves](curves.png)",
         "## How to repeat it",
         f"```bash\n{record['command']}\n```",
@@ -41,6 +41,11 @@ def complete_card(card: Path, metrics: dict[str, dict], record: dict[str, Any], 
     ]
     with atomic_path(card) as temporary:
         temporary.write_text("\n\n".join(parts), encoding="utf-8")
+
+
+def _not_measured(mixer: DatasetMixer) -> str:
+    held_out = mixer.mixture.validation is not None
+    return f"Not measured ({'`--eval_interval 0`' if held_out else 'the mixture holds no rows out'})."
 
 
 def _results(metrics: dict[str, dict]) -> str:

@@ -23,6 +23,7 @@ from ..trainers.rollout_config import RolloutConfig
 from ..trainers.spo_config import SPOConfig
 from .arguments import Machine, RecipeArguments
 from .flight_check import overlap_problems, print_model, resume_problems, tokenizer_problems
+from .learning_rates import settle_learning_rate
 from .training import capped, remove_if_empty, run, settle
 
 _TRIALS = 4  # batches that are answered before training
@@ -68,15 +69,21 @@ class OnlineDefaults(Machine):
 class GRPORecipeConfig(OnlineDefaults, RolloutConfig):
     """Group relative policy optimisation: TRL's GRPOTrainer with our evaluation."""
 
+    stage = "grpo"
+
 
 @dataclass
 class PPORecipeConfig(OnlineDefaults, PPOConfig):
     """Proximal policy optimisation."""
 
+    stage = "ppo"
+
 
 @dataclass
 class SPORecipeConfig(OnlineDefaults, SPOConfig):
     """Single-stream policy optimisation."""
+
+    stage = "spo"
 
 
 _TRAINERS = {GRPORecipeConfig: RolloutTrainer, PPORecipeConfig: PPOTrainer, SPORecipeConfig: SPOTrainer}
@@ -96,6 +103,7 @@ def train_online(args, config, lora, model, rewards, tokenizer, data: DatasetDic
     """Train with the trainer that belongs to the config; of `run`'s arguments and results."""
     trainer_class = _TRAINERS[type(config)]
     settle(args, config, trainer_class._name)
+    settle_learning_rate(args, config, lora, model)
     data = _with_tools(data, tokenizer)
     problems = [*_column_problems(rewards, data), *_length_problems(config, model, tokenizer, data)]
     if problems:
@@ -108,7 +116,7 @@ def train_online(args, config, lora, model, rewards, tokenizer, data: DatasetDic
             rewards,
             config,
             train_dataset=data["train"],
-            eval_dataset=capped(args, config, data["validation"]),
+            eval_dataset=capped(args, config, data.get("validation")),
             processing_class=tokenizer,
             peft_config=get_peft_config(lora),
         )

@@ -44,7 +44,8 @@ def run_record(trainer, args, mixer: DatasetMixer) -> dict[str, Any]:
     return json.loads(json.dumps(record, default=_plain))
 
 
-_CODE = ("code", "minimind-trl", "datasets", "transformers")  # of a mixture: another version is no other run
+# Of a mixture: another version is no other run, and the length is among the options.
+_CODE = ("code", "minimind-trl", "datasets", "transformers", "max_length")
 
 
 def differences(folder: Path, now: dict[str, Any]) -> list[str]:

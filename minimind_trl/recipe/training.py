@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..evaluation import held_out_figures
 from ..evaluation.held_out import evaluating, tokenize_rows
 from ..files import write_json
-from ..tokenization import with_training_template
+from ..tokenization import pieces, with_training_template
 from ..trainers import (
     MeteredTrainer,
     PackedRowsCollator,
@@ -28,6 +28,7 @@ from ..trainers import (
 from ..trainers.checkpoints import checkpoints_in, saving
 from .arguments import RecipeArguments, report_to_wandb
 from .flight_check import flight_check
+from .learning_rates import settle_learning_rate
 from .model_card import complete_card
 from .processes import limit_waiting
 from .records import RECIPE, run_record
@@ -73,19 +74,22 @@ class HeldOutEvaluation(MeteredTrainer):
             assistant_only=self.args.assistant_only_loss,
             bf16=self.args.bf16,
             accelerator=self.accelerator,
+            chunk=getattr(self, "on_long", None) == "chunk",
         )
 
 
 class RecipeSFTTrainer(HeldOutEvaluation, SFTTrainer):
     """SFTTrainer with the recipes' evaluation.
 
-    Rows are cut to `max_length`, and those left without a target dropped, before they are packed. Turns that are not to
-    be trained have no labels.
+    Before they are packed, rows are cut to `max_length`, and those left without a target dropped; or with
+    `on_long="chunk"` go on in further rows, so that nothing is lost and no row holds more than one of them. Turns that
+    are not to be trained have no labels.
     """
 
     rows_without_target = 0  # of the training split; unknown, and 0, for a stream
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, on_long: str = "cut", **kwargs):
+        self.on_long = on_long
         super().__init__(*args, **kwargs)
         add_learned_positions_head(self.model)
         if self.args.packing and self.padding_free and not self._attends_with_flash():
@@ -105,13 +109,33 @@ class RecipeSFTTrainer(HeldOutEvaluation, SFTTrainer):
                     dataset, processing_class, args.assistant_only_loss, num_proc=args.dataset_num_proc
                 )
         pack_whole_rows = packing and args.packing_strategy == "bfd"  # the other strategies do not cut rows
-        arguments = (dataset, processing_class, args, packing and not pack_whole_rows, formatting_func, dataset_name)
+        in_pieces = self.on_long == "chunk" and args.max_length is not None and (pack_whole_rows or not packing)
+        limits = copy.copy(args)
+        limits.max_length = None if in_pieces else args.max_length
+        arguments = (dataset, processing_class, limits, packing and not pack_whole_rows, formatting_func, dataset_name)
         prepared = super()._prepare_dataset(*arguments)
-        if dataset_name == "train" and isinstance(prepared, Dataset) and (pack_whole_rows or not packing):
+        if in_pieces:
+            prepared = pieces_of(prepared, args.max_length)
+        elif dataset_name == "train" and isinstance(prepared, Dataset) and (pack_whole_rows or not packing):
             self.rows_without_target = len(dataset) - len(prepared)
         if not pack_whole_rows or (isinstance(prepared, Dataset) and len(prepared) == 0):
             return prepared
         return pack_dataset(prepared.select_columns(["input_ids", "labels"]), args.max_length, "bfd")
+
+
+def pieces_of(rows: Dataset | IterableDataset, length: int) -> Dataset | IterableDataset:
+    """Rows of `input_ids` and `labels`; one of more than `length` tokens becomes several, one after the other.
+
+    Of a row with turns that are not trained, the pieces in which nothing is predicted are left out.
+    """
+
+    def split(batch: dict[str, list]) -> dict[str, list]:
+        rows = zip(batch["input_ids"], batch["labels"], strict=True)
+        parts = [(ids[part], labels[part]) for ids, labels in rows for part in pieces(len(ids), length)]
+        parts = [(ids, labels) for ids, labels in parts if any(label != -100 for label in labels[1:])]
+        return {"input_ids": [ids for ids, _ in parts], "labels": [labels for _, labels in parts]}
+
+    return rows.select_columns(["input_ids", "labels"]).map(split, batched=True)
 
 
 def with_labels(
@@ -157,15 +181,17 @@ class RecipeRewardTrainer(MeteredTrainer, RewardTrainer):
 def train_sft(args, config, lora, model, tokenizer, data: DatasetDict, mixer: DatasetMixer) -> dict:
     """Train with TRL's SFTTrainer; of `run`'s arguments and results."""
     settle(args, config, "Pretrain" if not config.assistant_only_loss else "SFT")
+    settle_learning_rate(args, config, lora, model)
     trainer = RecipeSFTTrainer(
         model=model,
         args=config,
         processing_class=with_training_template(tokenizer) if config.assistant_only_loss else tokenizer,
         train_dataset=data["train"],
-        eval_dataset=capped(args, config, data["validation"]),
+        eval_dataset=capped(args, config, data.get("validation")),
         peft_config=get_peft_config(lora),
+        on_long=mixer.on_long,
     )
-    trainer.held_out, trainer.eval_batches = data["validation"], args.eval_batches
+    trainer.held_out, trainer.eval_batches = data.get("validation"), args.eval_batches
     if trainer.rows_without_target:
         trainer.accelerator.print(
             f"data: {trainer.rows_without_target} train rows dropped: no token to learn from within "
@@ -177,6 +203,7 @@ def train_sft(args, config, lora, model, tokenizer, data: DatasetDict, mixer: Da
 def train_dpo(args, config, lora, model, tokenizer, data: DatasetDict, mixer: DatasetMixer) -> dict:
     """Train with TRL's DPOTrainer against the model as it is now; of `run`'s arguments and results."""
     settle(args, config, "DPO")
+    settle_learning_rate(args, config, lora, model)
     trainer = RecipeDPOTrainer(
         model=model,
         # With LoRA the reference is the model without its adapter.
@@ -184,7 +211,7 @@ def train_dpo(args, config, lora, model, tokenizer, data: DatasetDict, mixer: Da
         args=config,
         processing_class=tokenizer,
         train_dataset=data["train"],
-        eval_dataset=capped(args, config, data["validation"]),
+        eval_dataset=capped(args, config, data.get("validation")),
         peft_config=get_peft_config(lora),
     )
     return run(trainer, args, tokenizer, data, mixer)
@@ -193,12 +220,13 @@ def train_dpo(args, config, lora, model, tokenizer, data: DatasetDict, mixer: Da
 def train_reward(args, config, lora, model, tokenizer, data: DatasetDict, mixer: DatasetMixer) -> dict:
     """Train with TRL's RewardTrainer; of `run`'s arguments and results."""
     settle(args, config, "Reward")
+    settle_learning_rate(args, config, lora, model)
     trainer = RecipeRewardTrainer(
         model=model,
         args=config,
         processing_class=tokenizer,
         train_dataset=data["train"],
-        eval_dataset=capped(args, config, data["validation"]),
+        eval_dataset=capped(args, config, data.get("validation")),
         peft_config=get_peft_config(lora),
     )
     if dropped := _missing(trainer.train_dataset, data["train"]):
@@ -268,6 +296,7 @@ def _leave_results(
     options = {
         "phase": mixer.mixture.metadata.phase,
         "max_length": getattr(config, "max_length", None),
+        "on_long": mixer.on_long,
         "batch_size": config.per_device_eval_batch_size,
         "eval_batches": args.eval_batches * config.world_size,
         "bf16": config.bf16,
@@ -297,8 +326,9 @@ def remove_if_empty(folder: str) -> None:
         Path(folder).rmdir()
 
 
-def capped(args: RecipeArguments, config, rows: Dataset) -> Dataset | None:
-    if not args.eval_interval:
+def capped(args: RecipeArguments, config, rows: Dataset | None) -> Dataset | None:
+    """The held-out rows that an evaluation looks at; None where evaluation is off, or nothing is held out."""
+    if not args.eval_interval or rows is None:
         return None
     count = args.eval_batches * config.per_device_eval_batch_size * config.world_size
     return rows.select(range(min(count, len(rows))))

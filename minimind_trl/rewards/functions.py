@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from trl.rewards import think_format_reward
 
+from .. import patterns
 from ..errors import InputError
 from ..evaluation.answers import position_score
 from .reward import answer_of, text_of
@@ -52,10 +53,20 @@ def math_accuracy(completions: list, answer: list[str], **_) -> list[float | Non
 def regex(completions: list, *, pattern: str, **_) -> list[float]:
     """1 where the whole completion has the form `pattern` (of Python's `re`; `.` matches line ends), else 0."""
     try:
-        form = re.compile(pattern, re.DOTALL)
-    except re.error as error:
-        raise InputError(f"reward regex: {pattern!r} is not a regular expression: {error}") from error
-    return [float(form.fullmatch(text_of(given).strip()) is not None) for given in completions]
+        form = patterns.compiled(pattern, re.DOTALL)
+    except ValueError as error:
+        raise InputError(f"reward regex: {pattern!r} is {error}") from error
+
+    def matches(text: str) -> bool:
+        try:
+            return form.fullmatch(text, timeout=patterns.SECONDS) is not None
+        except TimeoutError:
+            raise InputError(
+                f"reward regex: {pattern!r} is not done with a completion of {len(text):,} characters after "
+                f"{patterns.SECONDS:g} s: it backtracks; repeat no group that fits in several ways, such as (a|aa)+"
+            ) from None
+
+    return [float(matches(text_of(given).strip())) for given in completions]
 
 
 def think_format(completions: list, **_) -> list[float]:

@@ -10,12 +10,14 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from ..errors import InputError, nearest
-from ..imports import imported
+from ..imports import imported, refuse_foreign
+from ..yaml_files import load_yaml
 from . import functions
 from .models import RewardModel, is_reward_model
 from .reward import Reward
 
 _SHARE = (0, 1)
+_CALLED = "a reward is called as function(prompts=..., completions=..., completion_ids=..., **every_column)"
 
 # Name: function, and lowest and highest of its values, or what tells them from its parameters.
 REWARDS: dict[str, tuple[Callable, tuple[float, float] | Callable[..., tuple[float, float]]]] = {
@@ -110,7 +112,12 @@ def _load(spec: str) -> Reward:
     if rest:
         if "" not in sys.path:
             sys.path.insert(0, "")  # as of `python -m`: a script's own folder comes first otherwise
-        return Reward(imported(spec), rest)
+        refuse_foreign(spec, "reward", _CALLED)
+        function = imported(spec)
+        kinds = {parameter.kind for parameter in inspect.signature(function).parameters.values()}
+        if inspect.Parameter.VAR_KEYWORD not in kinds:
+            raise InputError(f"{rest}{inspect.signature(function)} does not take what it is not named: {_CALLED}")
+        return Reward(function, rest)
     known = [*REWARDS, *PRESETS, "reward_model"]
     raise InputError(
         f"no such reward{nearest(name, known)}; known: {', '.join(known)}, a model's path, module:function"
@@ -129,7 +136,16 @@ def _parameters(text: str) -> dict[str, Any]:
     pairs = [part.partition("=") for part in parts if part]
     if any(not equals for _, equals, _ in pairs):
         raise InputError(f"{text!r} is not name=value,name=value")
-    return {name.strip(): value[1:-1] if value[:1] == "'" else yaml.safe_load(value) for name, _, value in pairs}
+    return {name.strip(): value[1:-1] if value[:1] == "'" else _plain(value) for name, _, value in pairs}
+
+
+def _plain(text: str) -> Any:
+    try:
+        return load_yaml(text)[1]
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{text:.80} is no value ({' '.join(str(error).split()):.80}); quote a text: name='...'"
+        ) from error
 
 
 def _checked(function: Callable, given: dict[str, Any]) -> dict[str, Any]:

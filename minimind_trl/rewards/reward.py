@@ -76,7 +76,7 @@ class Reward:
             return None
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):  # the last of a whole number that no float can hold
             number = math.nan
         if not math.isfinite(number):
             raise InputError(
@@ -113,5 +113,8 @@ def _required(function: Callable) -> Iterator[str]:
 
 def _short(value: Any) -> str:
     text = text_of(value) if isinstance(value, list) and value and isinstance(value[0], dict) else value
-    text = repr(text)
+    try:
+        text = repr(text)
+    except Exception:  # a number of more than 4,300 digits, or an object of the user's that cannot show itself
+        text = f"<{type(text).__name__}>"
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."

@@ -5,7 +5,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from minimind_trl.tokenization.control_tokens import MessageError, escape_control_tokens, find_control_tokens
-from minimind_trl.tokenization.masks import tokenize_conversation, tokenize_text, untrained_spans
+from minimind_trl.tokenization.masks import pieces, tokenize_conversation, tokenize_text, untrained_spans
 from minimind_trl.tokenization.templates import (
     GENERATIONS,
     ChatTemplateError,
@@ -34,6 +34,7 @@ __all__ = [
     "find_control_tokens",
     "inference_template",
     "iter_texts",
+    "pieces",
     "save_tokenizer",
     "tiny_tokenizer",
     "tokenize_conversation",

@@ -74,6 +74,17 @@ def untrained_spans(
     return spans
 
 
+def pieces(count: int, length: int) -> list[slice]:
+    """Where `count` tokens are cut into pieces of at most `length`, one after the other.
+
+    A last token alone would have nothing that predicts it: the piece before gives it one of its own.
+    """
+    starts = list(range(0, count, length))
+    if len(starts) > 1 and count - starts[-1] == 1 and length > 2:
+        starts[-1] -= 1
+    return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], count], strict=True)]
+
+
 def _without(mask: list[bool], offsets: list[tuple[int, int]], spans: Sequence[Sequence[int]]) -> list[bool]:
     """The mask without the tokens that have a character in one of the spans."""
     return [

@@ -148,6 +148,7 @@ def iter_texts(sources: Iterable[str | Path], text_field: str | None = None) -> 
         TokenizerTrainingError: a source does not exist, cannot be read, or has no such column.
     """
     for source in sources:
+        _refuse_unrepeatable(Path(source))
         try:
             if Path(source).suffix == ".txt":
                 yield from _blocks(Path(source))
@@ -161,6 +162,13 @@ def iter_texts(sources: Iterable[str | Path], text_field: str | None = None) -> 
             raise TokenizerTrainingError(f"{source}: no such file, folder or data set") from error
         except (ValueError, ConnectionError) as error:
             raise TokenizerTrainingError(f"{source}: cannot be read: {error}") from error
+
+
+def _refuse_unrepeatable(path: Path) -> None:
+    """What is no file: sources are read twice, to train and to measure; and a device may never end."""
+    if path.exists() and not path.is_file() and (not path.is_dir() or path.suffix == ".txt"):
+        kind = "a folder" if path.is_dir() else "a pipe or a device"
+        raise TokenizerTrainingError(f"{path}: is {kind}: give a file, into which its content was written")
 
 
 def _blocks(path: Path) -> Iterator[str]:

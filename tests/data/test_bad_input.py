@@ -13,6 +13,7 @@ from minimind_trl.cli import main
 from minimind_trl.data import LOCK, load_prepared
 from minimind_trl.data.mixer import DatasetMixer
 from tests.forking import run
+from tests.test_yaml_files import BOMBS
 
 CONFIGS = Path(__file__).parent / "bad_configs"
 ROWS = Path(__file__).parent / "bad_rows"
@@ -227,6 +228,8 @@ def test_the_tables_have_every_file():
         (b"? [a]\n: b\n", "line 1: not valid YAML: found unhashable key"),
         (b"seed: &again [*again]\n", "line 1: seed: "),
         (b"7: a\n", "line 1: 7: "),
+        (BOMBS["lists"].encode(), "not valid YAML: its aliases (*name) stand for more than 100,000 characters"),
+        (BOMBS["merged"].encode(), "not valid YAML: its aliases (*name) stand for more than"),
         (b"metadata:\ndatasets:\n", "line 2: datasets: Input should be a valid list"),
         (b"metadata: {phase: sft}\ndatasets: [a, b: c]\n", "line 2: datasets.0: Input should be"),
     ],

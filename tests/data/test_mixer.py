@@ -361,8 +361,11 @@ validation: {ratio: 0.05, seed: 42, stratified: true}
 
 def test_the_budget_counts_the_tokens_that_are_trained_on(write):
     long = [{"text": f"{i} " + "word " * 100} for i in range(60)]
-    _, mixer = build(write({"a": long}, metadata={"total_tokens": 320, "max_seq_length": 16}), tiny_tokenizer())
+    limits = {"total_tokens": 320, "max_seq_length": 16}
+    _, mixer = build(write({"a": long}, metadata=limits | {"on_long": "cut"}), tiny_tokenizer())
     assert mixer.report.train.tokens == 320 and mixer.report.train.rows == 20
+    _, mixer = build(write({"a": long}, metadata=limits), tiny_tokenizer())  # in pieces, all of a row is
+    assert 100 < mixer.report.train.tokens <= 320 and mixer.report.train.rows < 4
 
 
 def test_arguments_of_a_table_are_not_filled_with_those_of_other_calls(tmp_path):

@@ -1,5 +1,6 @@
 """Upstream's files in and out, stock twins both ways, and what happens to damaged or hostile files."""
 
+import errno
 import json
 import os
 import shutil
@@ -322,3 +323,18 @@ def test_an_incomplete_directory_is_refused(model, tmp_path):
     model.save_pretrained(tmp_path, state_dict=state)
     with pytest.raises(CheckpointError, match=r"1 missing: model.norm.weight"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize("to", ["hf", "native", "qwen3"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_full_disk_in_convert_is_one_line(checkpoints, tmp_path, monkeypatch, capsys, to, number):
+    def full(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", full)
+    target = tmp_path / ("new.pth" if to == "native" else "new")
+    assert main(["convert", str(checkpoints["dense3"]), str(target), "--to", to]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {target}: cannot be written, with ") and line.endswith(os.strerror(number))
+    assert not list(tmp_path.iterdir())

@@ -136,7 +136,7 @@ REFUSED = [
     (
         "sft",
         [*SCRATCH[:4], "--output_dir", "{run}", *SHORT, "--resume", "auto", "--learning_rate", "1e-3"],
-        "learning_rate was 2e-05 and is 0.001. Resume with what it had, or start a new run from it: --from_weight",
+        "learning_rate was 0.003 and is 0.001. Resume with what it had, or start a new run from it: --from_weight",
     ),
     (
         "sft",

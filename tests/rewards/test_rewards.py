@@ -225,3 +225,39 @@ def test_a_preset_is_minimind_s_own_mix(folders):
     assert weights == [1.0, 0.5, 1.0] and rewards[2].function.answer_share == 0.6
     form = "<think>\nhm\n</think>\n<answer>\n4\n</answer>"
     assert rewards[1](prompts=["?"], completions=[said(form)], completion_ids=[[1]]) == [1.0]
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), 10**5000], ids=["large", "low", "more digits than shown"])
+def test_a_whole_number_that_no_float_holds_is_told_like_any_that_is_not_finite(value):
+    reward = Reward(lambda prompts, completions, **_: [value], "huge")
+    with pytest.raises(
+        InputError, match=r"reward huge returned .*, not a finite number or None, for the completion 'a'"
+    ):
+        reward(["?"], ["a"])
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("os:system", "os:system is a function of Python's own .*, no reward: .*prompts=..., completions=..."),
+        ("builtins:max", "builtins:max is a function of Python's own"),
+        ("minimind_trl.data.quality:quality_score", "does not take what it is not named: a reward is called as"),
+    ],
+)
+def test_a_function_that_is_no_reward_is_refused(spec, message):
+    with pytest.raises(InputError, match=message):
+        load_rewards([spec])
+
+
+def test_a_regular_expression_that_backtracks_for_ever_is_stopped(monkeypatch):
+    monkeypatch.setattr("minimind_trl.patterns.SECONDS", 0.1)
+    [reward], _ = load_rewards([r"regex:pattern='(a|aa)+b?'"])
+    with pytest.raises(InputError, match=r"\(a\|aa\)\+b\?.*not done with a completion of 61 characters after 0.1 s"):
+        reward(prompts=["?"], completions=["a" * 60 + "!"])
+    assert reward(prompts=["?"], completions=["aab"]) == [1.0]
+
+
+@pytest.mark.parametrize("value", ["[", "*b", "2024-13-01"])
+def test_a_parameter_that_is_no_value_is_refused(value):
+    with pytest.raises(InputError, match="is no value"):
+        load_rewards([f"length:low={value}"])

@@ -1,5 +1,6 @@
 import argparse
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -189,6 +190,14 @@ def test_sources_that_cannot_be_read(tmp_path):
     assert "notes.md: unknown kind of file: convert it to one of .txt" in error("notes.md", b"x")
     assert "latin.txt: is not UTF-8 text" in error("latin.txt", b"\xe9")
     assert "column 'text' holds int, not text" in error("numbers.jsonl", b'{"text": 1}\n')
+
+
+def test_pipes_devices_and_folders_of_a_file_s_name_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "folder.txt").mkdir()
+    for source, kind in (("/dev/zero", "a pipe or a device"), ("pipe.jsonl", "a pipe or"), ("folder.txt", "a folder")):
+        with pytest.raises(TokenizerTrainingError, match=f"{source}: is {kind}"):
+            list(iter_texts([tmp_path / source]))
 
 
 # ----- minimind-trl tokenizer train

@@ -1,0 +1,57 @@
+"""Functions by `module:function`: the user's own, and not whatever Python has."""
+
+import sys
+
+import pytest
+
+from minimind_trl.errors import InputError
+from minimind_trl.imports import imported, refuse_foreign
+
+OWN = """
+import functools, os
+from os import system as renamed
+
+def keep(row, least=1):
+    return len(row["text"]) >= least
+
+strict = functools.partial(keep, least=9)
+
+class Keeper:
+    def __call__(self, row):
+        return True
+
+keeper = Keeper()
+shadow = functools.partial(os.system)
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_module(tmp_path, monkeypatch):
+    (tmp_path / "own_functions_for_test.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    imported.cache_clear()
+    yield
+    sys.modules.pop("own_functions_for_test", None)
+    imported.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["keep", "strict", "keeper", "Keeper"])
+def test_functions_of_ones_own_are_taken(name):
+    refuse_foreign(f"own_functions_for_test:{name}", "filter", "called as f(row)")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("os:system", "builtins:exec", "builtins:print", "subprocess:run", "subprocess:getoutput", "shutil:rmtree"),
+        *("pickle:loads", "operator:truth", "own_functions_for_test:renamed", "own_functions_for_test:shadow"),
+    ],
+)
+def test_functions_of_python_itself_are_refused(name):
+    with pytest.raises(InputError, match=f"{name} is a function of Python's own .*, no filter: called as f"):
+        refuse_foreign(name, "filter", "called as f(row)")
+
+
+def test_what_does_not_tell_its_parameters_is_refused():
+    with pytest.raises(InputError, match="numpy:fromstring does not tell its parameters"):
+        refuse_foreign("numpy:fromstring", "reward", "called as f(prompts)")
