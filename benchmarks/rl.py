@@ -110,7 +110,7 @@ def measure(method: str, seed: int, start: str, rollouts: int) -> dict:
         "seed": seed,
         "before": before["eval_reward"],
         "after": after["eval_reward"],
-        "half_interval": 1.96 * after["eval_reward_std"] / math.sqrt(after["eval_prompts"] / ANSWERS),
+        "half_interval": 1.96 * after["eval_reward_std"] / math.sqrt(after["eval_prompts"]),
         "win_rate": after.get("eval_win_rate"),
         "kl": after.get("eval_kl"),
         "tokens": trainer.num_tokens_generated,

@@ -265,7 +265,16 @@ class Work:
             add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
         if getattr(self.config, "cast_lm_head_to_fp32", False) or (self.recipe == "dpo" and not self.zero_stage):
             return
-        add_learned_positions_head(model, temperature, self.recipe == "dpo", any_vocabulary=self.zero_stage == 3)
+        add_learned_positions_head(
+            model,
+            temperature,
+            self.recipe == "dpo",
+            any_vocabulary=self.zero_stage == 3,
+            entropy_gradient=self._has_entropy_bonus(),
+        )
+
+    def _has_entropy_bonus(self) -> bool:
+        return self.recipe in ONLINE and (self.config.entropy_coef != 0 or self.config.use_adaptive_entropy)
 
     def _add_critic(self, policy: nn.Module) -> None:
         name = self.config.critic_model
@@ -337,6 +346,8 @@ class Work:
             with torch.no_grad(), self.model.disable_adapter() if self.lora.use_peft else contextlib.nullcontext():
                 self._forward(self.others.get("reference model", self.model), **batch, **labels)
         loss = outputs.log_probs.sum()
+        if self._has_entropy_bonus():
+            loss = loss - outputs.entropy.sum()
         if outputs.aux_loss is not None:
             loss = loss + outputs.aux_loss
         if self.recipe == "ppo" and torch.is_grad_enabled():

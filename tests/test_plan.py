@@ -154,6 +154,7 @@ def test_sharding_by_hand(sharding, training, step, host):
         ("dpo", ["--per_device_train_batch_size", "4"]),
         ("reward", ["--max_length", "64"]),
         ("grpo", ["--beta", "0.1"]),
+        ("grpo", ["--entropy_coef", "0.1"]),
         ("grpo", ["--per_device_train_batch_size", "16"]),
         ("spo", ["--max_completion_length", "16"]),
         ("spo", ["--longest_row", "32"]),

@@ -68,7 +68,7 @@ class MiniMindAttention(nn.Module):
         self.head_dim = config.head_dim
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         self.scaling = self.head_dim**-0.5
-        self.attention_dropout = config.attention_dropout
+        self.attn_dropout = nn.Dropout(config.attention_dropout)  # a module, or nobody could switch it off by its type
         self.is_causal = True
 
         query_size = config.num_attention_heads * self.head_dim
@@ -110,7 +110,7 @@ class MiniMindAttention(nn.Module):
             key,
             value,
             attention_mask,
-            dropout=self.attention_dropout if self.training else 0.0,
+            dropout=self.attn_dropout.p if self.training else 0.0,
             scaling=self.scaling,
             **kwargs,
         )

@@ -1,12 +1,14 @@
 """Online RL as the recipes run it: rewards, the trainers of `minimind_trl.trainers`, and a flight check of its own."""
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+import torch
 from datasets import DatasetDict, IterableDataset
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
@@ -149,7 +151,8 @@ def online_check(
     started = time.perf_counter()
     answers = _trial(trainer, data)
     seconds = (time.perf_counter() - started) / len(answers)
-    values = [answer["reward"] for answer in answers]
+    values = _rewards(answers)
+    trainer.expect_rewards(torch.tensor(values or [math.nan] * len(answers)))
     if max(values) - min(values) < 1e-9:
         raise InputError(
             f"the reward is {values[0]:g} for all of {len(values)} answers to training prompts: nothing to learn from. "
@@ -170,9 +173,14 @@ def _trial(trainer: RolloutTrainer, data: DatasetDict) -> list[dict[str, Any]]:
         if not rows:
             break
         answers += trainer.answer(rows)
-        if len({answer["reward"] for answer in answers}) > 1:
+        if len(set(_rewards(answers))) > 1:
             break
     return answers
+
+
+def _rewards(answers: list[dict[str, Any]]) -> list[float]:
+    """Of the answers that have one."""
+    return [answer["reward"] for answer in answers if answer["reward"] is not None]
 
 
 def _column_problems(rewards: list[Reward], data: DatasetDict) -> Iterator[str]:
@@ -241,9 +249,9 @@ def _print_plan(trainer: RolloutTrainer, mixer: DatasetMixer, answers: list[dict
         console.rule(f"train prompt {number}, and an answer of the policy as it is")
         said = [_last(answer["prompt"]), answer["completion"]]
         console.print(*(json.dumps(text, ensure_ascii=False) for text in said), sep="\n", markup=False)
-        console.print(f"reward {answer['reward']:.3f}")
+        console.print("no reward" if answer["reward"] is None else f"reward {answer['reward']:.3f}")
     print_model(console, trainer)
-    values = [answer["reward"] for answer in answers]
+    values = _rewards(answers)
     prompts = config.generation_batch_size // config.num_generations
     updates = config.steps_per_generation * config.num_iterations // config.gradient_accumulation_steps
     console.print(

@@ -40,6 +40,13 @@ class RLDoctor(TrainerCallback):
                 f"{equal:.0%} of the groups have equal rewards: no gradient comes from them; raise --temperature, use "
                 "a graded reward, or try SPO",
             )
+        unrewarded = logs.get("frac_reward_none")
+        if unrewarded:
+            yield (
+                "no reward",
+                f"{unrewarded:.1%} of the completions have no reward, as every reward function returned None for them: "
+                "nothing is learned from those; see which rows they are, or add a reward that always applies",
+            )
         truncated = logs.get("completions/clipped_ratio")
         if truncated is not None and truncated > 0.3:
             yield (
@@ -55,7 +62,7 @@ class RLDoctor(TrainerCallback):
                 f"entropy is {entropy:.3g}, a tenth of what it was: the policy hardly tries anything new; lower the "
                 "learning rate, add --entropy_coef or a KL to the reference",
             )
-        distance = logs.get("kl_ref", logs.get("kl"))
+        distance = logs.get("kl_ref" if "approx_kl" in logs else "kl")  # PPO's kl is to the rollout's policy
         if distance is not None and abs(distance) > 1:
             yield (
                 "KL blow-up",
@@ -79,7 +86,7 @@ class RLDoctor(TrainerCallback):
                 "length collapse",
                 f"completions have {length:.1f} tokens, at first {usual:.1f}: the reward may not ask for more",
             )
-        if length > 2 * usual and logs["reward"] > (self._usual("reward") or 0):
+        if length > 2 * usual and (logs["reward"] or 0) > (self._usual("reward") or 0):
             yield (
                 "length hacking",
                 f"completions have {length:.1f} tokens, at first {usual:.1f}, while the reward rises: it may pay for "

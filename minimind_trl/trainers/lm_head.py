@@ -35,6 +35,7 @@ def add_learned_positions_head(
     temperature: float = 1.0,
     for_preferences: bool = False,
     any_vocabulary: bool | None = None,
+    entropy_gradient: bool = False,
 ) -> None:
     """Let `model(..., labels=labels, fused_lm_head=True)` compute logits of the learned positions only, at once.
 
@@ -48,6 +49,7 @@ def add_learned_positions_head(
         temperature: logits are divided by it, for the log-probabilities of what was sampled at it.
         for_preferences: give also what only DPO asks for.
         any_vocabulary: whether large ones get it too; None: under ZeRO-3.
+        entropy_gradient: let gradients through the entropy, for a bonus on it; else it is a figure and costs no memory.
     """
     model = base_model(model)
     any_vocabulary = is_deepspeed_zero3_enabled() if any_vocabulary is None else any_vocabulary
@@ -67,8 +69,9 @@ def add_learned_positions_head(
         logits = self.lm_head(outputs.last_hidden_state[:, :-1][learned]).float() / temperature
         log_softmax = logits.log_softmax(-1)
         figures = {"log_probs": log_softmax.gather(-1, targets[:, None]).squeeze(-1)}
-        with torch.no_grad():
+        with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
             figures["entropy"] = -(log_softmax.exp() * log_softmax).sum(-1)
+        with torch.no_grad():
             figures["is_top1"] = logits.argmax(-1) == targets
             if for_preferences:
                 figures["mean_logits"] = logits.mean(-1)

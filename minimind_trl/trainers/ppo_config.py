@@ -3,18 +3,18 @@
 from dataclasses import dataclass, field
 
 from ..errors import InputError
-from .rollout_config import SingleRolloutConfig, refuse_given
+from .rollout_config import CLIPPED, SingleRolloutConfig, refuse_given
 
 _REFUSED = {
     "num_iterations": "is set by --num_ppo_epochs",
     "steps_per_generation": "is set by --num_mini_batches",
     "generation_batch_size": "is set by --num_mini_batches",
     "epsilon": "is set by --cliprange",
-    "epsilon_high": "is set by --cliprange",
     "beta": "is set by --kl_coef",
     "sync_ref_model": "is not for this method: the reference stays where the policy started",
     "use_bias_correction_kl": "is not for this method: the KL is in the reward, not in the loss",
 }
+_CRITIC_FACTOR = 10
 
 
 @dataclass
@@ -22,7 +22,10 @@ class PPOConfig(SingleRolloutConfig):
     """Proximal policy optimisation (Schulman et al., arXiv 1707.06347) for language models (arXiv 1909.08593).
 
     A rollout has `per_device_train_batch_size * gradient_accumulation_steps * num_mini_batches` completions in each
-    process. Each of its minibatches is a step of the optimizer, and `num_ppo_epochs` times all of them are taken.
+    process. Each of its minibatches is a step of the optimizer, and `num_ppo_epochs` times all of them are taken, drawn
+    anew each time.
+
+    `max_grad_norm` is for the gradients of actor and critic each.
 
     Raises:
         InputError: values out of range, GRPO's names for what PPO calls otherwise, or `load_best_model_at_end`.
@@ -48,14 +51,18 @@ class PPOConfig(SingleRolloutConfig):
         default=None,
         metadata={"help": "No more steps on a rollout once the policy is this far (approximate KL) from it."},
     )
-    critic_learning_rate: float | None = field(default=None, metadata={"help": "Default: learning_rate."})
+    critic_learning_rate: float | None = field(default=None, metadata={"help": "Default: ten times learning_rate."})
     critic_model: str | None = field(
         default=None, metadata={"help": "Reward model, or saved critic, to start the critic from. Default: the policy."}
     )
     loss_type: str = field(default="dapo", metadata={"help": "How TRL averages over tokens; dapo: over all of a step."})
 
     def __post_init__(self):
-        refuse_given(self, _REFUSED)
+        if self.loss_type in CLIPPED:
+            range_problem = {"epsilon_high": "is set by --cliprange"}
+        else:
+            range_problem = {"cliprange": f"is for --loss_type {' or '.join(CLIPPED)}"}
+        refuse_given(self, _REFUSED | range_problem)
         at_least = {"num_ppo_epochs": 1, "num_mini_batches": 1, "kl_coef": 0, "vf_coef": 0}
         problems = [
             f"--{name} {getattr(self, name)}: at least {low}"
@@ -76,6 +83,8 @@ class PPOConfig(SingleRolloutConfig):
             problems.append(f"--kl_estimator {self.kl_estimator!r}: k1 or k3")
         if self.target_kl is not None and self.target_kl <= 0:
             problems.append(f"--target_kl {self.target_kl}: more than 0")
+        if self.critic_learning_rate is not None and self.critic_learning_rate < 0:
+            problems.append(f"--critic_learning_rate {self.critic_learning_rate}: at least 0")
         if self.load_best_model_at_end:
             problems.append("--load_best_model_at_end would not bring the critic back: load the checkpoint yourself")
         if problems:
@@ -84,3 +93,5 @@ class PPOConfig(SingleRolloutConfig):
         self.steps_per_generation = self.gradient_accumulation_steps * self.num_mini_batches
         self.epsilon, self.beta = self.cliprange, self.kl_coef
         super().__post_init__()
+        if self.critic_learning_rate is None:
+            self.critic_learning_rate = _CRITIC_FACTOR * self.learning_rate

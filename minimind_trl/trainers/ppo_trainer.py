@@ -1,17 +1,20 @@
 """Proximal policy optimisation with a critic, on GRPOTrainer's rollouts."""
 
+import math
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
+from trl.trainer.utils import disable_dropout_in_model
 
 from ..errors import InputError
 from ..hardware import COUNTED_MODELS, train_flops_per_token
 from .advantages import generalized_advantages, k3, whiten
 from .critic import CRITIC, attach_critic, load_critic, make_critic, split_state, values_of, without_critic
 from .ppo_config import PPOConfig
+from .rollout_config import CLIPPED
 from .rollout_trainer import Rollout, RolloutTrainer, chosen_mask, whole
 
 
@@ -25,10 +28,16 @@ class PPOTrainer(RolloutTrainer):
     distributed, has its own learning rate, and is saved in the folder `critic` of checkpoints and of the output.
     With LoRA the policy's adapter and the whole critic are trained.
 
+    Each epoch over a rollout draws its minibatches anew. The gradients of actor and critic are clipped apart, to
+    `max_grad_norm` each, as MiniMind does it; DeepSpeed clips them together. A completion without any reward moves
+    neither.
+
     Metrics of training, beside TRL's: `actor_loss`, `critic_loss`, `reward`, `kl` (mean log-ratio of the
-    rollout's policy to this one), `approx_kl` (the same, k3), `kl_ref` (to the reference, per token), `clip_fraction`,
-    `avg_response_len`, `actor_lr`, `critic_lr`, `actor_grad_norm`, `critic_grad_norm`, `num_tokens_generated`.
-    Held-out, beside `RolloutTrainer`'s: `eval_value_loss`, `eval_explained_variance`.
+    rollout's policy to this one), `approx_kl` (the same, k3), `kl_ref` (where there is a reference: to it, per token),
+    `clip_fraction` (of losses that clip), `avg_response_len`, `actor_lr`, `critic_lr`, `actor_grad_norm`,
+    `critic_grad_norm` (both before they are clipped; `grad_norm` is that of both together), `num_tokens_generated`.
+    Held-out, beside `RolloutTrainer`'s: `eval_value_loss`, `eval_explained_variance`, with `whiten_rewards` of rewards
+    whitened over all answers.
 
     Args:
         args: a `PPOConfig`.
@@ -47,7 +56,7 @@ class PPOTrainer(RolloutTrainer):
     eprint       = {arXiv:1707.06347},
 }""",
     }
-    needs_logps, kl_in_loss, loss_name = True, False, "actor_loss"
+    needs_logps, kl_in_loss, loss_name, redraws = True, False, "actor_loss", True
 
     def __init__(self, model, reward_funcs=None, args: PPOConfig | None = None, *positional, **more):
         if args is None:
@@ -56,6 +65,8 @@ class PPOTrainer(RolloutTrainer):
         super().__init__(model, reward_funcs, args, *positional, **more)
         if args.target_kl is not None and self.is_deepspeed_enabled:
             raise InputError("--target_kl cannot skip DeepSpeed's steps: leave it out")
+        if args.disable_dropout:
+            disable_dropout_in_model(critic)
         self.critic = critic.to(self.accelerator.device)
         attach_critic(self._base_model(), self.critic)
         self._too_far = False  # of the rollout at hand, the policy is
@@ -64,32 +75,43 @@ class PPOTrainer(RolloutTrainer):
     # Rollouts
 
     def advantages(self, rollout: Rollout) -> Tensor:
-        args, mask = self.args, rollout.mask
+        args, mask = self.args, rollout.mask * rollout.rewarded[:, None]
         self._too_far = False
         values = self._rollout_values(rollout.tokens) * mask
         rewards = self._token_rewards(rollout)
+        if args.whiten_rewards:
+            rewards = whiten(rewards, mask, self.total, shift_mean=False)
         advantages, returns = generalized_advantages(rewards, values, mask, args.gamma, args.lam)
         if args.whiten_advantages:
             advantages = whiten(advantages, mask, self.total)
-        rollout.extra |= {"old_values": values, "returns": returns}
+        rollout.extra |= {"old_values": values, "returns": returns, "rewarded": rollout.rewarded}
         _, outcomes = generalized_advantages(rewards, values, mask, args.gamma, lam=1.0)
         sums = torch.stack([part.double().sum() for part in value_moments(values, outcomes, mask).values()])
         self.record(explained_variance=explained_variance(*self.total(sums).tolist()))
-        kl = self._kl_to_reference(rollout) * mask
-        rows = torch.tensor(len(mask), device=mask.device)
-        summed_kl, tokens, count = self.total(torch.stack([kl.sum(), mask.sum(), rows]).double()).tolist()
-        self.record(kl_ref=summed_kl / max(tokens, 1), avg_response_len=tokens / count)
+        self._describe(rollout)
         return advantages
 
+    def _describe(self, rollout: Rollout) -> None:
+        rows = torch.tensor(len(rollout.lengths), device=rollout.lengths.device)
+        generated, count = self.total(torch.stack([rollout.lengths.sum(), rows])).tolist()
+        self.record(avg_response_len=generated / count)
+        if rollout.ref_logps is None:
+            return
+        kl = self._kl_to_reference(rollout) * rollout.mask
+        summed_kl, tokens = self.total(torch.stack([kl.sum(), rollout.mask.sum()]).double()).tolist()
+        self.record(kl_ref=summed_kl / tokens if tokens else math.nan)
+
     def _token_rewards(self, rollout: Rollout) -> Tensor:
-        """(B, T): the price of leaving the reference, and at the last token of each completion its reward."""
-        mask, scores = rollout.mask, rollout.rewards
+        """(B, T): the price of leaving the reference, and at the last token of each completion its reward.
+
+        All 0 for a completion without a reward.
+        """
+        mask, scores = rollout.mask * rollout.rewarded[:, None], rollout.rewards.nan_to_num(0)
         if self.args.missing_eos_penalty is not None:
             scores = scores - self.args.missing_eos_penalty * ~rollout.ended
         rewards = -self.args.kl_coef * self._kl_to_reference(rollout) * mask
         last = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).argmax(1, keepdim=True)
-        rewards = rewards.scatter_add(1, last, scores[:, None].to(rewards.dtype))
-        return whiten(rewards, mask, self.total, shift_mean=False) if self.args.whiten_rewards else rewards
+        return rewards.scatter_add(1, last, (scores * mask.any(1))[:, None].to(rewards.dtype))
 
     def _kl_to_reference(self, rollout: Rollout) -> Tensor:
         if rollout.ref_logps is None:
@@ -116,30 +138,40 @@ class PPOTrainer(RolloutTrainer):
         self.critic.values = None  # or its graph would outlive the step
         losses = value_losses(values, inputs["old_values"], inputs["returns"], self.args.cliprange_value)
         shift = self.new_logps - inputs["old_per_token_logps"]
-        figures = {
-            "critic_loss": losses.detach(),
-            "kl": -shift,
-            "approx_kl": k3(shift),
-            "clip_fraction": ((shift.exp() - 1).abs() > self.args.cliprange).float(),
+        rewarded = mask * inputs["rewarded"][:, None]  # of the others nobody knows what they return
+        figures = {"critic_loss": (losses.detach(), rewarded), "kl": (-shift, mask), "approx_kl": (k3(shift), mask)}
+        if self.loss_type in CLIPPED:
+            figures["clip_fraction"] = (((shift.exp() - 1).abs() > self.args.cliprange).float(), mask)
+        sums = torch.stack([torch.stack([(part * kept).sum(), kept.sum().float()]) for part, kept in figures.values()])
+        means = {
+            name: summed / tokens if tokens else math.nan
+            for name, (summed, tokens) in zip(figures, self.total(sums).tolist(), strict=True)
         }
-        sums = self.total(
-            torch.stack([(figure * mask).sum() for figure in (*figures.values(), torch.ones_like(shift))])
-        )
-        means = dict(zip(figures, (sums[:-1] / sums[-1].clamp(min=1)).tolist(), strict=True))
         self.record(**means)
         if self.args.target_kl is not None and means["approx_kl"] > self.args.target_kl:
             self._too_far = True
-        return self.args.vf_coef * self.token_mean(losses, mask, inputs)
+        return self.args.vf_coef * self.token_mean(losses, rewarded, inputs)
 
     def _clip_grad_norm(self, model):
-        if not self.is_deepspeed_enabled:
-            for name, parameters in self._halves().items():
-                gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-                norm = nn.utils.get_total_norm(gradients)
-                if self.accelerator.scaler is not None:  # fp16, whose gradients are scaled until they are clipped
-                    norm = norm / self.accelerator.scaler.get_scale()
-                self.record(**{f"{name}_grad_norm": norm.full_tensor() if hasattr(norm, "full_tensor") else norm})
-        return super()._clip_grad_norm(model)
+        if self.is_deepspeed_enabled:
+            return super()._clip_grad_norm(model)
+        return self._clip_apart(self.args.max_grad_norm)
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        if grad_norm is None and not self.is_deepspeed_enabled:  # nothing is to be clipped
+            grad_norm = self._clip_apart(math.inf)
+        return super()._get_grad_norm(model, grad_norm=grad_norm)
+
+    def _clip_apart(self, largest: float) -> Tensor:
+        """Clip the gradients of actor and critic to this norm each; returns the norm of both together, before."""
+        self.accelerator.unscale_gradients()  # of fp16
+        norms = []
+        for name, parameters in self._halves().items():
+            norm = nn.utils.clip_grad_norm_(parameters, largest)
+            norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+            self.record(**{f"{name}_grad_norm": norm})
+            norms.append(norm.to(self.accelerator.device))  # that of no gradient at all is on the CPU
+        return torch.stack(norms).norm()
 
     def _halves(self) -> dict[str, list[nn.Parameter]]:
         critic = {id(parameter) for parameter in self.critic.parameters()}
@@ -151,8 +183,6 @@ class PPOTrainer(RolloutTrainer):
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(model)
-        if self.args.critic_learning_rate is None:
-            return optimizer
         critic = {id(parameter) for parameter in self.critic.parameters()}
         for group in list(optimizer.param_groups):
             moved = [parameter for parameter in group["params"] if id(parameter) in critic]
@@ -164,7 +194,7 @@ class PPOTrainer(RolloutTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and "learning_rate" in logs:
             logs["actor_lr"] = logs["critic_lr"] = logs["learning_rate"]
-            if self.args.critic_learning_rate is not None and self.args.learning_rate:
+            if self.args.learning_rate:
                 logs["critic_lr"] *= self.args.critic_learning_rate / self.args.learning_rate  # one schedule for both
         super().log(logs, start_time)
 
@@ -176,15 +206,39 @@ class PPOTrainer(RolloutTrainer):
     # Evaluation
 
     def rollout_figures(self, rollout: Rollout) -> dict[str, Tensor]:
-        mask, rewards = rollout.mask, self._token_rewards(rollout)
-        values = self._rollout_values(rollout.tokens) * mask
-        _, outcomes = generalized_advantages(rewards, values, mask, self.args.gamma, lam=1.0)
-        return value_moments(values, outcomes, mask)
+        mask, rewards = rollout.mask * rollout.rewarded[:, None], self._token_rewards(rollout).double()
+        values = (self._rollout_values(rollout.tokens) * mask).double()
+        nothing = torch.zeros_like(rewards)
+        _, outcomes = generalized_advantages(rewards, nothing, mask, self.args.gamma, lam=1.0)
+        _, lengths = generalized_advantages(mask.to(rewards), nothing, mask, self.args.gamma, lam=1.0)
+        parts = torch.stack([mask.to(rewards), outcomes, lengths, values], -1)
+        products = torch.einsum("bti,btj->bij", parts, parts)
+        return {"products": products, "token_rewards": torch.stack([rewards.sum(1), rewards.square().sum(1)], 1)}
 
     def summary(self, figures: dict[str, Tensor]) -> dict[str, float]:
-        sums = {name: column.double().sum().item() for name, column in figures.items()}
-        value_loss = 0.5 * sums["squared_errors"] / max(sums["count"], 1)
-        return {"value_loss": value_loss, "explained_variance": explained_variance(**sums)}
+        """Of the sums over tokens of all products of 1, return, discounted length and value.
+
+        Whitened over all answers a reward is `scale * r + shift`, and a return `scale * return + shift * length`, so
+        that the figures are the same whatever the batches are.
+        """
+        products = figures["products"].sum(0)
+        count, scale, shift = products[0, 0].item(), 1.0, 0.0
+        if self.args.whiten_rewards:
+            summed, squared = figures["token_rewards"].sum(0).tolist()
+            mean = summed / max(count, 1)
+            scale = (squared / max(count, 1) - mean**2 + 1e-8) ** -0.5
+            shift = mean * (1 - scale)
+        outcome = torch.tensor([0.0, scale, shift, 0.0], dtype=products.dtype, device=products.device)
+        error = outcome - torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=products.dtype, device=products.device)
+        sums = {
+            "returns": products[0] @ outcome,
+            "squared_returns": outcome @ products @ outcome,
+            "errors": products[0] @ error,
+            "squared_errors": error @ products @ error,
+        }
+        sums = {name: value.item() for name, value in sums.items()}
+        value_loss = 0.5 * sums["squared_errors"] / count if count else math.nan
+        return {"value_loss": value_loss, "explained_variance": explained_variance(count, **sums)}
 
     # State and files
 

@@ -5,6 +5,7 @@ which prompts to answer, what the answers are worth, further terms of the loss, 
 """
 
 import inspect
+import math
 import random
 from collections import defaultdict
 from collections.abc import Iterator
@@ -18,20 +19,29 @@ import torch
 from accelerate.utils import gather_object, is_peft_model
 from datasets import IterableDataset
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import GenerationConfig
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import GRPOTrainer
 from trl.data_utils import is_conversational
 from trl.models import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
 from trl.trainer.callbacks import SyncRefModelCallback
-from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model, get_callable_name, is_async_callable, pad
+from trl.trainer.utils import (
+    add_fused_lm_head,
+    disable_dropout_in_model,
+    get_callable_name,
+    is_async_callable,
+    pad,
+    shuffle_sequence_dict,
+    split_tensor_dict,
+    use_adapter,
+)
 
 from ..errors import InputError
 from ..evaluation.answers import until_end
 from ..evaluation.held_out import evaluating
 from ..models.decoding import can_sample, sample
 from ..rewards import Reward
-from .advantages import k3
 from .lm_head import add_learned_positions_head, base_model, unpatched_copy
 from .metered import MeteredTrainer, count_tokens
 
@@ -44,14 +54,19 @@ _METHODS = {
     ),
     "_compute_loss": ("model", "inputs"),
     "_prepare_inputs": ("generation_batch",),
+    "_generate": ("prompts",),
     "_generate_single_turn": ("prompt_ids", "images", "multimodal_fields", "num_generations"),
 }
 _ATTRIBUTES = (
     *("_metrics", "_step", "_buffered_inputs", "_tokenizer", "generation_config", "generation_kwargs", "eos_token_ids"),
     *("num_generations_eval", "reward_weights", "reward_func_names", "ref_model", "beta", "temperature", "use_vllm"),
     *("_logs", "_pending_metrics", "_pending_extra_logs", "_entropy_bonus_enabled", "epsilon_low", "epsilon_high"),
+    *("mask_truncated_completions", "aux_loss_enabled", "router_aux_loss_coef", "loss_type"),
 )
 _STATE = "rollout_state-{}.pt"
+_OVER_A_STEP = ("cispo", "dapo", "vespo")  # losses of which a micro-batch gives its part, and not a mean of its own
+_UNREWARDED = 10  # rollouts in a row without any reward that are too many; at the start one is
+_LOGITS_AT_ONCE = 2**23  # of each of two models, as float32: 34 MB
 
 
 @dataclass
@@ -64,8 +79,9 @@ class Rollout:
         mask: (B, T), 1 where the policy has chosen the token.
         logps: (B, T) log-probabilities under the policy that generated, where the trainer asks for them.
         ref_logps: (B, T) under the reference, where there is one.
-        rewards: (B,) weighted sums.
-        gathered: (N, functions) rewards of all processes, in the order of their ranks.
+        rewards: (B,) weighted sums; NaN where no function gave a reward.
+        gathered: (N, functions) rewards of all processes, in the order of their ranks; NaN where a function gave none.
+        lengths: (B,) tokens that the policy has chosen, also where `mask` leaves out a completion that was cut off.
         ended: (B,) whether the completion ends by itself.
         extra: tensors with B rows that a hook adds; `extra_loss` finds them in its batch.
     """
@@ -77,8 +93,14 @@ class Rollout:
     ref_logps: Tensor | None
     rewards: Tensor
     gathered: Tensor
+    lengths: Tensor
     ended: Tensor
     extra: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def rewarded(self) -> Tensor:
+        """(B,): whether the completion has a reward."""
+        return ~self.rewards.isnan()
 
 
 class RolloutTrainer(MeteredTrainer, GRPOTrainer):
@@ -95,11 +117,16 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
 
     Evaluation answers the held-out prompts greedily, or at `eval_temperature` with a generator of its own, and leaves
     every random stream of the training alone: with it or without, the weights are the same. It reports `eval_reward`,
-    `eval_rewards/NAME`, `eval_kl` (per token, to the reference), `eval_entropy`, `eval_eos_rate`,
-    `eval_completion_length`, and as `eval_policy_loss` and `eval_loss` the clipped surrogate on answers that were
-    sampled at the first evaluation, with their log-probabilities and rewards then: 0 there, below while the policy does
-    more of what was good and less of what was bad; far from those answers it says little.
+    `eval_rewards/NAME`, `eval_kl` (the KL to the reference over the whole vocabulary, at training's temperature, mean
+    over the answers' tokens), `eval_entropy`, `eval_eos_rate`, `eval_completion_length`, `eval_prompts`,
+    `eval_answers`, and as `eval_policy_loss` and `eval_loss` the clipped surrogate on answers that were sampled at the
+    first evaluation, with their log-probabilities and rewards then: 0 there, below while the policy does more of what
+    was good and less of what was bad; far from those answers it says little.
     Several evaluation sets get their names into the keys: `eval_NAME_reward`.
+
+    A completion for which every reward function gives None has no reward: it is left out of all means and deviations of
+    rewards, its advantage is 0, and `frac_reward_none` and `eval_frac_reward_none` tell the share of them.
+    `mask_truncated_completions` is for training; in evaluation answers that are cut off count like all others.
 
     Args:
         reward_funcs: functions, `Reward`s, or paths of reward models, as for GRPOTrainer.
@@ -107,12 +134,13 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
 
     Raises:
         InputError: fewer prompts than one rollout answers; while training, a reward function returned something that is
-            no reward (see `Reward`).
+            no reward (see `Reward`), or no completion of the first rollout, or of ten in a row, has any reward.
     """
 
     needs_logps = False  # whether `Rollout.logps` is wanted
     kl_in_loss = True  # whether `beta` weighs TRL's term of the loss; else the subclass uses it
     loss_name = "policy_loss"  # of the loss without `extra_loss`, in the logs
+    redraws = False  # whether each epoch over a rollout has minibatches of its own
 
     def __init__(self, model, reward_funcs=None, args=None, *positional, ref_model: nn.Module | None = None, **more):
         if isinstance(model, str):
@@ -132,7 +160,8 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
         if args.cast_lm_head_to_fp32 and is_deepspeed_zero3_enabled():
             raise InputError("--cast_lm_head_to_fp32 cannot be had under ZeRO-3: leave it out, or take ZeRO-2")
         if not args.cast_lm_head_to_fp32:
-            add_learned_positions_head(self._base_model(), self.temperature)
+            bonus = self._entropy_bonus_enabled
+            add_learned_positions_head(self._base_model(), self.temperature, entropy_gradient=bonus)
         if sync and (not beta or is_peft_model(self.model)):
             why = "with LoRA it is the model without its adapter" if beta else "beta is 0, so there is none"
             raise InputError(f"--sync_ref_model has no reference model to move: {why}")
@@ -142,6 +171,8 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
         self.num_tokens_generated = 0
         self.new_logps: Tensor | None = None  # (B, T) of the batch whose loss is computed, for `extra_loss`
         self._rewards: Tensor | None = None  # of the last batch, of all processes
+        self._lengths = self._ended = torch.empty(0)  # of this process's completions in it
+        self._unrewarded = _UNREWARDED - 1  # rollouts in a row without any reward
         self._frozen: dict[str, list[dict]] = {}
 
     # Hooks
@@ -175,9 +206,10 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
     # For subclasses
 
     def record(self, **figures: float) -> None:
-        """Figures for the next log; several of one name are averaged."""
+        """Figures for the next log; several of one name are averaged, and NaN says that there is none."""
         for name, value in figures.items():
-            self._metrics["train" if self.model.training else "eval"][name].append(float(value))
+            if not math.isnan(value := float(value)):
+                self._metrics["train" if self.model.training else "eval"][name].append(value)
 
     def total(self, values: Tensor) -> Tensor:
         """The sum over all processes."""
@@ -193,8 +225,23 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
         return values[first : first + count]
 
     def weighted(self, rewards: Tensor) -> Tensor:
-        """(N,) sums of rewards (N, functions) with `reward_weights`, of the functions that apply."""
-        return (rewards * self.reward_weights.to(rewards.device)).nansum(1)
+        """(N,) sums of rewards (N, functions) with `reward_weights`, of the functions that apply; NaN of none."""
+        sums = (rewards * self.reward_weights.to(rewards.device)).nansum(1)
+        return sums.masked_fill(rewards.isnan().all(1), math.nan)
+
+    def expect_rewards(self, rewards: Tensor) -> None:
+        """Note what a rollout got, NaN for nothing.
+
+        Raises:
+            InputError: no completion has a reward, in the first rollout or in ten in a row.
+        """
+        if not rewards.isnan().all():
+            self._unrewarded = 0
+            return
+        self._unrewarded += 1
+        if self._unrewarded >= _UNREWARDED:
+            names, count = ", ".join(self.reward_func_names), len(rewards)
+            raise InputError(f"{count} of {count} completions have no reward: {names} returned None for them")
 
     def token_mean(self, values: Tensor, mask: Tensor, inputs: dict[str, Any]) -> Tensor:
         """Mean over the tokens of a whole optimizer step; what micro-batches and processes give adds up to it."""
@@ -246,7 +293,7 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
     def answer(self, rows: list[dict]) -> list[dict[str, Any]]:
         """One sampled completion for each row, without a trace in the training: `{prompt, completion, reward}`.
 
-        All processes must call it with the same rows, and get the same.
+        A completion without any reward has None. All processes must call it with the same rows, and get the same.
         """
         answers = []
         with self._apart(), self._sampling(self.temperature):
@@ -258,7 +305,7 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
                 ]
                 texts = self._tokenizer.batch_decode(said, skip_special_tokens=True)
                 mine = [
-                    {"prompt": row["prompt"], "completion": text, "reward": reward}
+                    {"prompt": row["prompt"], "completion": text, "reward": None if math.isnan(reward) else reward}
                     for row, text, reward in zip(local, texts, rollout.rewards.tolist(), strict=True)
                 ]
                 answers += self.gathered(mine)[:count]
@@ -275,10 +322,12 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
         self.state.num_input_tokens_seen = seen  # counted where they are trained on
         if not training:
             return tokens
-        self.num_tokens_generated += int(self.accelerator.gather(tokens["completion_mask"].sum()).sum())
+        self.expect_rewards(self._rewards)
+        self.record(frac_reward_none=self._rewards.isnan().all(1).float().mean())
         if self.num_generations == 1:
             self._metrics["train"].pop("frac_reward_zero_std", None)
         rollout = self._rollout(rows, tokens)
+        self.num_tokens_generated += int(self.total(rollout.lengths.sum()))
         with torch.no_grad():
             if self.needs_logps:
                 if "old_per_token_logps" not in tokens:
@@ -289,6 +338,21 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
             tokens["advantages"] = advantages
             self._show_advantages(advantages, rollout.mask)
         return tokens | rollout.extra
+
+    def _generate(self, prompts: list) -> tuple:
+        generated = super()._generate(prompts)
+        _, completion_ids, tool_mask, *_ = generated
+        chosen = [len(ids) for ids in completion_ids] if tool_mask is None else [sum(mask) for mask in tool_mask]
+        ended = [ids[-1] in self.eos_token_ids for ids in completion_ids]
+        self._lengths, self._ended = (torch.tensor(part, device=self.accelerator.device) for part in (chosen, ended))
+        return generated
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        of_epoch, of_rollout = self.args.steps_per_generation, self.args.steps_per_generation * self.num_iterations
+        begins = self._step % of_epoch == 0 and self._step % of_rollout != 0
+        if self.redraws and self.model.training and begins and self._buffered_inputs is not None:
+            self._buffered_inputs = _redrawn(self._buffered_inputs)
+        return super()._prepare_inputs(generation_batch)
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, *rest, **named):
         if self.use_vllm:
@@ -320,18 +384,12 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
 
     def _calculate_rewards(self, *args, **kwargs) -> Tensor:
         rewards = super()._calculate_rewards(*args, **kwargs)
-        if (unscored := rewards.isnan().all(1)).any():
-            names = ", ".join(self.reward_func_names)
-            raise InputError(
-                f"{int(unscored.sum())} of {len(rewards)} completions have no reward: {names} returned None for them"
-            )
         if rewards.isinf().any():
             raise InputError("a reward is infinite")
         self._rewards = rewards
         return rewards
 
     def _rollout(self, rows: list[dict], tokens: dict[str, Any]) -> Rollout:
-        last = tokens["completion_ids"].gather(1, (tokens["completion_mask"].sum(1, keepdim=True) - 1).clamp(min=0))
         return Rollout(
             rows=rows,
             tokens=tokens,
@@ -340,22 +398,36 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
             ref_logps=tokens.get("ref_per_token_logps"),
             rewards=self.own(self.weighted(self._rewards), len(rows)),
             gathered=self._rewards,
-            ended=torch.isin(last[:, 0], torch.tensor(self.eos_token_ids, device=last.device)),
+            lengths=self._lengths,
+            ended=self._ended,
         )
 
     def _compute_loss(self, model, inputs):
         self._count(inputs)
+        figures = self._metrics["train" if self.model.training else "eval"]
+        before = {name: len(values) for name, values in figures.items()}
         beta = self.beta
         try:
             self.beta = beta if self.kl_in_loss else 0.0
             loss = super()._compute_loss(model, inputs)
         finally:
             self.beta = beta
-        if self.loss_name != "policy_loss" or not self._entropy_bonus_enabled:  # with which TRL logs it
-            mean = self.total(loss.detach()) / self.accelerator.num_processes
-            self.record(**{self.loss_name: mean * self.current_gradient_accumulation_steps})
+        self.record(**{self.loss_name: self._policy_loss(loss.detach(), figures)})
+        if self.mask_truncated_completions and not self.total(chosen_mask(inputs).sum()):
+            for name in list(figures):  # of no token at all: they would be zeros
+                _shorten(figures, name, before.get(name, 0))
         extra = self.extra_loss(model, inputs)
         return loss if extra is None else loss + extra
+
+    def _policy_loss(self, loss: Tensor, figures: dict[str, list[float]]) -> float:
+        """The loss of a micro-batch without an entropy bonus and the balancing of experts, as a part of the step's."""
+        steps = self.current_gradient_accumulation_steps
+        if self._entropy_bonus_enabled:  # TRL has it then
+            mean = figures["policy_loss"][-1]
+            _shorten(figures, "policy_loss", len(figures["policy_loss"]) - 1)
+            return mean * (steps if self.loss_type in _OVER_A_STEP else 1)
+        mean = self.total(loss).item() / self.accelerator.num_processes * steps
+        return mean - self.router_aux_loss_coef * figures["aux_loss"][-1] if self.aux_loss_enabled else mean
 
     def _count(self, inputs: dict[str, Any]) -> None:
         if not self.model.training:
@@ -392,8 +464,9 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
 
     @contextmanager
     def _apart(self) -> Iterator[None]:
-        """Evaluation mode with random streams of its own, which are the same every time."""
+        """Evaluation mode with random streams of its own, which are the same every time; no answer is masked."""
         python, numpy = random.getstate(), np.random.get_state()
+        masked, self.mask_truncated_completions = self.mask_truncated_completions, False
         with torch.random.fork_rng(), evaluating(self.model):
             seed = self.args.seed + self.args.process_index
             random.seed(seed)
@@ -402,6 +475,7 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
             try:
                 yield
             finally:
+                self.mask_truncated_completions = masked
                 random.setstate(python)
                 np.random.set_state(numpy)
 
@@ -430,26 +504,29 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
     def _held_out(self, rows: list[dict], frozen: list[dict]) -> dict[str, float]:
         loss = self._frozen_loss(frozen)
         repeats = self.args.num_generations_eval or 1 if self.args.eval_temperature else 1
-        rows = [row for row in rows for _ in range(repeats)]
         with self._sampling(self.args.eval_temperature):
-            columns = self._answered(rows)
+            columns = self._answered([row for row in rows for _ in range(repeats)])
         tokens = columns.pop("tokens")
         rewards = columns.pop("rewards")
         sums = self.weighted(rewards)
+        rewarded = sums[~sums.isnan()]
         figures = {
             "loss": loss,
             "policy_loss": loss,
-            "reward": sums.mean().item(),
-            "reward_std": sums.std(correction=0).item(),
+            "reward": rewarded.mean().item(),
+            "reward_std": rewarded.std(correction=0).item() if len(rewarded) else math.nan,
             **{f"rewards/{name}": rewards[:, i].nanmean().item() for i, name in enumerate(self.reward_func_names)},
             "entropy": (columns.pop("entropy").sum() / tokens.sum()).item(),
             "eos_rate": columns.pop("ended").mean().item(),
             "completion_length": tokens.mean().item(),
+            "frac_reward_none": 1 - len(rewarded) / len(sums),
             "prompts": len(rows),
+            "answers": len(sums),
         }
         if "kl" in columns:
             figures["kl"] = (columns.pop("kl").sum() / tokens.sum()).item()
-        return figures | self.summary(columns)
+        figures |= self.summary(columns)
+        return {name: value for name, value in figures.items() if not math.isnan(value)}  # a mean of no reward
 
     def _answered(self, rows: list[dict]) -> dict[str, Tensor]:
         """Figures of the answers to all rows, a tensor with a row for each."""
@@ -465,11 +542,44 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
                 **self.rollout_figures(rollout),
             }
             if rollout.ref_logps is not None:
-                mine["kl"] = (k3(rollout.ref_logps - rollout.logps) * rollout.mask).sum(1)
+                mine["kl"] = (self._kl(tokens) * rollout.mask).sum(1)
             for name, column in mine.items():
                 columns[name].append(self.accelerator.gather(column.contiguous())[:count])
             columns["rewards"].append(rollout.gathered[:count])
-        return {name: torch.cat(parts) for name, parts in columns.items()}
+        every = {name: torch.cat(parts) for name, parts in columns.items()}
+        self.expect_rewards(every["rewards"])
+        return every
+
+    def _kl(self, tokens: dict[str, Any]) -> Tensor:
+        """(B, T): KL(policy || reference) in nats, over the whole vocabulary, where each of the tokens is chosen.
+
+        Unlike an estimate from the tokens themselves it does not lean on how these were sampled, or were not.
+        """
+        (ids, mask), length = whole(tokens), tokens["completion_ids"].shape[1]
+        # the same in every process, as a sharded model's forward passes must be
+        rows = max(1, _LOGITS_AT_ONCE // ((self.max_completion_length or length) * self.model.config.vocab_size))
+        parts = []
+        for start in range(0, len(ids), rows):
+            inputs = {"input_ids": ids[start : start + rows], "attention_mask": mask[start : start + rows]}
+            policy = self._log_softmax(self.model, inputs, length)
+            with self._reference() as reference:
+                others = self._log_softmax(reference, inputs, length)
+            parts.append(F.kl_div(others, policy, reduction="none", log_target=True).sum(-1))
+        return torch.cat(parts)
+
+    def _log_softmax(self, model: nn.Module, inputs: dict[str, Tensor], length: int) -> Tensor:
+        with self.accelerator.autocast():
+            logits = model(**inputs, logits_to_keep=length + 1, use_cache=False).logits[:, :-1]
+        return (logits.float() / self.temperature).log_softmax(-1)
+
+    @contextmanager
+    def _reference(self) -> Iterator[nn.Module]:
+        """The reference model; with LoRA the policy without its adapter, within the block."""
+        if self.ref_model is not None:
+            yield self.ref_model
+            return
+        with use_adapter(self.accelerator.unwrap_model(self.model), None):
+            yield self.model
 
     def _shares(self, rows: list[dict]) -> Iterator[tuple[list[dict], int]]:
         """This process's part of every batch, and how many rows the whole batch has; the last row fills up."""
@@ -489,15 +599,18 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
                 rollout = self._rollout(local, tokens)
                 logps, _ = self.logps_of(self.model, tokens)
                 real = count - self.accelerator.process_index * len(local)
-                mask = rollout.mask * (torch.arange(len(local), device=logps.device) < real)[:, None]
-                kept = {
-                    name: tokens[name] for name in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
-                }
-                frozen.append(kept | {"mask": mask, "logps": logps, "advantages": rollout.rewards})
+                kept = (torch.arange(len(local), device=logps.device) < real) & rollout.rewarded
+                names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+                batch = {name: tokens[name] for name in names}
+                batch |= {"mask": rollout.mask * kept[:, None], "logps": logps, "advantages": rollout.rewards}
+                frozen.append(batch)
                 rewards.append(self.accelerator.gather(rollout.rewards)[:count])
         every = torch.cat(rewards)
+        self.expect_rewards(every)
+        every = every[~every.isnan()]
+        mean, deviation = (every.mean(), every.std(correction=0)) if len(every) else (0.0, 1.0)
         for batch in frozen:
-            batch["advantages"] = (batch["advantages"] - every.mean()) / (every.std(correction=0) + 1e-4)
+            batch["advantages"] = ((batch["advantages"] - mean) / (deviation + 1e-4)).nan_to_num(0)
         return frozen
 
     def _frozen_loss(self, frozen: list[dict]) -> float:
@@ -593,6 +706,22 @@ def whole(tokens: dict[str, Any]) -> tuple[Tensor, Tensor]:
 def chosen_mask(tokens: dict[str, Any]) -> Tensor:
     """(B, T): 1 where the policy has chosen the token, and no tool."""
     return tokens["completion_mask"] * tokens.get("tool_mask", 1)
+
+
+def _redrawn(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """As many batches, drawn anew from the rows of all of them."""
+    every = {
+        name: torch.cat([batch[name] for batch in batches]) if value.dim() else value  # which counts for all of them
+        for name, value in batches[0].items()
+    }
+    return split_tensor_dict(shuffle_sequence_dict(every), len(batches))
+
+
+def _shorten(figures: dict[str, list[float]], name: str, count: int) -> None:
+    """Keep the first `count` values of a figure; one without any would be logged as None."""
+    del figures[name][count:]
+    if not figures[name]:
+        del figures[name]
 
 
 def broken_contract(trainer: GRPOTrainer | None = None) -> list[str]:

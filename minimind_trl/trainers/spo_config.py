@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 from ..errors import InputError
-from .rollout_config import SingleRolloutConfig
+from .rollout_config import CLIPPED, SingleRolloutConfig, refuse_given
 
 _GLOBAL = {"rho_min": 0.5, "rho_max": 0.96, "reward_range": [-3.0, 3.0], "beta": 0.02, "loss_type": "grpo"}
 _PROMPT = {"rho_min": 0.875, "rho_max": 0.96, "reward_range": None, "beta": 0.0, "loss_type": "dapo"}
@@ -44,7 +44,9 @@ class SPOConfig(SingleRolloutConfig):
     )
     opponent_pool: int = field(default=4, metadata={"help": "Earlier policies that are kept, the first among them."})
     opponent_interval: int = field(default=50, metadata={"help": "Steps between two of them."})
-    epsilon_high: float | None = field(default=0.28, metadata={"help": "Upper clip range of the probability ratio."})
+    epsilon_high: float | None = field(
+        default=None, metadata={"help": "Upper clip range of the ratio: 0.28; with cispo the ratio's cap itself, 5."}
+    )
     beta: float | None = field(
         default=None, metadata={"help": "Weight of the KL to the reference; 0, or 0.02 (global)."}
     )
@@ -59,6 +61,10 @@ class SPOConfig(SingleRolloutConfig):
         for name, value in (_GLOBAL if self.tracker == "global" else _PROMPT).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
+        if self.epsilon_high is None and self.loss_type in CLIPPED:
+            self.epsilon_high = 0.28
+        if self.tracker == "prompt" and self.prioritized_sampling:
+            refuse_given(self, {"shuffle_dataset": "is for --prioritized_sampling false: else prompts are drawn"})
         if not 0 < self.rho_min <= self.rho_max < 1:
             problems.append(f"--rho_min {self.rho_min} --rho_max {self.rho_max}: 0 < rho_min <= rho_max < 1")
         if self.rho_half_life <= 0:

@@ -34,8 +34,12 @@ class SPOTrainer(RolloutTrainer):
 
     Metrics of training, beside TRL's: `policy_loss`, `rho`, `baseline`, `baseline_brier` (the mean of (v - r)^2),
     `advantage_mean`, `advantage_std` (before they are normalised), `effective_prompts` (of the sampling weights:
-    (sum w)^2 / sum w^2), and in self-play `win_rate`, `win_rate/age_N` (against the policy of N steps ago) and
-    `win_rate/initial`; held-out `eval_win_rate`, greedily against the initial policy.
+    (sum w)^2 / sum w^2), and in self-play `win_rate`, `opponent_age` (of how many steps ago the opponent's policy is),
+    `win_rate/initial` and `win_rate/latest` (against the first and the newest policy of the pool); held-out
+    `eval_win_rate`, greedily against the initial policy.
+
+    An answer without any reward moves neither the policy nor a tracker, and is not stored. Where only some functions
+    give one, the range is theirs.
 
     Args:
         args: an `SPOConfig`.
@@ -63,6 +67,7 @@ class SPOTrainer(RolloutTrainer):
             raise InputError("SPO keeps a record of every prompt and cannot train on a stream: set streaming: false")
         train_dataset = train_dataset.add_column(PROMPT_NUMBER, range(len(train_dataset)))
         super().__init__(model, reward_funcs, args, train_dataset, *rest, **more)
+        self._ends: list[list[float]] | None = None  # lowest and highest weighted reward of each function
         self.reward_range = self._declared_range()
         bounds = {"half_life": args.rho_half_life, "rho_min": args.rho_min, "rho_max": args.rho_max}
         per_prompt = args.tracker == "prompt"
@@ -98,31 +103,39 @@ class SPOTrainer(RolloutTrainer):
         return self.own(step(rollout, rewards).to(rollout.rewards), len(rollout.rows))
 
     def _prompt_step(self, rollout: Rollout, rewards: Tensor) -> Tensor:
-        numbers = self.gathered([row[PROMPT_NUMBER] for row in rollout.rows])
-        baselines = self.tracker.baselines(torch.tensor(numbers))
+        numbers = torch.tensor(self.gathered([row[PROMPT_NUMBER] for row in rollout.rows]))
         divergences = self._divergences(rollout)
-        rho = self.tracker.update(torch.tensor(numbers), rewards.cpu(), divergences)
-        self._store(rollout)
-        differences = rewards.double().cpu() - baselines
-        self._describe(rho.mean().item(), baselines, rewards, differences)
-        return (differences - differences.mean()) / (differences.std(correction=0) + 1e-8)
+        rewards = rewards.double().cpu()
+        rewarded = ~rewards.isnan()
+        if not rewarded.any():
+            return torch.zeros_like(rewards)
+        baselines = self.tracker.baselines(numbers)
+        rho = self.tracker.update(numbers[rewarded], rewards[rewarded], divergences[rewarded])
+        self._store(rollout, self.own(rewarded, len(rollout.rows)))
+        differences = rewards - baselines
+        self._describe(rho.mean().item(), baselines, rewards)
+        mean, deviation = differences[rewarded].mean(), differences[rewarded].std(correction=0)
+        return ((differences - mean) / (deviation + 1e-8)).nan_to_num(0)
 
     def _global_step(self, rollout: Rollout, rewards: Tensor) -> Tensor:
         low, high = self.reward_range if self.opponents is None else (0.0, 1.0)
-        baseline = self.tracker.baseline()
-        sums = self.total(torch.stack([(rollout.logps * rollout.mask).sum(), rollout.mask.sum()]).double())
-        rho = self.tracker.update(rewards.mean().item(), (sums[0] / sums[1].clamp(min=1)).item())
-        differences = (rewards.double().cpu() - baseline) * (high - low)
-        self._describe(rho, torch.full_like(differences, baseline), rewards, differences)
-        return differences.clamp(-5, 5)
+        rewards, baseline = rewards.double().cpu(), self.tracker.baseline()
+        sums = self.total(torch.stack([(rollout.logps * rollout.mask).sum(), rollout.mask.sum()]).double()).tolist()
+        if rewards.isnan().all() or not sums[1]:  # no answer has a reward, or all of them are masked
+            return torch.zeros_like(rewards)
+        rho = self.tracker.update(rewards.nanmean().item(), sums[0] / sums[1])
+        self._describe(rho, torch.full_like(rewards, baseline), rewards, high - low)
+        return ((rewards - baseline) * (high - low)).clamp(-5, 5).nan_to_num(0)
 
-    def _describe(self, rho: float, baselines: Tensor, rewards: Tensor, differences: Tensor) -> None:
+    def _describe(self, rho: float, baselines: Tensor, rewards: Tensor, scale: float = 1.0) -> None:
+        rewarded = ~rewards.isnan()
+        differences = rewards[rewarded] - baselines[rewarded]
         self.record(
             rho=rho,
-            baseline=baselines.mean(),
-            baseline_brier=(baselines - rewards.double().cpu()).square().mean(),
-            advantage_mean=differences.mean(),
-            advantage_std=differences.std(correction=0),
+            baseline=baselines[rewarded].mean(),
+            baseline_brier=differences.square().mean(),
+            advantage_mean=scale * differences.mean(),
+            advantage_std=scale * differences.std(correction=0),
         )
 
     # Rewards
@@ -132,39 +145,50 @@ class SPOTrainer(RolloutTrainer):
         if self.args.reward_range is not None:
             return tuple(self.args.reward_range)
         low = high = 0.0
+        self._ends = []
         for name, function, weight in zip(self.reward_func_names, self.reward_funcs, self.reward_weights, strict=True):
             ends = sorted(weight.item() * getattr(function, end, math.nan) for end in ("low", "high"))
             if not all(map(math.isfinite, ends)):
                 raise InputError(f"the range of reward {name} is not known: give --reward_range LOWEST HIGHEST")
+            self._ends.append(ends)
             low, high = low + ends[0], high + ends[1]
         if low == high:
             raise InputError(f"all rewards are {low:g}: nothing to learn from")
         return low, high
 
     def _normalised(self, gathered: Tensor) -> Tensor:
-        """(N,) weighted sums, mapped to [0, 1]."""
-        low, high = self.reward_range
-        sums = self.weighted(gathered)
-        outside = (sums < low - 1e-6) | (sums > high + 1e-6)
+        """(N,) weighted sums, mapped to [0, 1]; NaN where there is no reward."""
+        sums, (lows, highs) = self.weighted(gathered), self._bounds(gathered)
+        outside = (sums < lows - 1e-6) | (sums > highs + 1e-6)
         if outside.any():
             row = int(outside.nonzero()[0])
+            low, high = lows[row].item(), highs[row].item()
             parts = ", ".join(f"{n} {v:g}" for n, v in zip(self.reward_func_names, gathered[row].tolist(), strict=True))
             raise InputError(
                 f"the reward {sums[row].item():g} ({parts}) is outside --reward_range {low:g} {high:g}: widen it, or "
                 "clip the reward"
             )
-        return ((sums - low) / (high - low)).clamp(0, 1)
+        return ((sums - lows) / (highs - lows)).clamp(0, 1)
+
+    def _bounds(self, gathered: Tensor) -> tuple[Tensor, Tensor]:
+        """(N,) lowest and highest sum of the functions that gave the rewards; a `--reward_range` is for all alike."""
+        if self._ends is None:
+            return tuple(torch.full_like(gathered[:, 0], end) for end in self.reward_range)
+        ends = torch.tensor(self._ends, dtype=gathered.dtype, device=gathered.device)
+        return tuple(((~gathered.isnan()) * ends[:, side]).sum(1) for side in (0, 1))
 
     def _wins(self, rollout: Rollout, rewards: Tensor) -> Tensor:
-        """1, 1/2 or 0 where an answer beats, equals or loses to an opponent's to the same prompt."""
+        """1, 1/2 or 0 where an answer beats, equals or loses to an opponent's to the same prompt; see `wins_over`."""
         index = int(torch.randint(len(self.opponents.snapshots), (1,), generator=self._draws))
         step, _ = self.opponents.snapshots[index]
         theirs = self._opponent_rewards(index, rollout.rows, rollout.tokens, self.temperature)
         wins = wins_over(theirs, rewards)
-        rate = wins.mean().item()
-        self.record(win_rate=rate, **{f"win_rate/age_{self.state.global_step - step}": rate})
+        rate = wins.nanmean()
+        self.record(win_rate=rate, opponent_age=self.state.global_step - step)
         if step == 0:
             self.record(**{"win_rate/initial": rate})
+        if index == len(self.opponents.snapshots) - 1:
+            self.record(**{"win_rate/latest": rate})
         return wins
 
     def _opponent_rewards(self, index: int, rows: list[dict], tokens: dict[str, Any], temperature: float) -> Tensor:
@@ -206,12 +230,12 @@ class SPOTrainer(RolloutTrainer):
         mask, shift = tokens["completion_mask"], now - padded(then, 0.0, "right")
         return ((k3(shift) * mask).sum(1) / mask.sum(1).clamp(min=1)).tolist()
 
-    def _store(self, rollout: Rollout) -> None:
+    def _store(self, rollout: Rollout, counted: Tensor) -> None:
         tokens, mine = rollout.tokens, []
         for place, row in enumerate(rollout.rows):
             asked = tokens["prompt_ids"][place][tokens["prompt_mask"][place].bool()].tolist()
             length = int(tokens["completion_mask"][place].sum())
-            if not length:  # masked because it was cut off
+            if not length or not counted[place]:  # masked because it was cut off, or without a reward
                 continue
             said = tokens["completion_ids"][place][:length].tolist()
             mine.append((row[PROMPT_NUMBER], (asked, said, rollout.logps[place][:length].tolist())))
@@ -237,7 +261,7 @@ class SPOTrainer(RolloutTrainer):
         return {"wins": self.own(wins_over(theirs, ours), len(rollout.rows))}
 
     def summary(self, figures: dict[str, Tensor]) -> dict[str, float]:
-        return {"win_rate": figures["wins"].mean().item()} if "wins" in figures else {}
+        return {"win_rate": figures["wins"].nanmean().item()} if "wins" in figures else {}
 
     # State
 
@@ -269,5 +293,6 @@ class _KeepOpponents(TrainerCallback):
 
 
 def wins_over(theirs: Tensor, ours: Tensor) -> Tensor:
-    """1 where our reward is higher, 1/2 where they are equal, 0 where theirs is."""
-    return (ours > theirs + 1e-6).float() + 0.5 * ((ours - theirs).abs() <= 1e-6).float()
+    """1 where our reward is higher, 1/2 where they are equal, 0 where theirs is; NaN where one of them is none."""
+    wins = (ours > theirs + 1e-6).float() + 0.5 * ((ours - theirs).abs() <= 1e-6).float()
+    return wins.masked_fill(ours.isnan() | theirs.isnan(), math.nan)

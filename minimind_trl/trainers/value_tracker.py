@@ -31,8 +31,11 @@ class PromptTracker:
         self.b = self.a.clone()
 
     def initialise(self, rewards: Tensor) -> None:
-        """Start from n answers to every prompt, `rewards` (prompts, n): `a0 = N_init (sum r + 1/2) / (n + 1)`."""
-        share = (rewards.double().sum(1) + 0.5) / (rewards.shape[1] + 1)
+        """Start from n answers to every prompt, `rewards` (prompts, n): `a0 = N_init (sum r + 1/2) / (n + 1)`.
+
+        NaN is an answer without a reward, and not one of the n.
+        """
+        share = (rewards.double().nansum(1) + 0.5) / ((~rewards.isnan()).sum(1) + 1)
         self.a, self.b = self.start * share, self.start * (1 - share)
 
     def baselines(self, prompts: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from transformers import (
     AutoModelForTokenClassification,
     DynamicCache,
 )
+from trl.trainer.utils import disable_dropout_in_model
 
 from minimind_trl.models import (
     MiniMindForCausalLM,
@@ -130,6 +131,17 @@ def gradients(model, ids) -> dict[str, torch.Tensor]:
     model.zero_grad()
     model(ids, labels=ids).loss.backward()
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def test_dropout_can_be_switched_off_as_trainers_do_it(kind):
+    """TRL's `--disable_dropout` looks for modules."""
+    model = MiniMindForCausalLM(small_config(kind, attention_dropout=0.5)).train()
+    ids = torch.arange(20)[None]
+    expected = model.eval()(ids).logits
+    model.train()
+    assert not torch.allclose(model(ids).logits, expected)
+    disable_dropout_in_model(model)
+    torch.testing.assert_close(model(ids).logits, expected)
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(model):

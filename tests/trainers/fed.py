@@ -31,7 +31,8 @@ def main(method: str, folder: Path) -> None:
         per_device_train_batch_size=16 // int(os.environ.get("WORLD_SIZE", 1)),
         logging_steps=1,
         learning_rate=1e-3,
-        **({"kl_coef": 0.1} if method == "ppo" else {"beta": 0.1}),
+        # DeepSpeed clips actor and critic together and not apart, so that here neither is
+        **({"kl_coef": 0.1, "max_grad_norm": 100.0} if method == "ppo" else {"beta": 0.1}),
     )
 
     def fed(prompt_ids, *_, **__):

@@ -7,8 +7,9 @@ import torch
 from datasets import Dataset
 
 from minimind_trl.models import MiniMindConfig, MiniMindForCausalLM
+from minimind_trl.rewards import Reward
 from minimind_trl.tokenization import tiny_tokenizer
-from minimind_trl.trainers import PPOConfig, PPOTrainer, RolloutConfig, RolloutTrainer, SPOConfig, SPOTrainer
+from minimind_trl.trainers import PPOConfig, PPOTrainer, Rollout, RolloutConfig, RolloutTrainer, SPOConfig, SPOTrainer
 
 QUICK = {
     "report_to": "none",
@@ -45,15 +46,15 @@ def low_ids(prompts, completions, completion_ids, **_) -> list[float]:
 low_ids.low, low_ids.high = 0.0, 1.0
 
 
-def bandit_model(seed: int = 0) -> MiniMindForCausalLM:
+def bandit_model(seed: int = 0, **more: Any) -> MiniMindForCausalLM:
     torch.manual_seed(seed)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    return MiniMindForCausalLM(MiniMindConfig.from_preset("nano", **sizes, num_key_value_heads=1, head_dim=16))
+    return MiniMindForCausalLM(MiniMindConfig.from_preset("nano", **sizes, num_key_value_heads=1, head_dim=16, **more))
 
 
 def online(method: str, folder: Path, model=None, reward=low_ids, rows=None, held_out=None, **options: Any):
     trainer, config, own = METHODS[method]
-    lora = options.pop("peft_config", None)
+    of_trainer = {name: options.pop(name) for name in ("peft_config", "rollout_func") if name in options}
     return trainer(
         model or bandit_model(),
         reward,
@@ -61,9 +62,36 @@ def online(method: str, folder: Path, model=None, reward=low_ids, rows=None, hel
         train_dataset=prompts() if rows is None else rows,
         eval_dataset=prompts(6) if held_out is None else held_out,
         processing_class=tiny_tokenizer(),
-        peft_config=lora,
+        **of_trainer,
     )
 
 
 def weights(trainer) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def bounded(function=low_ids) -> Reward:
+    return Reward(function, function.__name__, 0.0, 1.0)
+
+
+def first_rollout(trainer) -> tuple[Rollout, dict]:
+    """What `advantages` was given, and the batch for the loss."""
+    kept, advantages = {}, trainer.advantages
+    trainer.advantages = lambda rollout: kept.update(rollout=rollout) or advantages(rollout)
+    trainer.create_optimizer()
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.model.train()
+    inputs = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    return kept["rollout"], inputs
+
+
+def moved(trainer) -> None:
+    """Move what is trained away from where it is; of LoRA so that the adapter no longer does nothing."""
+    torch.manual_seed(2)
+    for name, parameter in trainer.model.named_parameters():
+        if "lora_B" in name or (parameter.requires_grad and "lora" not in name):
+            parameter.data += 0.3 * torch.randn_like(parameter) * (parameter.std(correction=0) + 0.1)

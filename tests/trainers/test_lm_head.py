@@ -44,6 +44,21 @@ def test_its_figures_are_those_of_trl(learned):
     torch.testing.assert_close(our_gradient, gradient)
 
 
+def test_the_gradient_of_the_entropy_is_that_of_trl_where_it_is_asked_for():
+    models = [MiniMindForCausalLM(small_config("dense3"))]
+    models += [copy.deepcopy(models[0]) for _ in range(2)]
+    add_fused_lm_head(models[0], outputs=("log_probs", "entropy"), temperature=0.7)
+    add_learned_positions_head(models[1], 0.7, entropy_gradient=True)
+    add_learned_positions_head(models[2], 0.7)
+    inputs = batch(models[0].config, 0.3)
+    entropies = [model(**inputs, fused_lm_head=True).entropy for model in models]
+    assert [entropy.requires_grad for entropy in entropies] == [True, True, False]
+    for entropy in entropies[:2]:
+        entropy.sum().backward()
+    for mine, theirs in zip(models[1].parameters(), models[0].parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-5, rtol=1e-3)
+
+
 def test_the_balancing_loss_is_the_models_own():
     model = MiniMindForCausalLM(small_config("moe2"))
     inputs = batch(model.config, 1.0)

@@ -1,7 +1,7 @@
 """What GRPO, PPO and SPO share: they learn, evaluation changes nothing, and a resume is exact."""
 
+import contextlib
 import copy
-import itertools
 import math
 import shutil
 from pathlib import Path
@@ -11,31 +11,21 @@ import torch
 from peft import LoraConfig
 
 from minimind_trl.errors import InputError
-from minimind_trl.models import MiniMindForSequenceClassification, MiniMindForTokenClassification
-from minimind_trl.rewards import Reward
 from minimind_trl.trainers import PPOConfig, RLDoctor, RolloutConfig, SPOConfig
 from minimind_trl.trainers.rollout_trainer import broken_contract
 from tests.conftest import REPOSITORY
 from tests.forking import accelerate_environment, run
-from tests.trainers.online import METHODS, bandit_model, low_ids, online, prompts, weights
+from tests.trainers.online import METHODS, bandit_model, bounded, equal, moved, online, prompts, weights
 
 ALL = list(METHODS)
 METRICS = {
     "grpo": ("policy_loss", "reward", "frac_reward_zero_std"),
     "ppo": (
-        *("actor_loss", "critic_loss", "reward", "kl", "approx_kl", "kl_ref", "clip_fraction", "avg_response_len"),
+        *("actor_loss", "critic_loss", "reward", "kl", "approx_kl", "clip_fraction", "avg_response_len"),
         *("actor_lr", "critic_lr", "actor_grad_norm", "critic_grad_norm", "explained_variance"),
     ),
     "spo": ("policy_loss", "reward", "rho", "baseline", "baseline_brier", "advantage_mean", "effective_prompts"),
 }
-
-
-def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-def bounded(function=low_ids) -> Reward:
-    return Reward(function, function.__name__, 0.0, 1.0)
 
 
 def test_trl_still_is_what_the_rollout_trainer_leans_on(tmp_path):
@@ -162,6 +152,83 @@ def test_the_gradient_is_that_of_finite_differences(tmp_path, method):
     assert slope == pytest.approx(measured, rel=0.03, abs=1e-4) and abs(slope) > 1e-4
 
 
+@pytest.mark.parametrize("method", ALL)
+def test_an_entropy_bonus_keeps_the_policy_open(tmp_path, method):
+    options = {"max_steps": 12, "learning_rate": 1e-2, "max_completion_length": 2}
+    entropies = {}
+    for coefficient in (0.0, 1.0):
+        trainer = online(method, tmp_path / str(coefficient), reward=bounded(), entropy_coef=coefficient, **options)
+        trainer.train()
+        logs = [log for log in trainer.state.log_history if "entropy" in log]
+        entropies[coefficient] = logs[-1]["entropy"]
+        name = "actor_loss" if method == "ppo" else "policy_loss"
+        assert abs(logs[0][name]) < 0.5, "the loss of the policy is told without the bonus, which is about 6"
+    assert entropies[1.0] > entropies[0.0] + 0.1
+
+
+def test_a_resume_of_an_adaptive_entropy_bonus_is_exact(tmp_path):
+    options = {"use_adaptive_entropy": True, "entropy_target": 9.0, "entropy_coef_delta": 0.1}
+    options |= {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+    whole = online("grpo", tmp_path, **options)
+    whole.train()
+    again = online("grpo", tmp_path, **options)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert equal(weights(whole), weights(again)) and whole.entropy_coef == again.entropy_coef == 0.4
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_without_dropout_a_model_learns_as_one_that_has_none(tmp_path, method):
+    """Of the attention, and of the critic too."""
+    ends = {}
+    for dropout, off in ((0.0, False), (0.5, True), (0.5, False)):
+        model = bandit_model(attention_dropout=dropout, classifier_dropout=dropout)
+        trainer = online(method, tmp_path / f"{dropout}{off}", model=model, disable_dropout=off, max_steps=2)
+        trainer.train()
+        ends[dropout, off] = weights(trainer)
+    assert equal(ends[0.5, True], ends[0.0, False]) and not equal(ends[0.5, False], ends[0.0, False])
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_the_kl_of_greedy_answers_is_that_of_the_policy(tmp_path, lora, monkeypatch):
+    """Of one-token answers the exact one, though a greedy answer is not drawn from the policy; in parts, too."""
+    adapter = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "gate_proj"], task_type="CAUSAL_LM") if lora else None
+    options = {"beta": 1e-6, "max_completion_length": 1, "peft_config": adapter, "temperature": 0.8}
+    trainer = online("grpo", tmp_path, **options)
+    assert trainer.evaluate()["eval_kl"] == pytest.approx(0, abs=1e-6)
+    moved(trainer)
+    figures = trainer.evaluate()
+    divergences, model = [], trainer.model.eval()
+    for row in prompts(6):
+        asked = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
+        ids = trainer.processing_class.apply_chat_template(row["prompt"], **asked)["input_ids"]
+        with torch.no_grad():
+            policy = (model(input_ids=ids).logits[0, -1] / 0.8).log_softmax(-1)
+            with model.disable_adapter() if lora else contextlib.nullcontext():
+                other = model if lora else trainer.ref_model
+                reference = (other(input_ids=ids).logits[0, -1] / 0.8).log_softmax(-1)
+        divergences.append((policy.exp() * (policy - reference)).sum().item())
+    assert figures["eval_kl"] == pytest.approx(sum(divergences) / 6, rel=1e-3) and figures["eval_kl"] > 1e-3
+    monkeypatch.setattr("minimind_trl.trainers.rollout_trainer._LOGITS_AT_ONCE", 1)
+    assert trainer.evaluate()["eval_kl"] == pytest.approx(figures["eval_kl"], rel=1e-5)
+
+
+def test_prompts_and_answers_are_counted_apart(tmp_path):
+    figures = online("grpo", tmp_path, eval_temperature=1.0, num_generations_eval=2).evaluate()
+    assert figures["eval_prompts"] == 6 and figures["eval_answers"] == 12
+
+
+def test_tokens_of_tools_are_not_generated(tmp_path):
+    def with_tool(prompts, trainer):
+        count = len(prompts)
+        ids = {"prompt_ids": [[1, 5, 6]] * count, "completion_ids": [[9, 8, 7, 2]] * count, "logprobs": None}
+        return ids | {"env_mask": [[1, 0, 0, 1]] * count}
+
+    trainer = online("ppo", tmp_path, rollout_func=with_tool, max_steps=2)
+    trainer.train()
+    assert trainer.num_tokens_generated == 16 * 2
+    assert [log["avg_response_len"] for log in trainer.state.log_history if "avg_response_len" in log] == [2]
+
+
 def fed(method: str, folder: Path, processes: int, engine: str | None = None) -> list[dict]:
     """What fed.py's processes report."""
     folder.mkdir()
@@ -220,73 +287,6 @@ def test_lora_trains_its_adapter_alone(tmp_path, method):
     assert (tmp_path / "critic").is_dir() == (method == "ppo")
 
 
-def test_the_critic_is_saved_beside_the_policy_and_loads(tmp_path):
-    trainer = online("ppo", tmp_path / "run")
-    trainer.train()
-    trainer.save_model()
-    critic = MiniMindForTokenClassification.from_pretrained(tmp_path / "run" / "critic")
-    assert equal(critic.state_dict(), trainer.critic.state_dict())
-    model = bandit_model().from_pretrained(tmp_path / "run")
-    assert not [name for name in model.state_dict() if "critic" in name]
-    policy = {name: tensor for name, tensor in weights(trainer).items() if not name.startswith("critic.")}
-    assert equal(model.state_dict(), policy)
-    again = online("ppo", tmp_path / "again", model=model, critic_model=str(tmp_path / "run" / "critic"))
-    assert equal(again.critic.state_dict(), trainer.critic.state_dict())
-
-
-def test_the_critic_starts_from_a_reward_model(tmp_path):
-    config = bandit_model().config
-    config.num_labels = 1
-    judge = MiniMindForSequenceClassification(config)
-    judge.save_pretrained(tmp_path / "judge")
-    critic = online("ppo", tmp_path / "run", critic_model=str(tmp_path / "judge")).critic
-    assert equal(critic.model.state_dict(), judge.model.state_dict())
-    assert torch.equal(critic.score.weight, judge.score.weight)
-
-
-def test_a_critic_of_other_tokens_or_without_values_is_refused(tmp_path):
-    bandit_model().save_pretrained(tmp_path / "words")
-    with pytest.raises(InputError, match="is a MiniMindForCausalLM; give a reward model"):
-        online("ppo", tmp_path / "run", critic_model=str(tmp_path / "words"))
-
-
-def test_the_critic_has_its_own_learning_rate(tmp_path):
-    trainer = online("ppo", tmp_path, learning_rate=1e-4, critic_learning_rate=1e-2)
-    trainer.create_optimizer()
-    critic = {id(parameter) for parameter in trainer.critic.parameters()}
-    for group in trainer.optimizer.param_groups:
-        for parameter in group["params"]:
-            assert group["lr"] == (1e-2 if id(parameter) in critic else 1e-4)
-    counted = sum(len(group["params"]) for group in trainer.optimizer.param_groups)
-    assert counted == len(list(trainer.model.parameters()))
-
-
-def test_far_from_its_rollout_the_policy_takes_no_more_steps(tmp_path):
-    options = {"num_ppo_epochs": 4, "learning_rate": 3e-2, "max_steps": 4}
-    free = online("ppo", tmp_path / "free", **options)
-    free.train()
-    held = online("ppo", tmp_path / "held", **options, target_kl=1e-4)
-    held.train()
-    skipped = [log["skipped_steps"] for log in held.state.log_history if "skipped_steps" in log]
-    assert skipped[0] == 0 and sum(skipped) >= 2
-    shifts = [[log["approx_kl"] for log in t.state.log_history if "approx_kl" in log][-1] for t in (held, free)]
-    assert shifts[0] < shifts[1]
-
-
-def test_a_completion_that_does_not_end_pays(tmp_path):
-    trainer = online("ppo", tmp_path, missing_eos_penalty=1.0)
-    trainer.model.train()
-    rewards = []
-    token_rewards = trainer._token_rewards
-    trainer._token_rewards = lambda rollout: rewards.append((rollout, token_rewards(rollout))) or rewards[-1][1]
-    trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
-    rollout, given = rewards[0]
-    expected = rollout.rewards - (~rollout.ended).float()
-    torch.testing.assert_close(given.sum(1), expected)
-    last = rollout.mask.sum(1) - 1
-    torch.testing.assert_close(given.gather(1, last[:, None])[:, 0], expected)
-
-
 def test_self_play_beats_the_policy_it_started_from(tmp_path):
     options = {
         "opponent": "snapshot",
@@ -302,7 +302,8 @@ def test_self_play_beats_the_policy_it_started_from(tmp_path):
     assert trainer.evaluate()["eval_win_rate"] > 0.8
     assert [step for step, _ in trainer.opponents.snapshots] == [0, 30, 40]
     logs = [log for log in trainer.state.log_history if "win_rate" in log]
-    assert logs and any("win_rate/initial" in log for log in logs)
+    names = {name for log in logs for name in log if name.startswith(("win_rate", "opponent"))}
+    assert names == {"win_rate", "win_rate/initial", "win_rate/latest", "opponent_age"}, "however many there were"
 
 
 def test_answers_before_training_set_the_baselines(tmp_path):
@@ -319,37 +320,19 @@ def test_the_global_tracker_trains_as_minimind_does(tmp_path):
     assert trainer.tracker.mean_logp is not None
 
 
-OPTIONS = {
-    "grpo": [{"loss_type": "cispo"}, {"scale_rewards": "none"}, {"beta": 0.5}],
-    "ppo": [
-        *({"whiten_rewards": True}, {"whiten_advantages": False}, {"gamma": 0.5}, {"lam": 0.1}),
-        *({"cliprange": 1e-3}, {"cliprange_value": 1e-3}, {"vf_coef": 5.0}, {"missing_eos_penalty": 1.0}),
-        *({"kl_coef": 0.2}, {"kl_coef": 0.2, "kl_estimator": "k3"}, {"num_mini_batches": 2}, {"num_ppo_epochs": 3}),
-    ],
-    "spo": [
-        *({"prioritized_sampling": False}, {"sampling_floor": 5.0}, {"rho_half_life": 1e-3}, {"init_rollouts": 2}),
-        *({"rho_min": 0.5, "rho_max": 0.6}, {"tracker": "global"}, {"beta": 0.5}, {"opponent": "snapshot"}),
-    ],
-}
-
-
-@pytest.mark.parametrize("method", OPTIONS)
-def test_every_option_changes_what_is_learned(tmp_path, method):
-    # few prompts, so that they come back, and several minibatches, so that what is clipped has moved
-    shared = {"rows": prompts(16), "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "max_steps": 16}
-    learned = {}
-    for number, options in enumerate([{}, *OPTIONS[method]]):
-        trainer = online(method, tmp_path / str(number), **(shared | options))
-        trainer.train()
-        learned[str(options)] = torch.cat([tensor.flatten() for tensor in weights(trainer).values()])
-    same = [pair for pair in itertools.combinations(learned, 2) if torch.equal(learned[pair[0]], learned[pair[1]])]
-    assert not same
-
-
 @pytest.mark.parametrize(
     ("config", "options", "message"),
     [
         (PPOConfig, {"epsilon": 0.1}, "--epsilon is set by --cliprange"),
+        (PPOConfig, {"epsilon_high": 0.1}, "--epsilon_high is set by --cliprange"),
+        (PPOConfig, {"loss_type": "cispo", "cliprange": 0.1}, "--cliprange is for --loss_type grpo or bnpo"),
+        (SPOConfig, {"loss_type": "cispo", "epsilon_high": 0.28}, "would scale every gradient down: set 5"),
+        (RolloutConfig, {"loss_type": "cispo", "epsilon_high": 0.2}, "--epsilon_high 0.2: with --loss_type cispo"),
+        (RolloutConfig, {"loss_type": "cispo", "epsilon": 0.1}, "--epsilon is for --loss_type grpo or bnpo"),
+        (RolloutConfig, {"vespo_k_pos": 1.0}, "--vespo_k_pos is for --loss_type vespo"),
+        (RolloutConfig, {"entropy_target": 1.0}, "--entropy_target is for --use_adaptive_entropy true"),
+        (RolloutConfig, {"ref_model_sync_steps": 1}, "--ref_model_sync_steps is for --sync_ref_model true"),
+        (SPOConfig, {"shuffle_dataset": False}, "--shuffle_dataset is for --prioritized_sampling false"),
         (PPOConfig, {"num_generations": 4}, "samples one completion per prompt"),
         (PPOConfig, {"kl_estimator": "k2"}, "--kl_estimator 'k2': k1 or k3"),
         (PPOConfig, {"lam": 1.5, "num_ppo_epochs": 0}, "--num_ppo_epochs 0: at least 1"),
@@ -392,11 +375,33 @@ def test_a_reference_follows_the_policy_and_is_kept(tmp_path):
     assert equal(weights(trainer), weights(again))
 
 
-def test_answers_that_are_cut_off_and_masked_leave_the_tracker_whole(tmp_path):
-    options = {"mask_truncated_completions": True, "max_steps": 6, "rows": prompts(16)}
+@pytest.mark.parametrize("tracker", ["prompt", "global"])
+def test_answers_that_are_cut_off_and_masked_leave_the_tracker_whole(tmp_path, tracker):
+    options = {"mask_truncated_completions": True, "max_steps": 6, "rows": prompts(16), "tracker": tracker}
     trainer = online("spo", tmp_path, reward=bounded(), **options)
     trainer.train()
-    assert trainer.tracker.baselines(torch.arange(16)).isfinite().all()
+    if tracker == "prompt":
+        assert trainer.tracker.baselines(torch.arange(16)).isfinite().all()
+    else:
+        assert trainer.tracker.mean_logp is None, "of no token there is no mean"
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_with_all_answers_masked_figures_are_those_of_the_answers_or_none(tmp_path, method):
+    options = {"max_steps": 2, "kl_coef": 0.1} if method == "ppo" else {"max_steps": 2, "beta": 0.1}
+    trainer = online(method, tmp_path, reward=bounded(), mask_truncated_completions=True, **options)
+    assert all(answer["completion"] for answer in trainer.answer(list(prompts(4))))
+    figures = trainer.evaluate()
+    assert figures["eval_completion_length"] == 3 and figures["eval_eos_rate"] == 0
+    assert figures["eval_entropy"] > 1 and figures["eval_kl"] == pytest.approx(0, abs=1e-6)
+    trainer.train()
+    assert trainer.num_tokens_generated == (2 if method != "ppo" else 1) * 16 * 3
+    logs = [log for log in trainer.state.log_history if "loss" in log]
+    of_tokens = {"entropy", "kl", "kl_ref", "approx_kl", "clip_fraction", "critic_loss", "actor_loss", "policy_loss"}
+    assert not [name for log in logs for name in log if name in of_tokens or name.startswith("clip_ratio")]
+    assert all(value is not None and math.isfinite(value) for log in logs for value in log.values())
+    if method == "ppo":
+        assert logs[0]["avg_response_len"] == 3
 
 
 def test_fewer_prompts_than_a_rollout_answers_are_refused(tmp_path):
@@ -412,14 +417,6 @@ def test_a_range_that_nobody_declared_is_asked_for(tmp_path):
         online("spo", tmp_path, reward=lengths)
 
 
-def test_a_completion_without_any_reward_is_an_error(tmp_path):
-    def none(prompts, completions, **_):
-        return [None] * len(prompts)
-
-    with pytest.raises(InputError, match="16 of 16 completions have no reward: none returned None"):
-        online("grpo", tmp_path, reward=none).train()
-
-
 @pytest.mark.parametrize(
     ("logs", "sentence"),
     [
@@ -431,7 +428,9 @@ def test_a_completion_without_any_reward_is_an_error(tmp_path):
             "it may pay for length",
         ),
         ([{"entropy": 2.0}] * 3 + [{"entropy": 0.1}], "the policy hardly tries anything new"),
-        ([{"kl_ref": 3.0}], "3.00 nats per token from its reference"),
+        ([{"frac_reward_none": 0.125}], "12.5% of the completions have no reward"),
+        ([{"kl": 3.0}], "3.00 nats per token from its reference"),
+        ([{"kl_ref": 3.0, "approx_kl": 0.1}], "3.00 nats per token from its reference"),
         ([{"explained_variance": -0.2}] * 6, "the critic explains nothing"),
     ],
 )
@@ -446,6 +445,10 @@ def test_the_doctor_says_what_is_wrong_once(logs, sentence, capsys, tmp_path):
 def test_the_doctor_is_silent_where_nothing_is_wrong(capsys, tmp_path):
     doctor, trainer = RLDoctor(), online("grpo", tmp_path)
     fine = {"loss": 0.0, "reward": 1.0, "entropy": 1.0, "kl": 0.01, "completions/mean_length": 9.0}
+    fine |= {"frac_reward_none": 0.0}
     for _ in range(9):
         doctor.on_log(trainer.args, trainer.state, trainer.control, logs=dict(fine))
+    # PPO's kl without a reference, and a window in which nothing had a reward
+    for log in ({"kl": 3.0, "approx_kl": 0.1}, {"reward": None, "completions/mean_length": 30.0}):
+        doctor.on_log(trainer.args, trainer.state, trainer.control, logs=fine | log)
     assert capsys.readouterr().out == "" and not doctor.said
