@@ -59,7 +59,7 @@ def measure(method: str, seed: int, start: str, rollouts: int) -> dict:
     from minimind_trl.models import load_model
     from minimind_trl.rewards import load_rewards
 
-    tokenizer = AutoTokenizer.from_pretrained(start)
+    tokenizer = AutoTokenizer.from_pretrained(start, trust_remote_code=False)
     data: DatasetDict = DatasetMixer.from_yaml("data_configs/tiny/rlaif.yaml").build(tokenizer)
     trainer_class, config_class, options = trainer_of(method)
     steps = rollouts * options.get("num_mini_batches", 1)

@@ -50,7 +50,7 @@ def measure(method: str, args: argparse.Namespace) -> dict:
     from minimind_trl.models.twins import to_twin
     from minimind_trl.tokenization import with_training_template
 
-    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
+    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer, trust_remote_code=False)
     set_seed(0)
     sizes = {"hidden_size": args.hidden_size, "num_hidden_layers": args.num_hidden_layers}
     config = MiniMindConfig.from_preset("minimind3", **sizes, vocab_size=len(tokenizer))
@@ -184,7 +184,7 @@ def loss_difference(args: argparse.Namespace) -> float:
     from minimind_trl.recipe.training import RecipeSFTTrainer
     from minimind_trl.tokenization import with_training_template
 
-    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
+    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer, trust_remote_code=False)
     set_seed(0)
     sizes = {"hidden_size": args.hidden_size, "num_hidden_layers": args.num_hidden_layers}
     model = MiniMindForCausalLM(MiniMindConfig.from_preset("minimind3", **sizes, vocab_size=len(tokenizer)))

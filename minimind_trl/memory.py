@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from transformers import AutoConfig, DynamicCache, PretrainedConfig, Trainer
-from trl import get_peft_config
+from transformers import DynamicCache, PretrainedConfig, Trainer
 from trl.trainer.utils import add_fused_lm_head
 
 from .errors import InputError
 from .models import MiniMindForCausalLM, MiniMindForSequenceClassification, MiniMindForTokenClassification
-from .trainers.critic import attach_critic
+from .models.adapters import lora_config
+from .trainers.critic import attach_critic, critic_config
 from .trainers.lm_head import add_learned_positions_head, base_model, unpatched_copy
 
 ONLINE = ("grpo", "ppo", "spo")
@@ -234,7 +234,7 @@ class Work:
         if self.recipe == "distill":
             self.others["teacher model"] = MiniMindForCausalLM(self.teacher).eval().requires_grad_(False)
         if self.lora.use_peft:
-            self.model = get_peft_model(base, get_peft_config(self.lora), low_cpu_mem_usage=True)
+            self.model = get_peft_model(base, lora_config(self.lora, base), low_cpu_mem_usage=True)
         if self.config.activation_checkpointing:
             checkpoint_activations(self.model, self.config)
             if self.lora.use_peft:
@@ -278,10 +278,7 @@ class Work:
 
     def _add_critic(self, policy: nn.Module) -> None:
         name = self.config.critic_model
-        try:
-            config = AutoConfig.from_pretrained(name) if name else copy.deepcopy(self.model_config)
-        except (OSError, ValueError) as error:
-            raise InputError(f"--critic_model {name}: {str(error).splitlines()[0]}") from error
+        config = critic_config(name) if name else copy.deepcopy(self.model_config)
         config.num_labels = 1
         self.critic = MiniMindForTokenClassification(config).to(next(policy.parameters()).dtype)
         attach_critic(policy, self.critic)

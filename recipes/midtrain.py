@@ -10,6 +10,7 @@ pretrain. Exit codes: 0 done, 2 bad input (one line says what), 1 crash.
 """
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from minimind_trl.errors import InputError
 from minimind_trl.recipe import (
@@ -25,7 +26,9 @@ from minimind_trl.recipe import (
 
 @dataclass
 class MidtrainConfig(PretrainConfig):
-    stage = "midtrain"
+    stage: ClassVar[str] = "midtrain"
+    project: ClassVar[str] = "Midtrain"
+
     lr_scheduler_type: str = field(
         default="cosine_with_min_lr", metadata={"help": "Default: a cosine to a tenth of the learning rate."}
     )

@@ -216,6 +216,12 @@ def test_native_files_and_adapters(checkpoints, mixture, capsys, tmp_path):
         (["--data_config", "{dpo}", "--max_length", "3"], "no held-out pair fits into max_length=3"),
         (["--data_config", "{sft}", "--output", "{folder}"], "is a folder; give a file"),
         (["--lm_eval_include_path", "x", "--data_config", "{sft}"], "is for --lm_eval TASK"),
+        (["--limit", "3", "--num_fewshot", "1", "--data_config", "{sft}"], "--num_fewshot, --limit: this is for --lm"),
+        (["--apply_chat_template", "--data_config", "{sft}"], "--apply_chat_template: this is for --lm_eval TASK"),
+        (["--lm_eval", "x", "--limit", "0"], "--limit 0: a number of questions from 1 on"),
+        (["--lm_eval", "x", "--limit", "2.5"], "--limit 2.5: a number of questions from 1 on"),
+        (["--lm_eval", "x", "--limit", "nan"], "--limit nan: a number of questions from 1 on"),
+        (["--lm_eval", "x", "--num_fewshot", "-1"], "--num_fewshot -1: must be 0 or more"),
         (["--data_config", "./nowhere.yaml"], "nowhere.yaml"),
     ],
 )
@@ -363,9 +369,42 @@ def test_the_harness_is_optional(checkpoints, capsys, monkeypatch):
     assert "pip install 'minimind-trl[eval]'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), {"apply_chat_template": False, "num_fewshot": None, "limit": None}),
+        (("--apply_chat_template", "--num_fewshot", 2), {"apply_chat_template": True, "num_fewshot": 2, "limit": None}),
+        (("--limit", 8), {"apply_chat_template": False, "num_fewshot": None, "limit": 8}),
+        (("--lm_eval_limit", 0.25), {"apply_chat_template": False, "num_fewshot": None, "limit": 0.25}),
+    ],
+)
+def test_the_harness_is_told_how_to_ask(checkpoints, capsys, tmp_path, monkeypatch, options, expected):
+    told = {}
+
+    def harness(model, tokenizer, tasks, **given):
+        told.update(given)
+        return {"task/acc": Measure(0.5)}, {}
+
+    monkeypatch.setattr("minimind_trl.evaluation.command.check_installed", lambda: None)
+    monkeypatch.setattr("minimind_trl.evaluation.command.harness_measures", harness)
+    report, _ = evaluate(capsys, tmp_path, checkpoints["dense3"], "--lm_eval", "task", *options)
+    assert {name: told[name] for name in expected} == expected
+    assert {name: report["options"][name] for name in expected} == expected
+
+
+def test_a_chat_template_that_is_not_there_is_not_applied(checkpoints, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("minimind_trl.evaluation.command.check_installed", lambda: None)
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path)
+    options = ["--lm_eval", "task", "--apply_chat_template", "--tokenizer", str(tmp_path)]
+    assert main(["eval", str(checkpoints["dense3"]), *options]) == 2
+    assert "has no chat template; leave it out" in capsys.readouterr().err
+
+
 @pytest.mark.slow
-def test_a_task_of_the_harness(checkpoints, capsys, tmp_path):
-    pytest.importorskip("lm_eval")
+def test_a_task_of_the_harness(checkpoints, capsys, tmp_path, monkeypatch):
+    lm_eval = pytest.importorskip("lm_eval")
     questions = [{"question": f"{n} and 1 is", "choices": [str(n), str(n + 1)], "answer": 1} for n in range(6)]
     (tmp_path / "sums.jsonl").write_text("".join(json.dumps(one) + "\n" for one in questions))
     (tmp_path / "sums.yaml").write_text(
@@ -385,6 +424,20 @@ def test_a_task_of_the_harness(checkpoints, capsys, tmp_path):
     assert 0 <= figure["value"] <= 1 and figure["count"] == 6 and figure["low"] <= figure["value"]
     assert values(report, "chance") == {"minimind_sums/acc": 0.5}
     assert "minimind_sums/acc" in out
+
+    asked, simple_evaluate = [], lm_eval.simple_evaluate
+
+    def noted(**given):
+        found = simple_evaluate(**given)
+        asked.extend(sample["arguments"] for sample in found["samples"]["minimind_sums"])
+        return found
+
+    monkeypatch.setattr(lm_eval, "simple_evaluate", noted)
+    how = ("--apply_chat_template", "--num_fewshot", 1, "--limit", 4)
+    report, _ = evaluate(capsys, tmp_path, checkpoints["dense3"], *options, *how)
+    assert report["figures"]["model"]["minimind_sums/acc"]["count"] == len(asked) == 4
+    text = str(asked[0])
+    assert text.count("<|im_start|>user") == 4  # of each of two choices: the solved example, and the question
 
     assert main(["eval", str(checkpoints["dense3"]), "--lm_eval", "minimind_sum", *map(str, options[2:])]) == 2
     assert "did you mean 'minimind_sums'?" in capsys.readouterr().err

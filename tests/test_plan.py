@@ -170,6 +170,7 @@ def test_what_makes_a_plan_larger(recipe, options):
         ("sft", ["--gradient_checkpointing", "true"], "activations"),
         ("sft", ["--bf16", "true"], "activations"),
         ("sft", ["--use_peft", "true", "--lora_target_modules", "q_proj"], "optimizer states"),
+        ("reward", ["--use_peft", "true", "--lora_target_modules", "all-linear"], "optimizer states"),
         ("sft", ["--optim", "adafactor"], "optimizer states"),
         ("dpo", ["--precompute_ref_log_probs", "true"], "reference model"),
         ("dpo", ["--use_peft", "true", "--lora_target_modules", "q_proj"], "reference model"),

@@ -8,9 +8,10 @@ from pathlib import Path
 import datasets
 from rich.console import Console
 from rich.text import Text
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from ..errors import InputError, MixtureError, nearest
+from ..errors import MixtureError, nearest
+from ..models.checkpoints import load_tokenizer_of
 from ..tokenization import pieces, tiny_tokenizer, tokenize_conversation, tokenize_text, with_training_template
 from . import schemas
 from .mixer import DatasetMixer
@@ -52,10 +53,7 @@ def load_tokenizer(name: str | None) -> PreTrainedTokenizerBase | None:
     """
     if name is None or name == "tiny":
         return tiny_tokenizer() if name else None
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise InputError(f"no tokenizer at {name}: {str(error).splitlines()[0]}") from error
+    return load_tokenizer_of(name)
 
 
 def _check(args: argparse.Namespace) -> None:

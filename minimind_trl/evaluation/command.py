@@ -11,10 +11,9 @@ from typing import Any
 
 import datasets
 import torch
-from peft import PeftConfig, PeftModel
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data import DatasetMixer
 from ..data.schemas import PHASES
@@ -22,15 +21,17 @@ from ..errors import InputError
 from ..files import write_json
 from ..hardware import has_fast_bf16
 from ..models import MiniMindForCausalLM, MiniMindForSequenceClassification, load_model
-from ..models.checkpoints import NATIVE_SUFFIXES
+from ..models.adapters import is_native
+from ..models.checkpoints import architecture_of, check_vocabulary, load_tokenizer_of, tokenizer_folder
 from ..tokenization import tiny_tokenizer
 from .answers import answer_measures, guessing_measures
 from .harness import check_installed, harness_measures
 from .held_out import held_out_figures
-from .measures import Measure
+from .measures import Measure, short_number
 from .pairs import pair_log_probs, preference_measures, reward_measures
 
 _AS_TRAINED = ("max_length", "batch_size", "eval_batches", "bf16", "assistant_only_loss", "beta")
+_HARNESS_OPTIONS = ("apply_chat_template", "num_fewshot", "limit")  # as lm-eval's own command line has them
 _ANSWERED = ("sft", "distill", "rlaif")  # phases whose rows hold a prompt for --generate
 Measures = dict[str, Measure]
 
@@ -69,6 +70,23 @@ def add_cli(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--max_new_tokens", type=int, default=64, help="per answer (%(default)s)")
     parser.add_argument("--lm_eval", metavar="TASK[,TASK]", help="standard benchmarks, if lm-eval is installed")
     parser.add_argument("--lm_eval_include_path", metavar="DIR", help="folder with lm-eval task files of your own")
+    parser.add_argument(
+        *("--apply_chat_template", "--lm_eval_apply_chat_template"),
+        action="store_true",
+        help="ask lm-eval's questions as a user of the chat template, as chat models are measured",
+    )
+    parser.add_argument(
+        *("--num_fewshot", "--lm_eval_num_fewshot"),
+        type=int,
+        metavar="N",
+        help="solved examples before each of lm-eval's questions (else as the task says)",
+    )
+    parser.add_argument(
+        *("--limit", "--lm_eval_limit"),
+        type=float,
+        metavar="N",
+        help="only the first N questions of each of lm-eval's tasks, or below 1 that share of them",
+    )
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the figures as JSON, too")
     parser.set_defaults(run=_run)
 
@@ -120,12 +138,14 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
                 args.lm_eval.split(","),
                 include_path=args.lm_eval_include_path,
                 batch_size=args.batch_size,
+                **{option: getattr(args, option) for option in _HARNESS_OPTIONS},
             )
             figures[name] = figures[name] | measures
             figures["chance"] = figures["chance"] | guesses
+    reported = (*_AS_TRAINED, "max_new_tokens", *(_HARNESS_OPTIONS if args.lm_eval else ()))
     return {
         **{name: getattr(args, name) for name in ("checkpoint", "baseline", "data_config")},
-        "options": {"phase": phase, **{name: getattr(args, name) for name in (*_AS_TRAINED, "max_new_tokens")}},
+        "options": {"phase": phase, **{name: getattr(args, name) for name in reported}},
         "figures": {
             name: {figure: measure.as_dict() for figure, measure in figures[name].items()}
             for name in ("model", "baseline", "chance")
@@ -209,11 +229,9 @@ def _load(name: str, args: argparse.Namespace, phase: str | None, default: PreTr
     if phase == "reward" and model.config.num_labels != 1:
         raise InputError(f"{name}: {model.config.num_labels} labels; a reward model has one")
     tokenizer = _load_tokenizer(name, args, default)
-    if len(tokenizer) > model.config.vocab_size:
-        raise InputError(
-            f"the tokenizer has {len(tokenizer)} tokens, {name} only {model.config.vocab_size}: "
-            "give --tokenizer the one that the checkpoint was trained with"
-        )
+    check_vocabulary(model, tokenizer, name)
+    if args.apply_chat_template and not tokenizer.chat_template:
+        raise InputError(f"--apply_chat_template: the tokenizer of {name} has no chat template; leave it out")
     if phase and PHASES[phase][0] != "text" and not tokenizer.chat_template:
         raise InputError(f"the tokenizer of {name} has no chat template, which phase {phase} needs")
     return _Subject(name, model.to(_device()), tokenizer)
@@ -221,46 +239,25 @@ def _load(name: str, args: argparse.Namespace, phase: str | None, default: PreTr
 
 def _load_model(name: str, model_class: type[PreTrainedModel], args: argparse.Namespace) -> PreTrainedModel:
     heads = args.num_attention_heads
-    adapter = _adapter_config(name)
-    source = adapter.base_model_name_or_path if adapter else name
-    if source is None:
-        raise InputError(f"{name}: the adapter does not tell its base model (base_model_name_or_path)")
-    native = Path(source).suffix in NATIVE_SUFFIXES
-    overrides = {"num_attention_heads": heads} if heads and native else {}
-    labels = {"num_labels": 1} if adapter and model_class is MiniMindForSequenceClassification else {}
-    model = load_model(source, model_class, config_overrides=overrides, **labels)
-    return PeftModel.from_pretrained(model, name) if adapter else model
+    overrides = {"num_attention_heads": heads} if heads and is_native(name) else {}
+    # An adapter stays apart: a learned prompt is no change of the weights, and all others compute the same.
+    return load_model(name, model_class, config_overrides=overrides, merge=False)
 
 
 def _load_tokenizer(name: str, args: argparse.Namespace, default: PreTrainedTokenizerBase | None):
     if args.tokenizer == "tiny":
         return tiny_tokenizer()
-    if args.tokenizer is None and Path(name).exists() and not (Path(name) / "tokenizer_config.json").is_file():
+    if args.tokenizer is None and tokenizer_folder(name) is None:
         if default is not None:
             return default
         raise InputError(f"{name} brings no tokenizer; give --tokenizer DIR")
-    source = args.tokenizer or name
-    try:
-        return AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise InputError(f"no tokenizer at {source}: {str(error).splitlines()[0]}") from error
+    return load_tokenizer_of(args.tokenizer or name)
 
 
 def _is_reward_model(name: str) -> bool | None:
     """Whether a checkpoint gives a reward; None where it cannot be told, because it is not there, say."""
-    if Path(name).suffix in NATIVE_SUFFIXES:
-        return False
-    if adapter := _adapter_config(name):
-        return adapter.task_type == "SEQ_CLS"
-    try:
-        architectures = AutoConfig.from_pretrained(name).architectures or []
-    except (OSError, ValueError):
-        return None
-    return any(architecture.endswith("ForSequenceClassification") for architecture in architectures)
-
-
-def _adapter_config(name: str) -> PeftConfig | None:
-    return PeftConfig.from_pretrained(name) if (Path(name) / "adapter_config.json").is_file() else None
+    architecture = architecture_of(name)
+    return None if architecture is None else architecture.endswith("ForSequenceClassification")
 
 
 def _device() -> torch.device:
@@ -278,10 +275,22 @@ def _check_options(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < least:
             raise InputError(f"--{name} {value}: must be at least {least}")
-    if args.lm_eval_include_path and not args.lm_eval:
-        raise InputError("--lm_eval_include_path is for --lm_eval TASK")
+    unused = [name for name in ("lm_eval_include_path", *_HARNESS_OPTIONS) if getattr(args, name) not in (None, False)]
+    if unused and not args.lm_eval:
+        raise InputError(f"{', '.join(f'--{name}' for name in unused)}: this is for --lm_eval TASK")
+    if args.num_fewshot is not None and args.num_fewshot < 0:
+        raise InputError(f"--num_fewshot {args.num_fewshot}: must be 0 or more")
+    if args.limit is not None:
+        args.limit = _checked_limit(args.limit)
     if args.output and args.output.is_dir():
         raise InputError(f"--output {args.output} is a folder; give a file")
+
+
+def _checked_limit(limit: float) -> float | int:
+    """A count of questions as an integer, or their share between 0 and 1."""
+    if not 0 < limit < math.inf or (limit >= 1 and limit != int(limit)):
+        raise InputError(f"--limit {limit:g}: a number of questions from 1 on, or a share of them between 0 and 1")
+    return int(limit) if limit >= 1 else limit
 
 
 def _settle_options(args: argparse.Namespace, phase: str | None, mixer: DatasetMixer | None) -> None:
@@ -336,6 +345,4 @@ def _table(report: dict[str, Any]) -> Table:
 
 
 def _number(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4f}"
+    return "-" if value is None else short_number(value)

@@ -21,12 +21,18 @@ def harness_measures(
     *,
     include_path: str | None = None,
     batch_size: int = 16,
+    apply_chat_template: bool = False,
+    num_fewshot: int | None = None,
+    limit: float | None = None,
 ) -> tuple[dict[str, Measure], dict[str, Measure]]:
     """Run lm-eval's tasks on a loaded model.
 
     Args:
         tasks: names of tasks or groups.
         include_path: a folder with task files (YAML) of one's own.
+        apply_chat_template: ask as a user, by the tokenizer's chat template; solved examples become earlier turns.
+        num_fewshot: solved examples before each question; None: as the task says.
+        limit: questions of each task, or below 1 a share of them; None: all.
 
     Returns:
         two times `{"TASK/METRIC": figure}`: the model's, with Wilson's interval of accuracies, else the one that the
@@ -50,7 +56,16 @@ def harness_measures(
         pretrained=model, backend="causal", tokenizer=tokenizer, batch_size=batch_size, device=str(device_of(model))
     )
     try:
-        found = lm_eval.simple_evaluate(model=loaded, tasks=list(tasks), task_manager=manager, bootstrap_iters=1000)
+        found = lm_eval.simple_evaluate(
+            model=loaded,
+            tasks=list(tasks),
+            task_manager=manager,
+            bootstrap_iters=1000,
+            apply_chat_template=apply_chat_template,
+            fewshot_as_multiturn=apply_chat_template,
+            num_fewshot=num_fewshot,
+            limit=limit,
+        )
     except OSError as error:
         raise InputError(f"--lm_eval {','.join(tasks)}: cannot be read: {str(error).splitlines()[0]}") from error
     measures = {

@@ -2,8 +2,9 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 Z95 = statistics.NormalDist().inv_cdf(0.975)  # standard errors to either side of a 95% interval
 
@@ -48,3 +49,40 @@ def mean(values: Sequence[float]) -> Measure:
     middle = statistics.fmean(values)
     reach = Z95 * statistics.stdev(values) / math.sqrt(len(values))
     return Measure(middle, middle - reach, middle + reach, len(values))
+
+
+def short_number(value: float) -> str:
+    """A figure in the digits that mean something: counts whole, from 1,000 on no decimals, else four digits.
+
+    `0.8951`, `12.35`, `1,234,567`, `3.1e-05`.
+    """
+    if isinstance(value, int):
+        return f"{value:,}"
+    if not math.isfinite(value) or value == 0:
+        return f"{value:g}"
+    if abs(value) < 1e-3:
+        return f"{value:.1e}"
+    decimals = min(max(3 - math.floor(math.log10(abs(value))), 0), 4)
+    return f"{value:,.{decimals}f}"
+
+
+# What a line of evaluation has room for, from what matters most; other figures are in metrics.json and the trackers.
+_FIRST = (
+    *("reward", "win_rate", "loss", "divergence", "rewards/accuracies", "rewards/margins", "accuracy", "margin"),
+    *("perplexity", "token_accuracy", "bits_per_byte", "kl", "explained_variance", "eos_rate", "completion_length"),
+)
+_IN_A_LINE = 5
+_TIMES = ("_runtime", "_per_second", "_preparation_time")
+
+
+def main_figures(figures: Mapping[str, Any], prefix: str = "eval_") -> str:
+    """`loss 0.8951, perplexity 2.448`: at most five figures of an evaluation, the most telling ones; "" for none."""
+    known = {
+        name.removeprefix(prefix): value
+        for name, value in figures.items()
+        if name.startswith(prefix) and isinstance(value, int | float) and not name.endswith(_TIMES)
+    }
+    if "reward" in known:  # of what answers earned there is no loss, only the surrogate's
+        known.pop("loss", None)
+    order = [name for name in _FIRST if name in known] + [name for name in known if name not in _FIRST]
+    return ", ".join(f"{name} {short_number(known[name])}" for name in order[:_IN_A_LINE])

@@ -6,27 +6,39 @@ keys are ours, except that it keeps every expert's three matrices apart where we
 
 import dataclasses
 import os
-import pickle
 import re
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 
 from ..errors import CheckpointError
 from ..files import atomic_path
+from .adapters import Adapter, adapter_config_file, chain_of, class_of_adapter
 from .configuration_minimind import FAMILY_DEFAULTS, MiniMindConfig
 from .modeling_minimind import MiniMindForCausalLM
+from .stored import (
+    NATIVE_SUFFIXES,
+    UNREADABLE,
+    check_finite,
+    common_size,
+    count_numbered,
+    one_line,
+    read_config,
+    read_native_state,
+    size_problems,
+    weight_files,
+    without_report,
+)
 from .twins import TWIN_TYPES, from_twin
 
-NATIVE_SUFFIXES = (".pth", ".pt", ".safetensors")
 _HUB_KWARGS = ("revision", "token", "subfolder", "cache_dir", "local_files_only", "trust_remote_code")
 _MODEL_KWARGS = ("attn_implementation", "num_labels")
+_OTHER_HEADS = ("ForSequenceClassification", "ForTokenClassification")
+OWN_TYPES = (MiniMindConfig.model_type, *TWIN_TYPES)  # models whose tensors have names that we know
 
 # Overrides of `load_native`: the config's fields, and the names and switches that it reads besides.
 _KNOWN_FIELDS = {
@@ -46,35 +58,113 @@ def load_model(
     *,
     dtype: torch.dtype | str = torch.float32,
     config_overrides: dict[str, Any] | None = None,
+    merge: bool = True,
     **kwargs,
 ) -> PreTrainedModel:
-    """Load a MiniMind model from wherever it is kept.
+    """Load a MiniMind model from wherever it is kept. Code that comes with it is not run.
 
     Args:
-        name_or_path: a directory or Hub id with a MiniMind, Llama, Qwen3 or Qwen3-MoE checkpoint, or a native `.pth`.
+        name_or_path: a directory or Hub id with a MiniMind, Llama, Qwen3 or Qwen3-MoE checkpoint, a native `.pth`, or
+            an adapter of PEFT for any of them, which is added to its base model's weights.
         model_class: the MiniMind class to build; heads that the checkpoint lacks (`score`) start from random weights.
         dtype: of the parameters; "auto" keeps the file's.
-        config_overrides: config fields that a native file cannot tell (see `load_native`).
+        config_overrides: config fields that a native file cannot tell (see `load_native`), also where it is an
+            adapter's base.
+        merge: False leaves an adapter apart, and gives a `PeftModel`.
         **kwargs: passed on to `from_pretrained` (`revision`, `attn_implementation`, ...).
 
     Raises:
-        CheckpointError: the file is missing or unreadable, or tensors are missing, unexpected or of another shape.
+        CheckpointError: the file is missing or unreadable; its config is not that of its tensors; tensors are missing,
+            unexpected, of another shape or hold values that are not finite; or it has another head than is asked for.
     """
     path = Path(name_or_path)
     if path.suffix in NATIVE_SUFFIXES and not path.is_dir():
         return _load_native_as(path, model_class, dtype, config_overrides or {}, kwargs)
-    if config_overrides:
-        raise CheckpointError(f"{name_or_path}: {', '.join(config_overrides)} can be given for a native .pth file only")
     if not path.is_dir() and (path.is_absolute() or str(name_or_path).startswith(".") or path.exists()):
         raise CheckpointError(
             f"{name_or_path}: no such checkpoint directory; give a directory, a Hub id or a .pth file"
         )
+    if adapter_config_file(name_or_path, **_only(kwargs, *_HUB_KWARGS)):
+        return _load_adapter(name_or_path, model_class, dtype, config_overrides, merge, kwargs)
+    if config_overrides:
+        raise CheckpointError(f"{name_or_path}: {', '.join(config_overrides)} can be given for a native .pth file only")
     try:
-        return _load_pretrained(name_or_path, model_class, dtype, kwargs)
+        model = _load_pretrained(name_or_path, model_class, dtype, kwargs)
     except CheckpointError:
         raise
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{name_or_path}: cannot be loaded: {_first_line(error)}") from error
+    except UNREADABLE as error:
+        raise CheckpointError(f"{name_or_path}: cannot be loaded: {one_line(error)}") from error
+    check_finite(model.named_parameters(), name_or_path)
+    return model
+
+
+def load_tokenizer_of(name_or_path: str | os.PathLike, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint; of an adapter without one, its base model's.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+    """
+    try:
+        name = tokenizer_folder(name_or_path) or str(name_or_path)
+        if (Path(name) / "config.json").is_file():  # which AutoTokenizer reads, too
+            read_config(name, OWN_TYPES)
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except CheckpointError:
+        raise
+    except UNREADABLE as error:
+        raise CheckpointError(f"no tokenizer at {name_or_path}: {one_line(error)}") from error
+
+
+def tokenizer_folder(name_or_path: str | os.PathLike) -> str | None:
+    """Where the tokenizer of a checkpoint lies: there, or beside an adapter's base model; None where it has none.
+
+    Of what is not on this machine, a Hub id, it is taken for granted.
+    """
+    for name in chain_of(name_or_path):
+        if Path(name).suffix in NATIVE_SUFFIXES and not Path(name).is_dir():  # which has none
+            continue
+        if not Path(name).exists() or (Path(name) / TOKENIZER_CONFIG_FILE).is_file():
+            return name
+    return None
+
+
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str | os.PathLike) -> None:
+    """Refuse a tokenizer whose ids the model has no row for.
+
+    Raises:
+        CheckpointError: there is such a token.
+    """
+    size = rows_of(tokenizer)
+    if size > model.config.vocab_size:
+        raise CheckpointError(
+            f"the tokenizer has {size} tokens, {name} only {model.config.vocab_size}: "
+            "give --tokenizer the one that the checkpoint was trained with"
+        )
+
+
+def rows_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many rows of embeddings a tokenizer needs: its highest id and one."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
+
+
+def architecture_of(name_or_path: str | os.PathLike) -> str | None:
+    """The class that a checkpoint was saved as, such as MiniMindForCausalLM; None where it does not tell.
+
+    Raises:
+        CheckpointError: a local checkpoint whose config cannot be read.
+    """
+    if (of_adapter := class_of_adapter(name_or_path)) is not None:
+        return of_adapter.__name__
+    name = chain_of(name_or_path)[-1]
+    if Path(name).suffix in NATIVE_SUFFIXES and not Path(name).is_dir():
+        return MiniMindForCausalLM.__name__
+    try:
+        config, _ = read_config(name, OWN_TYPES)
+    except CheckpointError:
+        if (Path(name) / "config.json").is_file():
+            raise
+        return None  # not there, or not to be had: loading it will say so
+    return next(iter(config.get("architectures") or []), None)
 
 
 def _load_native_as(path: Path, model_class, dtype, overrides: dict[str, Any], kwargs: dict[str, Any]):
@@ -84,58 +174,98 @@ def _load_native_as(path: Path, model_class, dtype, overrides: dict[str, Any], k
     return load_native(path, model_class=model_class, dtype=dtype, **overrides)
 
 
+def _load_adapter(
+    name, model_class: type[PreTrainedModel], dtype, overrides: dict[str, Any] | None, merge: bool, kwargs: dict
+) -> PreTrainedModel:
+    """An adapter's base model with the adapter: merged, or with `merge=False` under it."""
+    chain_of(name, **_only(kwargs, *_HUB_KWARGS))  # refuses a circle
+    adapter = Adapter(name, **_only(kwargs, *_HUB_KWARGS))
+    own_class = adapter.model_class or model_class
+    if own_class is not model_class and own_class is not MiniMindForCausalLM:
+        raise _other_head(name, own_class.__name__, model_class)
+    of_base = _only(kwargs, "attn_implementation")
+    if own_class is not MiniMindForCausalLM:
+        if adapter.labels is None and architecture_of(adapter.base) != own_class.__name__:
+            raise CheckpointError(f"{name}: neither the adapter nor its base model {adapter.base} has a head (score)")
+        of_base["num_labels"] = adapter.labels or kwargs.get("num_labels", 1)
+    try:
+        model = load_model(adapter.base, own_class, dtype=dtype, config_overrides=overrides, **of_base)
+    except CheckpointError as error:
+        raise CheckpointError(f"{name}: the adapter's base model: {error}") from error
+    if not merge:
+        return adapter.put_on(model)
+    merged = _named(adapter.merged_into(model), name)
+    if own_class is not model_class and "num_labels" in kwargs:
+        merged.config.num_labels = kwargs["num_labels"]
+    return _with_class(merged, model_class)
+
+
+def _other_head(name, architecture: str, wanted: type[PreTrainedModel]) -> CheckpointError:
+    return CheckpointError(
+        f"{name} is a {architecture}, which does not give words: give the language model that it was made from"
+        if wanted is MiniMindForCausalLM
+        else f"{name} is a {architecture}, not a {wanted.__name__}"
+    )
+
+
 def _load_pretrained(
     name_or_path, model_class: type[PreTrainedModel], dtype, kwargs: dict[str, Any]
 ) -> PreTrainedModel:
-    config = AutoConfig.from_pretrained(name_or_path, **_only(kwargs, *_HUB_KWARGS))
-    if config.model_type in TWIN_TYPES:
-        own = _only(kwargs, *_MODEL_KWARGS)
-        rest = {name: value for name, value in kwargs.items() if name not in own}
-        twin = _from_pretrained(AutoModelForCausalLM, name_or_path, dtype=dtype, **rest)
-        return _with_class(from_twin(twin, **own), model_class)
-    if config.model_type != MiniMindConfig.model_type:
+    hub = {"trust_remote_code": False, **_only(kwargs, *_HUB_KWARGS)}
+    stored, shapes = read_config(name_or_path, OWN_TYPES, **hub)
+    if not shapes:
+        raise CheckpointError(f"{name_or_path}: cannot be loaded: no model.safetensors or pytorch_model.bin there")
+    config = AutoConfig.from_pretrained(name_or_path, **hub)
+    if config.model_type not in OWN_TYPES:
         raise CheckpointError(
             f"{name_or_path}: model_type {config.model_type!r} is not a MiniMind; "
             f"it must be one of minimind, {', '.join(TWIN_TYPES)}"
         )
-    if config.num_experts > 0 and (state := _unstacked_state(Path(name_or_path))):
+    if not stored.get("quantization_config") and (problems := size_problems(_getter(config), shapes)):
+        raise CheckpointError(f"{name_or_path}: config.json does not fit: {'; '.join(problems)}")
+    made_for = next(iter(stored.get("architectures") or []), "")
+    is_twin = config.model_type in TWIN_TYPES
+    if made_for.endswith(_OTHER_HEADS) and (is_twin or model_class is MiniMindForCausalLM):
+        raise _other_head(name_or_path, made_for, model_class)
+    if is_twin:
+        own = _only(kwargs, *_MODEL_KWARGS)
+        rest = {name: value for name, value in kwargs.items() if name not in own}
+        twin = _from_pretrained(AutoModelForCausalLM, name_or_path, dtype=dtype, **{**rest, **hub})
+        return _with_class(_named(from_twin(twin, **own), name_or_path), model_class)
+    if config.num_experts > 0 and _keeps_experts_apart(shapes):  # upstream's own Hugging Face directories
         config = MiniMindConfig(**{**config.to_dict(), **_only(kwargs, *_MODEL_KWARGS)})
-        return _build_native(state, config, name_or_path, dtype, model_class)
-    return _from_pretrained(model_class, name_or_path, dtype=dtype, **kwargs)
+        return _build_native(_state_in(name_or_path, **hub), config, name_or_path, dtype, model_class)
+    head_may_miss = made_for != model_class.__name__
+    return _from_pretrained(model_class, name_or_path, head_may_miss, dtype=dtype, **{**kwargs, **hub})
 
 
-def _unstacked_state(folder: Path) -> dict[str, torch.Tensor] | None:
-    """The tensors of upstream's own Hugging Face directories of a MoE, which keep every expert apart, or None."""
-    files = sorted(folder.glob("*.safetensors"))
-    if files and not any(_keeps_experts_apart(_safetensors_keys(file)) for file in files):
-        return None  # ours: told from the headers, without reading the weights
-    files = files or sorted(folder.glob("pytorch_model*.bin"))
-    state = {key: value for file in files for key, value in read_native_state(file).items()}
-    if not _keeps_experts_apart(state):
-        return None
+def _getter(config):
+    return lambda field: getattr(config, field, None)
+
+
+def _state_in(name_or_path, **hub) -> dict[str, torch.Tensor]:
+    """All tensors of a directory or Hub id, as they are stored; safetensors store a tied tensor once."""
+    del hub["trust_remote_code"]
+    state = {key: value for file in weight_files(name_or_path, **hub) for key, value in read_native_state(file).items()}
     if "model.embed_tokens.weight" in state:
-        state.setdefault("lm_head.weight", state["model.embed_tokens.weight"])  # safetensors store a tied tensor once
+        state.setdefault("lm_head.weight", state["model.embed_tokens.weight"])
     return state
-
-
-def _safetensors_keys(file: Path) -> list[str]:
-    with safe_open(file, framework="pt") as tensors:
-        return list(tensors.keys())
 
 
 def _keeps_experts_apart(keys: Iterable[str]) -> bool:
     return any(".mlp.experts.0." in key for key in keys)
 
 
-def _from_pretrained(model_class, name_or_path, **kwargs) -> PreTrainedModel:
+def _from_pretrained(model_class, name_or_path, head_may_miss: bool = True, **kwargs) -> PreTrainedModel:
     """`from_pretrained`, but tensors that are missing, unexpected or mis-shaped are an error in place of a warning."""
-    model, info = model_class.from_pretrained(
-        name_or_path, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-    )
+    with without_report():
+        model, info = model_class.from_pretrained(
+            name_or_path, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
     # A new `score` head starts from random weights, and a head that the model has not is left behind; no other tensor.
     _raise_if_any(
         name_or_path,
-        missing=sorted(key for key in info["missing_keys"] if not key.startswith("score.")),
+        missing=sorted(key for key in info["missing_keys"] if not (head_may_miss and key.startswith("score."))),
         unexpected=sorted(key for key in info["unexpected_keys"] if not key.startswith(("score.", "lm_head."))),
         mismatched=[
             f"{key} is {tuple(found)}, the config wants {tuple(wanted)}"
@@ -149,13 +279,15 @@ def _only(kwargs: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: kwargs[name] for name in names if name in kwargs}
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _named(model: PreTrainedModel, name) -> PreTrainedModel:
+    """The model says where it is from: adapters note it as their base model."""
+    model.config._name_or_path = model.name_or_path = str(name)
+    return model
 
 
 def _with_class(model: MiniMindForCausalLM, model_class: type[PreTrainedModel]) -> PreTrainedModel:
     """The same backbone under another head."""
-    if model_class is MiniMindForCausalLM:
+    if type(model) is model_class:
         return model
     other = model_class(model.config).to(model.dtype)
     backbone = other if not hasattr(other, "model") else other.model
@@ -204,14 +336,14 @@ def _build_native(
     state: dict[str, torch.Tensor], config: MiniMindConfig, path, dtype, model_class: type[PreTrainedModel]
 ) -> PreTrainedModel:
     _check_native_state(state, config, path)
+    check_finite(state.items(), path)
     model = MiniMindForCausalLM(config)
     if isinstance(dtype, str):
         dtype = _dtype_of(state) if dtype == "auto" else getattr(torch, dtype)
     model.to(dtype)
     model.load_state_dict(_stack_experts(state, config))
     model.tie_weights()
-    model.config._name_or_path = str(path)
-    return _with_class(model, model_class).eval()
+    return _with_class(_named(model, path), model_class).eval()
 
 
 def save_native(model: MiniMindForCausalLM, path: str | os.PathLike, dtype: torch.dtype = torch.float16) -> None:
@@ -247,55 +379,24 @@ def _untold(config: MiniMindConfig) -> list[str]:
     return [f"{name}={getattr(config, name)}" for name in fields if getattr(config, name) != getattr(usual, name)]
 
 
-def read_native_state(path: str | os.PathLike) -> dict[str, torch.Tensor]:
-    """The state dict in a native file, without running any code from it.
-
-    Raises:
-        CheckpointError: no such file, not a checkpoint, or a pickle that holds more than tensors.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # torch's own message tells how to switch the protection off, so only the object's name is passed on
-        name = re.search(r"GLOBAL (\S+)", str(error))
-        found = f"it holds {name[1]}" if name else "its pickle is not one of tensors"
-        raise CheckpointError(
-            f"{path}: refused, the file is not a plain set of tensors and could run code when loaded ({found})"
-        ) from error
-    except (RuntimeError, EOFError, OSError, LookupError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: not a readable PyTorch checkpoint ({_first_line(error)})") from error
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        content = content["model"]  # a resume file
-    if not isinstance(content, dict) or not all(
-        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in content.items()
-    ):
-        raise CheckpointError(f"{path}: holds no state dict (a dictionary of tensors, or one under the key 'model')")
-    return content
-
-
 def infer_config(state: dict[str, torch.Tensor], path: str | os.PathLike, **overrides) -> MiniMindConfig:
     """Config of a native state dict, by majority over its tensors so that a damaged one does not mislead.
 
     Prints which fields the file does not tell. Raises `CheckpointError` where the tensors are not a MiniMind's.
     """
     shapes = {key: tuple(value.shape) for key, value in state.items()}
-    num_layers = _count_indices(shapes, r"^model\.layers\.(\d+)\.")
-    hidden_size = _vote(shapes, (r"layernorm\.weight$|^model\.norm\.weight$", 0), (r"[qkv]_proj\.weight$", 1))
-    intermediate_size = _vote(shapes, (r"(gate|up)_proj\.weight$", 0), (r"down_proj\.weight$", 1))
-    vocab_size = _vote(shapes, (r"^(model\.embed_tokens|lm_head)\.weight$", 0))
-    query_size = _vote(shapes, (r"q_proj\.weight$", 0), (r"o_proj\.weight$", 1))
-    key_size = _vote(shapes, (r"[kv]_proj\.weight$", 0))
+    num_layers = count_numbered(shapes, r"^model\.layers\.(\d+)\.")
+    hidden_size = common_size(shapes, (r"layernorm\.weight$|^model\.norm\.weight$", 0), (r"[qkv]_proj\.weight$", 1))
+    intermediate_size = common_size(shapes, (r"(gate|up)_proj\.weight$", 0), (r"down_proj\.weight$", 1))
+    vocab_size = common_size(shapes, (r"^(model\.embed_tokens|lm_head)\.weight$", 0))
+    query_size = common_size(shapes, (r"q_proj\.weight$", 0), (r"o_proj\.weight$", 1))
+    key_size = common_size(shapes, (r"[kv]_proj\.weight$", 0))
     if not num_layers or None in (hidden_size, intermediate_size, vocab_size, query_size, key_size):
         raise CheckpointError(
             f"{path}: not a MiniMind checkpoint; expected keys such as 'model.layers.0.self_attn.q_proj.weight', "
             f"found {', '.join(sorted(shapes)[:5]) or 'none'}"
         )
-    head_dim = _vote(shapes, (r"[qk]_norm\.weight$", 0))
+    head_dim = common_size(shapes, (r"[qk]_norm\.weight$", 0))
     family = "minimind2" if head_dim is None else "minimind3"
     assumed: dict[str, Any] = {}
     if head_dim is None:
@@ -319,9 +420,9 @@ def infer_config(state: dict[str, torch.Tensor], path: str | os.PathLike, **over
         "head_dim": head_dim,
         "tie_word_embeddings": _is_tied(state),
     }
-    if num_experts := _count_indices(shapes, r"\.mlp\.experts\.(\d+)\."):
+    if num_experts := count_numbered(shapes, r"\.mlp\.experts\.(\d+)\."):
         fields["num_experts"] = num_experts
-        fields["n_shared_experts"] = _count_indices(shapes, r"\.shared_experts\.(\d+)\.")
+        fields["n_shared_experts"] = count_numbered(shapes, r"\.shared_experts\.(\d+)\.")
         if "num_experts_per_tok" not in overrides:
             top_k = FAMILY_DEFAULTS[family]["num_experts_per_tok"]
             fields["num_experts_per_tok"] = assumed["num_experts_per_tok"] = top_k
@@ -332,24 +433,6 @@ def infer_config(state: dict[str, torch.Tensor], path: str | os.PathLike, **over
         return MiniMindConfig(**{**fields, **overrides})
     except ValueError as error:
         raise CheckpointError(f"{path}: its tensors make no MiniMind: {error}") from error
-
-
-def _vote(shapes: dict[str, tuple[int, ...]], *where: tuple[str, int]) -> int | None:
-    """The most common size over all tensors whose key matches a pattern, along the dimension beside it."""
-    sizes = Counter(
-        shape[dim]
-        for pattern, dim in where
-        for key, shape in shapes.items()
-        if re.search(pattern, key) and len(shape) > dim
-    )
-    return sizes.most_common(1)[0][0] if sizes else None
-
-
-def _count_indices(shapes: dict[str, tuple[int, ...]], pattern: str) -> int:
-    """Layers or experts by the numbers in the keys; a number that few tensors carry is taken for a misnamed one."""
-    tensors = Counter(int(match[1]) for key in shapes if (match := re.search(pattern, key)))
-    usual = max(tensors.values(), default=0)
-    return max((index + 1 for index, count in tensors.items() if count > usual / 2), default=0)
 
 
 def _is_tied(state: dict[str, torch.Tensor]) -> bool:

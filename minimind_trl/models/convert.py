@@ -9,12 +9,14 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
+from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 
 from ..errors import CheckpointError
 from ..files import atomic_path
-from .checkpoints import load_model, save_native
+from .checkpoints import check_vocabulary, load_model, load_tokenizer_of, save_native, tokenizer_folder
 from .modeling_minimind import MiniMindForCausalLM
+from .stored import file_of
 from .twins import to_twin, twin_type
 
 FORMATS = ("hf", "native", "llama", "qwen3")
@@ -34,25 +36,28 @@ def convert(
     """Convert a checkpoint between upstream's format, this library's and the stock twins'.
 
     Args:
-        source: directory, Hub id or native `.pth`.
+        source: directory, Hub id, native `.pth`, or an adapter, which is merged into its base model.
         destination: directory to create, or the `.pth` file for `to="native"`.
         to: "hf" (MiniMind with its code files), "native" (upstream's `.pth`), "llama" (dense MiniMind2), "qwen3"
             (MiniMind-3; a mixture of experts becomes Qwen3-MoE).
         dtype: "auto" keeps the source's, or writes float16 with `to="native"`, as upstream does.
-        tokenizer: where the tokenizer comes from; the source directory when that has one.
+        tokenizer: where the tokenizer comes from; the source directory when that has one. Not written beside a `.pth`.
         config_overrides: config fields that a native source cannot tell.
 
     Returns:
         the path written.
 
     Raises:
-        CheckpointError: unreadable source, no such counterpart, or a destination that exists or cannot be written.
+        CheckpointError: unreadable source, no such counterpart, a destination that exists or cannot be written, or a
+            tokenizer with more tokens than the model.
     """
     destination = Path(destination)
     if to not in FORMATS:
         raise CheckpointError(f"--to {to}: choose one of {', '.join(FORMATS)}")
     if to == "native" and destination.suffix != ".pth":
         raise CheckpointError(f"{destination}: a native checkpoint is a file ending in .pth, such as full_sft_768.pth")
+    if to == "native" and tokenizer is not None:
+        raise CheckpointError(f"--tokenizer {tokenizer}: is not written beside a .pth; leave it out")
     if destination.exists() and (destination.is_file() or any(destination.iterdir())):
         raise CheckpointError(f"{destination}: exists already; give a new path or remove it")
     model = load_model(source, dtype=dtype, config_overrides=config_overrides)
@@ -60,9 +65,11 @@ def convert(
         with _writing(destination):
             save_native(model, destination, torch.float16 if dtype == "auto" else model.dtype)
         return destination
-    model, tokenizer = _in_format(model, to), _tokenizer_for(source, tokenizer)
+    model, loaded = _in_format(model, to), _tokenizer_for(source, tokenizer)
+    if loaded is not None:
+        check_vocabulary(model, loaded, source)
     with _writing(destination):
-        _save_directory(model, tokenizer, destination)
+        _save_directory(model, loaded, destination)
     return destination
 
 
@@ -91,12 +98,11 @@ def _in_format(model: MiniMindForCausalLM, to: str) -> PreTrainedModel:
 
 def _tokenizer_for(source, tokenizer):
     if tokenizer is None:
-        if not (Path(source) / "tokenizer_config.json").is_file():
-            return None
-        tokenizer = source
-    elif not (Path(tokenizer) / "tokenizer_config.json").is_file():
+        folder = tokenizer_folder(source)
+        return load_tokenizer_of(folder) if folder and file_of(folder, TOKENIZER_CONFIG_FILE) else None
+    if not (Path(tokenizer) / "tokenizer_config.json").is_file():
         raise CheckpointError(f"{tokenizer}: no tokenizer there (tokenizer_config.json is missing)")
-    return AutoTokenizer.from_pretrained(tokenizer)
+    return load_tokenizer_of(tokenizer)
 
 
 def _save_directory(model: PreTrainedModel, tokenizer, destination: Path) -> None:
@@ -110,7 +116,7 @@ def _save_directory(model: PreTrainedModel, tokenizer, destination: Path) -> Non
 def add_cli(verbs) -> None:
     """Register the `convert` verb on the command line's subparsers."""
     parser = verbs.add_parser("convert", help="convert a checkpoint between upstream's format, ours and stock twins")
-    parser.add_argument("source", metavar="SRC", help="directory, Hub id, or upstream's .pth file")
+    parser.add_argument("source", metavar="SRC", help="directory, Hub id, LoRA adapter, or upstream's .pth file")
     parser.add_argument("destination", metavar="DST", help="directory to create, or a .pth file for --to native")
     parser.add_argument("--to", required=True, choices=FORMATS)
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "float16", "bfloat16"))

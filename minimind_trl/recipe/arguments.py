@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import torch
@@ -20,7 +20,7 @@ from ..errors import InputError, TrainingError, nearest
 from ..files import full_disk
 from ..hardware import has_fast_bf16
 from ..models import PRESETS
-from ..models.checkpoints import NATIVE_SUFFIXES
+from ..models.adapters import is_native
 from ..yaml_files import load_yaml
 from .learning_rates import WARMUP
 from .processes import load_models_whole, refuse_other_launch
@@ -37,7 +37,8 @@ class RecipeArguments:
         default=None, metadata={"help": "Train from scratch: nano, tiny, minimind2-small, minimind2, minimind3, ..."}
     )
     from_weight: str | None = field(
-        default=None, metadata={"help": "Start from a checkpoint: a directory, a Hub id or upstream's .pth file."}
+        default=None,
+        metadata={"help": "Start from a checkpoint: a directory, a Hub id, a LoRA adapter or upstream's .pth file."},
     )
     tokenizer: str | None = field(
         default=None,
@@ -70,7 +71,7 @@ class RecipeArguments:
         if self.preset is not None and self.preset not in PRESETS:
             hint = nearest(self.preset, PRESETS)
             raise InputError(f"--preset {self.preset!r} is unknown{hint}; choose one of {', '.join(PRESETS)}")
-        if self.num_attention_heads is not None and Path(self.from_weight or "").suffix not in NATIVE_SUFFIXES:
+        if self.num_attention_heads is not None and not (self.from_weight and is_native(self.from_weight)):
             raise InputError("--num_attention_heads is for a native .pth file; everything else tells its head count")
         if self.eval_interval < 0:
             raise InputError(f"--eval_interval {self.eval_interval}: must be 0 (off) or more")
@@ -160,7 +161,9 @@ class MachineDefaults(Machine):
 class PretrainConfig(MachineDefaults, SFTConfig):
     """Plain text: the loss counts on every token."""
 
-    stage = "pretrain"
+    stage: ClassVar[str] = "pretrain"  # of the table of learning rates
+    project: ClassVar[str] = "Pretrain"  # of --use_wandb, by default
+
     packing: bool = field(
         default=True, metadata={"help": "Several rows in one of max_length, which do not see each other: no padding."}
     )
@@ -170,7 +173,9 @@ class PretrainConfig(MachineDefaults, SFTConfig):
 class ConversationConfig(PretrainConfig):
     """Conversations: the loss counts on the assistant's turns."""
 
-    stage = "sft"
+    stage: ClassVar[str] = "sft"
+    project: ClassVar[str] = "SFT"
+
     assistant_only_loss: bool = field(default=True, metadata={"help": "Loss on the assistant's turns only."})
 
 

@@ -6,18 +6,17 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset, DatasetDict, IterableDataset
-from trl import get_peft_config
 
 from ..data import DatasetMixer
 from ..errors import InputError
 from ..evaluation.held_out import evaluating
 from ..models import MiniMindForCausalLM, load_model
-from ..models.checkpoints import NATIVE_SUFFIXES
+from ..models.stored import NATIVE_SUFFIXES
 from ..tokenization import with_training_template
 from ..trainers import AnswersCollator
 from .arguments import MachineDefaults
 from .learning_rates import settle_learning_rate
-from .training import HeldOutEvaluation, capped, run, settle, with_labels
+from .training import HeldOutEvaluation, adapter_for, capped, run, settle, with_labels
 
 # TRL warns of its experimental parts, which may change; the lock holds the version that this was tested with.
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
@@ -116,7 +115,7 @@ def train_distillation(args, config, lora, model, teacher, tokenizer, data: Data
         data_collator=AnswersCollator(tokenizer.pad_token_id),
         train_dataset=train,
         eval_dataset=held_out and _answers(held_out, tokenizer, config.max_length),
-        peft_config=get_peft_config(lora),
+        peft_config=adapter_for(args, lora, model),
     )
     trainer.held_out, trainer.eval_batches = data.get("validation"), args.eval_batches
     if isinstance(train, Dataset) and (dropped := len(data["train"]) - len(train)):

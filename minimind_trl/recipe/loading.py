@@ -5,13 +5,14 @@ import sys
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict, IterableDatasetDict
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 
 from ..data import DatasetMixer, load_or_prepare
 from ..data.streaming import share_of
 from ..errors import InputError
 from ..models import MiniMindConfig, MiniMindForCausalLM, MiniMindForSequenceClassification, load_model
-from ..models.checkpoints import NATIVE_SUFFIXES
+from ..models.checkpoints import check_vocabulary, load_tokenizer_of, tokenizer_folder
+from ..models.stored import NATIVE_SUFFIXES
 from ..tokenization import TINY_TOKENIZER_DIR
 from .arguments import RecipeArguments
 
@@ -30,22 +31,20 @@ def load_tokenizer(args: RecipeArguments) -> PreTrainedTokenizerBase:
     if args.tokenizer is None:
         if args.preset in ("nano", "tiny"):
             name = str(TINY_TOKENIZER_DIR)
-        elif args.preset or (not (Path(name) / "tokenizer_config.json").is_file() and Path(name).exists()):
+        elif args.preset or tokenizer_folder(name) is None:
             raise InputError(
                 f"{args.preset or name} brings no tokenizer; give --tokenizer DIR (upstream's for its checkpoints, or "
                 "one made by `minimind-trl tokenizer train`)"
             )
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise InputError(f"no tokenizer at {name}: {str(error).splitlines()[0]}") from error
+    return load_tokenizer_of(name)
 
 
 def load_or_create_model(args: RecipeArguments, tokenizer: PreTrainedTokenizerBase, seed: int) -> MiniMindForCausalLM:
     """The checkpoint of `--from_weight`, or fresh weights of `--preset` in the tokenizer's vocabulary.
 
     Raises:
-        InputError: the checkpoint cannot be loaded, or its vocabulary is smaller than the tokenizer's.
+        InputError: the checkpoint cannot be loaded, is no language model, or its vocabulary is smaller than the
+            tokenizer's.
     """
     if args.preset:
         set_seed(seed)
@@ -54,28 +53,10 @@ def load_or_create_model(args: RecipeArguments, tokenizer: PreTrainedTokenizerBa
             print(f"vocabulary: {len(tokenizer)} tokens, the tokenizer's (the preset has {config.vocab_size})")
             config.vocab_size = len(tokenizer)
         return MiniMindForCausalLM(config)
-    _refuse_other_heads(args.from_weight)
     overrides = {} if args.num_attention_heads is None else {"num_attention_heads": args.num_attention_heads}
     model = load_model(args.from_weight, config_overrides=overrides)
-    if len(tokenizer) > model.config.vocab_size:
-        raise InputError(
-            f"the tokenizer has {len(tokenizer)} tokens, {args.from_weight} only {model.config.vocab_size}: "
-            "give --tokenizer the one that the checkpoint was trained with"
-        )
+    check_vocabulary(model, tokenizer, args.from_weight)
     return model
-
-
-def _refuse_other_heads(name: str) -> None:
-    """load_model would take the body of a reward model or a critic and leave its head behind."""
-    if Path(name).suffix in NATIVE_SUFFIXES:
-        return
-    config, _ = MiniMindConfig.get_config_dict(name)
-    others = [kind for kind in config.get("architectures") or [] if not kind.endswith("ForCausalLM")]
-    if others:
-        raise InputError(
-            f"--from_weight {name} is a {others[0]}, which does not give words: give the language model that it was "
-            "made from (or --resume, to go on training it)"
-        )
 
 
 def as_reward_model(model: MiniMindForCausalLM, seed: int) -> MiniMindForSequenceClassification:

@@ -12,7 +12,6 @@ import torch
 from datasets import DatasetDict, IterableDataset
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
-from trl import get_peft_config
 
 from ..data import DatasetMixer
 from ..errors import InputError, nearest
@@ -26,7 +25,7 @@ from ..trainers.spo_config import SPOConfig
 from .arguments import Machine, RecipeArguments
 from .flight_check import overlap_problems, print_model, resume_problems, tokenizer_problems
 from .learning_rates import settle_learning_rate
-from .training import capped, remove_if_empty, run, settle
+from .training import adapter_for, capped, remove_if_empty, run, settle
 
 _TRIALS = 4  # batches that are answered before training
 _EXAMPLES = 2
@@ -120,7 +119,7 @@ def train_online(args, config, lora, model, rewards, tokenizer, data: DatasetDic
             train_dataset=data["train"],
             eval_dataset=capped(args, config, data.get("validation")),
             processing_class=tokenizer,
-            peft_config=get_peft_config(lora),
+            peft_config=adapter_for(args, lora, model),
         )
     except InputError:
         remove_if_empty(config.output_dir)

@@ -7,15 +7,20 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from accelerate import PartialState
 from datasets import Dataset, DatasetDict, IterableDataset
-from transformers import PreTrainedTokenizerBase
-from trl import DPOTrainer, RewardTrainer, SFTTrainer, get_peft_config, pack_dataset
+from peft import LoraConfig
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import DPOTrainer, RewardTrainer, SFTTrainer, pack_dataset
 
 from ..data import LOCK, DatasetMixer
 from ..errors import InputError
 from ..evaluation import held_out_figures
 from ..evaluation.held_out import evaluating, tokenize_rows
+from ..evaluation.measures import main_figures
 from ..files import write_json
+from ..models.adapters import leaves_experts_out, lora_config
+from ..models.stored import check_finite_files
 from ..tokenization import pieces, with_training_template
 from ..trainers import (
     MeteredTrainer,
@@ -32,21 +37,6 @@ from .learning_rates import settle_learning_rate
 from .model_card import complete_card
 from .processes import limit_waiting
 from .records import RECIPE, run_record
-
-_SHOWN = (
-    "loss",
-    "perplexity",
-    "token_accuracy",
-    "rewards/accuracies",
-    "rewards/margins",
-    "accuracy",
-    "margin",
-    "divergence",
-    "reward",
-    "kl",
-    "explained_variance",
-    "win_rate",
-)
 
 
 class HeldOutEvaluation(MeteredTrainer):
@@ -180,7 +170,7 @@ class RecipeRewardTrainer(MeteredTrainer, RewardTrainer):
 
 def train_sft(args, config, lora, model, tokenizer, data: DatasetDict, mixer: DatasetMixer) -> dict:
     """Train with TRL's SFTTrainer; of `run`'s arguments and results."""
-    settle(args, config, "Pretrain" if not config.assistant_only_loss else "SFT")
+    settle(args, config, config.project)
     settle_learning_rate(args, config, lora, model)
     trainer = RecipeSFTTrainer(
         model=model,
@@ -188,7 +178,7 @@ def train_sft(args, config, lora, model, tokenizer, data: DatasetDict, mixer: Da
         processing_class=with_training_template(tokenizer) if config.assistant_only_loss else tokenizer,
         train_dataset=data["train"],
         eval_dataset=capped(args, config, data.get("validation")),
-        peft_config=get_peft_config(lora),
+        peft_config=adapter_for(args, lora, model),
         on_long=mixer.on_long,
     )
     trainer.held_out, trainer.eval_batches = data.get("validation"), args.eval_batches
@@ -212,7 +202,7 @@ def train_dpo(args, config, lora, model, tokenizer, data: DatasetDict, mixer: Da
         processing_class=tokenizer,
         train_dataset=data["train"],
         eval_dataset=capped(args, config, data.get("validation")),
-        peft_config=get_peft_config(lora),
+        peft_config=adapter_for(args, lora, model),
     )
     return run(trainer, args, tokenizer, data, mixer)
 
@@ -227,11 +217,28 @@ def train_reward(args, config, lora, model, tokenizer, data: DatasetDict, mixer:
         processing_class=tokenizer,
         train_dataset=data["train"],
         eval_dataset=capped(args, config, data.get("validation")),
-        peft_config=get_peft_config(lora),
+        peft_config=adapter_for(args, lora, model),
     )
     if dropped := _missing(trainer.train_dataset, data["train"]):
         trainer.accelerator.print(f"data: {dropped} train rows dropped: longer than max_length={config.max_length}")
     return run(trainer, args, tokenizer, data, mixer)
+
+
+def adapter_for(args: RecipeArguments, lora, model: PreTrainedModel) -> LoraConfig | None:
+    """The adapter of `--use_peft`, None without.
+
+    Raises:
+        InputError: of `lora_config`; or there is no checkpoint that the adapter could belong to.
+    """
+    if lora.use_peft and args.preset:
+        raise InputError("--use_peft: an adapter belongs to a checkpoint, and --preset saves none: give --from_weight")
+    adapter = lora_config(lora, model)
+    if adapter and leaves_experts_out(adapter, model) and PartialState().is_main_process:
+        print(
+            "LoRA: all-linear leaves the experts' stacked weights as they are; --lora_target_parameters "
+            "mlp.experts.gate_up_proj mlp.experts.down_proj adapts them, too"
+        )
+    return adapter
 
 
 def settle(args: RecipeArguments, config, name: str) -> None:
@@ -274,24 +281,27 @@ def run(
         return {}
     record = run_record(trainer, args, mixer)
     trainer.records = {LOCK: mixer.lock, RECIPE: lambda: record}
-    metrics = {"before": trainer.evaluate()} if args.eval_interval else {}
+    metrics: dict[str, dict[str, float]] = {}
+    trainer.complete_card = lambda: complete_card(trainer, args, mixer, record, metrics)
+    if args.eval_interval:
+        metrics["before"] = trainer.evaluate()
     trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
     if args.eval_interval:
         metrics["after"] = trainer.evaluate()
     with saving("the model", trainer.args.output_dir):
-        trainer.save_model()
+        trainer.processing_class = tokenizer  # with the inference template, in place of the training twin
+        trainer.save_model(_internal_call=True)  # or it would be pushed before the results are there
         if trainer.is_world_process_zero():
-            _leave_results(trainer, args, tokenizer, mixer, metrics, record)
+            _leave_results(trainer, args, mixer, metrics, record)
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub(commit_message="Model save", revision=trainer.args.hub_revision)
     trainer.end()
     return metrics
 
 
-def _leave_results(
-    trainer, args, tokenizer: PreTrainedTokenizerBase, mixer: DatasetMixer, metrics: dict, record: dict
-) -> None:
+def _leave_results(trainer, args, mixer: DatasetMixer, metrics: dict, record: dict) -> None:
     config = trainer.args
     folder = Path(config.output_dir)
-    tokenizer.save_pretrained(folder)  # the inference template, in place of the training twin
     # What `minimind-trl eval` needs to give the same figures later.
     options = {
         "phase": mixer.mixture.metadata.phase,
@@ -306,12 +316,11 @@ def _leave_results(
     write_json(folder / "metrics.json", metrics | {"options": options})
     write_json(folder / LOCK, mixer.lock())
     write_json(folder / RECIPE, record)
-    write_curves(trainer.state.log_history, folder / "curves.png")
+    start = [{"step": 0, **metrics["before"]}] if metrics else []  # training begins its own history after it
+    write_curves(start + trainer.state.log_history, folder / "curves.png")
     trainer.create_model_card(model_name=folder.name)
-    complete_card(folder / "README.md", metrics, record, mixer)
     for when, figures in metrics.items():
-        shown = {name: figures[f"eval_{name}"] for name in _SHOWN if f"eval_{name}" in figures}
-        print(f"held-out {when} training: " + ", ".join(f"{name} {value:.4f}" for name, value in shown.items()))
+        print(f"held-out {when} training: {main_figures(figures)}")
     print(f"saved to {folder}")
 
 
@@ -341,14 +350,21 @@ def _checkpoint_to_resume(args: RecipeArguments, config) -> str | None:
         raise InputError(f"--output_dir {output_dir} is a file; give a folder")
     _refuse_read_only(folder)
     if args.resume == "auto":
-        return _newest_whole(folder, config.process_index)
+        return _of_numbers(_newest_whole(folder, config.process_index))
     if args.resume is not None and not Path(args.resume).is_dir():
         raise InputError(f"--resume {args.resume}: no such folder; give auto, or {output_dir}/checkpoint-N")
     if args.resume is not None and (problem := checkpoint_problem(Path(args.resume))):
         raise InputError(f"--resume {args.resume}: {problem}; give another checkpoint, or auto")
     if args.resume is None and folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"--output_dir {output_dir} is not empty; give a new one, or --resume auto")
-    return args.resume
+    return _of_numbers(args.resume)
+
+
+def _of_numbers(checkpoint: str | None) -> str | None:
+    """The same checkpoint, once its weights are known to be finite; else the first batch would get the blame."""
+    if checkpoint is not None:
+        check_finite_files(Path(checkpoint))
+    return checkpoint
 
 
 def _refuse_read_only(folder: Path) -> None:

@@ -7,9 +7,13 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 
-from ..errors import InputError
+from ..errors import CheckpointError, InputError
+from ..models import MiniMindForSequenceClassification, load_model
+from ..models.adapters import Adapter, chain_of
+from ..models.checkpoints import OWN_TYPES, architecture_of, load_tokenizer_of, rows_of
+from ..models.stored import NATIVE_SUFFIXES, UNREADABLE, check_finite, one_line, read_config, without_report
 from .reward import answer_of, text_of
 
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
@@ -21,7 +25,7 @@ class RewardModel:
     The model reads prompt and completion through its own tokenizer and chat template.
 
     Args:
-        name: directory or Hub id, such as the output of `recipes/reward.py`.
+        name: directory or Hub id, such as the output of `recipes/reward.py`, or an adapter of such a model.
         low, high: scores are clipped to this range (MiniMind's: -3 to 3).
         answer_only: show it what stands after the reasoning alone (as MiniMind-3 does).
         answer_share: where a completion has an `<answer>`, that much of the score is the answer's alone (MiniMind2's
@@ -46,18 +50,17 @@ class RewardModel:
         self.low, self.high, self.batch_size = low, high, batch_size
         self.answer_only, self.answer_share = answer_only, answer_share
         try:
-            config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-            self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError) as error:
-            raise InputError(f"reward model {name}: {str(error).splitlines()[0]}") from error
-        if len(self.tokenizer) > config.get_text_config().vocab_size:
+            self.model = _load(name, trust_remote_code).eval().requires_grad_(False)
+            self.tokenizer = load_tokenizer_of(name, trust_remote_code=trust_remote_code)
+        except CheckpointError as error:
+            raise InputError(f"reward model {name}: {str(error).removeprefix(f'{name}: ')}") from error
+        config = self.model.config.get_text_config()
+        if rows_of(self.tokenizer) > config.vocab_size:
             raise InputError(
-                f"reward model {name} has {config.get_text_config().vocab_size} tokens, its tokenizer "
-                f"{len(self.tokenizer)}: they do not belong together"
+                f"reward model {name} has {config.vocab_size} tokens, its tokenizer {rows_of(self.tokenizer)}: they do "
+                "not belong together"
             )
-        self.model = _load(name, config, trust_remote_code).eval().requires_grad_(False)
-        config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
-        self.model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
+        config.pad_token_id = self.tokenizer.pad_token_id
 
     def __call__(self, prompts: list, completions: list, messages: list | None = None, **_: Any) -> list[float]:
         """A score for each completion, clipped; `messages` are the prompts where those are rendered already."""
@@ -92,20 +95,58 @@ class RewardModel:
         return [min(max(score, self.low), self.high) for score in scores]
 
 
-def _load(name: str, config: Any, trust_remote_code: bool) -> torch.nn.Module:
-    made_for = (config.architectures or ["?"])[0]
+def _load(name: str, trust_remote_code: bool) -> PreTrainedModel:
+    made_for = architecture_of(name) or "?"
     if made_for.endswith("ForSequenceClassification"):
-        if config.num_labels != 1:
-            raise InputError(f"reward model {name} has {config.num_labels} labels; a reward model has one")
-        return AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=trust_remote_code)
+        model = _load_classifier(name, trust_remote_code)
+        if model.config.num_labels != 1:
+            raise InputError(f"reward model {name} has {model.config.num_labels} labels; a reward model has one")
+        return model
+    if made_for == "?":
+        read_config(name)  # says what is missing
     if trust_remote_code:
-        model = AutoModel.from_pretrained(name, trust_remote_code=True)
+        model = _from_pretrained(AutoModel, name, trust_remote_code=True)
         if hasattr(model, "get_score"):
             return model
     raise InputError(
         f"reward model {name} is a {made_for}: train a reward model with recipes/reward.py; one with a get_score of "
         "its own also needs trust_remote_code=true"
     )
+
+
+def _load_classifier(name: str, trust_remote_code: bool) -> PreTrainedModel:
+    """Of MiniMind's family by our loader, which checks most; of any other family by transformers; adapters merged."""
+    *adapters, base = chain_of(name)
+    if Path(base).suffix in NATIVE_SUFFIXES or read_config(base, OWN_TYPES)[0].get("model_type") == "minimind":
+        return load_model(name, MiniMindForSequenceClassification, dtype=torch.float32 if adapters else "auto")
+    if not adapters:
+        return _from_pretrained(AutoModelForSequenceClassification, name, trust_remote_code=trust_remote_code)
+    if len(adapters) > 1:
+        raise InputError(f"reward model {name}: an adapter of an adapter: merge {adapters[1]} into {base} first")
+    adapter = Adapter(name)
+    return adapter.merged_into(
+        _from_pretrained(
+            AutoModelForSequenceClassification,
+            base,
+            head_may_miss=adapter.labels is not None,
+            num_labels=adapter.labels or 1,
+            trust_remote_code=trust_remote_code,
+        )
+    )
+
+
+def _from_pretrained(auto_class, name: str, *, head_may_miss: bool = False, trust_remote_code: bool, **options):
+    try:
+        with without_report():
+            model, info = auto_class.from_pretrained(
+                name, output_loading_info=True, trust_remote_code=trust_remote_code, **options
+            )
+    except UNREADABLE as error:
+        raise CheckpointError(f"{name}: cannot be loaded: {one_line(error)}") from error
+    if info["missing_keys"] and not head_may_miss:  # which would be random
+        raise CheckpointError(f"{name}: tensors are missing: {', '.join(sorted(info['missing_keys']))}")
+    check_finite(model.named_parameters(), name)
+    return model
 
 
 def _messages(prompt: str | list[dict], completion: str | list[dict]) -> list[dict]:
@@ -115,7 +156,9 @@ def _messages(prompt: str | list[dict], completion: str | list[dict]) -> list[di
 
 
 def is_reward_model(name: str) -> bool:
-    """Whether a path or Hub id names a model rather than a function."""
+    """Whether a path or Hub id names a model, or an adapter of one, rather than a function."""
+    if (Path(name) / "adapter_config.json").is_file():
+        return True
     try:
         architectures = json.loads((Path(name) / "config.json").read_text(encoding="utf-8")).get("architectures")
         return bool(architectures)

@@ -11,6 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from transformers import TrainerCallback
 from transformers.trainer_utils import has_length
 
+from ..evaluation.measures import main_figures
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Launchers pass a Ctrl-C, which all processes of the terminal get, on to their workers: that is not a second one.
 _SECONDS_OF_ECHO = 2.0
@@ -138,12 +140,6 @@ def training_line(logs: dict[str, float]) -> str:
 
 
 def evaluation_line(logs: dict[str, float]) -> str:
-    """`eval: loss 0.8950, mean_token_accuracy 0.7100`, without times; empty for logs that are not an evaluation's."""
-    times = ("_runtime", "_per_second")
-    figures = {name.removeprefix("eval_"): value for name, value in logs.items() if name.startswith("eval_")}
-    shown = [
-        f"{name} {value:.4f}"
-        for name, value in figures.items()
-        if isinstance(value, (int, float)) and not name.endswith(times) and name != "runtime"
-    ]
-    return "eval: " + ", ".join(shown) if shown else ""
+    """`eval: loss 0.8950, perplexity 2.447`, the main figures; empty for logs that are not an evaluation's."""
+    figures = main_figures(logs)
+    return f"eval: {figures}" if figures else ""

@@ -12,16 +12,19 @@ import torch
 from accelerate.utils import is_peft_model
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoConfig
 from transformers.utils import SAFE_WEIGHTS_NAME
 from trl.trainer.utils import FusedCausalLMOutput
 
 from ..errors import InputError
 from ..models import (
+    MiniMindConfig,
     MiniMindForCausalLM,
     MiniMindForSequenceClassification,
     MiniMindForTokenClassification,
+    load_model,
 )
+from ..models.checkpoints import architecture_of
+from ..models.stored import check_finite
 
 CRITIC = "critic"  # the submodule, and the folder beside the policy's files
 
@@ -114,23 +117,37 @@ def load_critic(critic: nn.Module, folder: Path) -> None:
     """Weights of a checkpoint's critic.
 
     Raises:
-        InputError: the folder has none.
+        InputError: the folder has none, or its values are not finite.
     """
     path = folder / CRITIC / SAFE_WEIGHTS_NAME
     if not path.exists():
         raise InputError(f"{folder} has no {CRITIC}/{SAFE_WEIGHTS_NAME}: it is no checkpoint of PPO")
-    critic.load_state_dict(load_file(path))
+    state = load_file(path)
+    check_finite(state.items(), path)
+    critic.load_state_dict(state)
+
+
+def critic_config(name: str) -> MiniMindConfig:
+    """The config of the model that a critic is to be made of.
+
+    Raises:
+        InputError: it is no reward model or critic of MiniMind.
+    """
+    return _scoring_model(name).config
 
 
 def _scoring_model(name: str) -> MiniMindForSequenceClassification | MiniMindForTokenClassification:
-    try:
-        config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise InputError(f"--critic_model {name}: {str(error).splitlines()[0]}") from error
     kinds = {cls.__name__: cls for cls in (MiniMindForSequenceClassification, MiniMindForTokenClassification)}
-    made_for = (config.architectures or ["?"])[0]
-    if made_for not in kinds or config.num_labels != 1:
+    try:
+        made_for = architecture_of(name)
+        if made_for in kinds:
+            model = load_model(name, kinds[made_for])
+        elif made_for is None:
+            load_model(name)  # says what is wrong with it
+    except InputError as error:
+        raise InputError(f"--critic_model {error}") from error
+    if made_for not in kinds or model.config.num_labels != 1:
         raise InputError(
             f"--critic_model {name} is a {made_for}; give a reward model of recipes/reward.py or a run's {CRITIC}/"
         )
-    return kinds[made_for].from_pretrained(name, dtype=torch.float32)
+    return model

@@ -22,6 +22,8 @@ _PANELS = {
 def write_curves(log_history: list[dict[str, float]], path: Path) -> None:
     """Draw `trainer.state.log_history` over the steps: losses, accuracies, learning rate, tokens per second.
 
+    The axis begins at step 0, before training, and has whole steps.
+
     Args:
         path: a PNG file, written at once. Nothing is written where no figure was logged.
 
@@ -30,6 +32,7 @@ def write_curves(log_history: list[dict[str, float]], path: Path) -> None:
     """
     try:
         from matplotlib.figure import Figure  # takes a second to import, and only this needs it
+        from matplotlib.ticker import MaxNLocator
     except ImportError as error:
         raise InputError("curves need matplotlib: pip install matplotlib") from error
     panels = {title: curves for title, lines in _PANELS.items() if (curves := _curves(log_history, lines))}
@@ -45,6 +48,8 @@ def write_curves(log_history: list[dict[str, float]], path: Path) -> None:
         if len(curves) > 1:
             axis.legend()
     axes[-1].set_xlabel("step")
+    axes[-1].set_xlim(0, max([1, *(entry["step"] for entry in log_history if "step" in entry)]))
+    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     with atomic_path(Path(path)) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
 

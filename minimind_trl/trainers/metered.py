@@ -59,6 +59,7 @@ class MeteredTrainer:
         super().__init__(*args, **kwargs)
         self.args.include_num_input_tokens_seen = "no"  # counted here instead, without a transfer in every batch
         self.records: dict[str, Callable[[], Any]] = {}  # JSON files for every checkpoint, by name
+        self.complete_card: Callable[[], None] | None = None  # puts right what TRL drafts as the model card
         self._clock = Stopwatch()
         self._uncounted: torch.Tensor | None = None  # tokens and squared lengths of this process, still on its device
         self._squared_lengths = 0
@@ -293,6 +294,11 @@ class MeteredTrainer:
                 f"{saved_by}, or start a new run from its weights"
             )
         super()._load_rng_state(checkpoint)
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        super().create_model_card(*args, **kwargs)
+        if self.complete_card is not None and self.is_world_process_zero():
+            self.complete_card()
 
     def _get_output_dir(self, trial) -> str:
         return super()._get_output_dir(trial) if self._staging is None else str(self._staging)

@@ -52,7 +52,7 @@ def test_the_terminal_is_restored_when_training_fails(tmp_path):
 def test_lines_show_the_figures_that_are_there():
     assert training_line({"loss": 1.0, "learning_rate": 2e-3}) == "loss 1.0000  lr 2.00e-03"
     evaluation = {"eval_loss": 1.0, "eval_runtime": 3.0, "eval_samples_per_second": 7.0, "eval_a": 0.5, "epoch": 1.0}
-    assert evaluation_line(evaluation) == "eval: loss 1.0000, a 0.5000"
+    assert evaluation_line(evaluation) == "eval: loss 1.000, a 0.5000"
     assert evaluation_line({"train_runtime": 3.0}) == ""
 
 
