@@ -6,6 +6,7 @@
 Supports: TRL's GRPOConfig (not its continuous batching), so all its losses (`--loss_type` grpo, dapo, cispo, ...);
 rewards by name, of a model or your own (`--reward_funcs`), weighed; LoRA; held-out rewards before, during and after
 training; resuming at any step.
+`--thinking_ratio` opens a think block in a share of the prompts. For MiniMind-3: recipes/configs/grpo/minimind3.yaml.
 Assumes: a checkpoint that is sometimes right, a mixture of phase rlaif, and the columns that the rewards ask for.
 Exit codes: 0 done, 2 bad input (one line says what), 1 crash.
 """

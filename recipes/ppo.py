@@ -6,6 +6,7 @@
 Supports: the names of TRL's last PPOConfig; of its GRPOConfig what has none there and is not about groups; a critic
 from the policy or from a reward model; rewards by name, of a model or your own (`--reward_funcs`), weighed; LoRA;
 held-out rewards before, during and after training; resuming at any step.
+`--thinking_ratio` opens a think block in a share of the prompts. For MiniMind-3: recipes/configs/ppo/minimind3.yaml.
 Assumes: a checkpoint that is sometimes right, a mixture of phase rlaif, and the columns that the rewards ask for.
 Exit codes: 0 done, 2 bad input (one line says what), 1 crash.
 """

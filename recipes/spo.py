@@ -6,6 +6,7 @@
 Supports: MiniMind's own variant (`--tracker global`), self-play (`--opponent snapshot`), what of TRL's GRPOConfig is
 not about groups; rewards by name, of a model or your own (`--reward_funcs`), weighed; LoRA; held-out rewards before,
 during and after training; resuming at any step.
+`--thinking_ratio` opens a think block in a share of the prompts. For MiniMind-3: recipes/configs/spo/minimind3.yaml.
 Assumes: a checkpoint that is sometimes right, a mixture of phase rlaif, and the columns that the rewards ask for.
 Exit codes: 0 done, 2 bad input (one line says what), 1 crash.
 """

@@ -72,7 +72,7 @@ def test_a_plan_of_distillation_has_the_teacher(checkpoints):
 
 
 def test_the_cache_holds_keys_and_values_of_every_token_but_the_last():
-    moments = plan("spo", "--per_device_train_batch_size", "16").moments
+    moments = plan("spo", "--per_device_train_batch_size", "16", "--gradient_accumulation_steps", "1").moments
     rows, tokens = 16, 24 + 8 - 1
     config = make_plan("spo", ANSWERS).work.model_config
     layers, kv_heads, head_dim = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
@@ -268,7 +268,11 @@ REAL = [
     ("pretrain", "pretrain", {"max_length": 128, "per_device_train_batch_size": 96}),
     ("sft", "sft", {"max_length": 128, "per_device_train_batch_size": 256, "gradient_checkpointing": "true"}),
     ("reward", "reward", {"max_length": 128, "per_device_train_batch_size": 256}),
-    ("grpo", "rlaif", {"per_device_train_batch_size": 96, "max_completion_length": 96, "reward_funcs": REWARD}),
+    (
+        *("grpo", "rlaif"),
+        {"per_device_train_batch_size": 96, "max_completion_length": 96, "reward_funcs": REWARD}
+        | {"gradient_accumulation_steps": 1},
+    ),
 ]
 # Of a child, because a process started by this one would inherit this one's peak.
 PEAK = """

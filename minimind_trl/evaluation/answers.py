@@ -37,10 +37,17 @@ def generate_answers(
     return tokenizer.batch_decode(generate_tokens(model, tokenizer, texts, max_new_tokens), skip_special_tokens=True)
 
 
-def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict], tools: str | list | None = None) -> str:
-    """What the model is asked, up to where the assistant's turn begins; the tools may be JSON."""
+def render_prompt(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict], tools: str | list | None = None, **template: Any
+) -> str:
+    """What the model is asked, up to where the assistant's turn begins.
+
+    Args:
+        tools: a list, or its JSON.
+        template: more for the chat template, such as MiniMind-3's `open_thinking=True`.
+    """
     tools = json.loads(tools) if isinstance(tools, str) else tools
-    return tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=True)
+    return tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=True, **template)
 
 
 def generate_tokens(

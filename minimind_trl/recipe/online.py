@@ -3,6 +3,7 @@
 import json
 import math
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -21,6 +22,7 @@ from ..trainers import PPOTrainer, RolloutTrainer, SPOTrainer
 from ..trainers.doctor import RLDoctor
 from ..trainers.ppo_config import PPOConfig
 from ..trainers.rollout_config import RolloutConfig
+from ..trainers.rollout_trainer import TEMPLATE_KWARGS
 from ..trainers.spo_config import SPOConfig
 from .arguments import Machine, RecipeArguments
 from .flight_check import overlap_problems, print_model, resume_problems, tokenizer_problems
@@ -30,13 +32,20 @@ from .training import adapter_for, capped, remove_if_empty, run, settle
 _TRIALS = 4  # batches that are answered before training
 _EXAMPLES = 2
 _LOOKED_AT = 100_000  # prompts whose length is taken
-_STREAM_HEAD = 1000  # rows of a stream after which it is taken to have no tools
+_STREAM_HEAD = 1000  # rows of a stream that are looked at before it starts
+_SHOWN = 80  # characters of a value in a message
 
 
 @dataclass
 class OnlineDefaults(Machine):
-    """What the online recipes add to their configs."""
+    """What the online recipes add to their configs; by default a rollout has 64 answers in each process.
 
+    TRL's 8 are too few to tell a good answer from a lucky one.
+    """
+
+    gradient_accumulation_steps: int = field(
+        default=8, metadata={"help": "Batches of a step; a rollout has as many, in PPO times --num_mini_batches."}
+    )
     reward_funcs: list[str] = field(
         default_factory=list,
         metadata={
@@ -44,12 +53,26 @@ class OnlineDefaults(Machine):
             "parameters as in length:low=5,high=20. Weights: --reward_weights."
         },
     )
+    thinking_ratio: float = field(
+        default=0.0,
+        metadata={"help": "Share of prompts that end in an open <think> (MiniMind-3's template; its recipes: 0.9)."},
+    )
+    allow_equal_rewards: bool = field(
+        default=False,
+        metadata={"help": "Start although the reward seems to be a constant."},
+    )
 
     def __post_init__(self):
+        if not 0 <= self.thinking_ratio <= 1:
+            raise InputError(f"--thinking_ratio {self.thinking_ratio}: a share, between 0 and 1")
         try:
             super().__post_init__()
         except InputError as error:
             raise InputError(f"{error}{self._hint(str(error))}") from error
+        if self.thinking_ratio and "open_thinking" in (self.chat_template_kwargs or {}):
+            raise InputError(
+                "--thinking_ratio sets open_thinking prompt by prompt: leave it out of chat_template_kwargs"
+            )
 
     def _hint(self, message: str) -> str:
         if "requires at least 2 generations" in message:
@@ -105,7 +128,7 @@ def train_online(args, config, lora, model, rewards, tokenizer, data: DatasetDic
     trainer_class = _TRAINERS[type(config)]
     settle(args, config, trainer_class._name)
     settle_learning_rate(args, config, lora, model)
-    data = _with_tools(data, tokenizer)
+    data = _with_tools(config, _with_thinking(config, data, tokenizer), tokenizer)
     problems = [*_column_problems(rewards, data), *_length_problems(config, model, tokenizer, data)]
     if problems:
         raise InputError("\n".join(problems))
@@ -137,6 +160,8 @@ def online_check(
 ) -> None:
     """Refuse what could not learn; print mixture, two prompts with answers and rewards, plan, memory and time.
 
+    Rewards that were equal in the trial, but may differ, are a warning.
+
     Raises:
         InputError: one line for each reason.
     """
@@ -144,6 +169,7 @@ def online_check(
         *tokenizer_problems(trainer, args, tokenizer),
         *overlap_problems(data),
         *resume_problems(trainer, args, mixer),
+        *unscored_problems(trainer, data),
     ]
     if problems:
         raise InputError("\n".join(problems))
@@ -152,14 +178,80 @@ def online_check(
     seconds = (time.perf_counter() - started) / len(answers)
     values = _rewards(answers)
     trainer.expect_rewards(torch.tensor(values or [math.nan] * len(answers)))
-    if max(values) - min(values) < 1e-9:
-        raise InputError(
-            f"the reward is {values[0]:g} for all of {len(values)} answers to training prompts: nothing to learn from. "
-            f"The first answer is {answers[0]['completion']!r}. Start from a checkpoint that is sometimes right, take "
-            "easier prompts, or a graded reward"
-        )
+    problem, warning = reward_problem(trainer.declared_range(), answers)
+    if problem and not trainer.args.allow_equal_rewards:
+        raise InputError(f"{problem}. --allow_equal_rewards true goes on anyway")
     if trainer.is_world_process_zero():
         _print_plan(trainer, mixer, answers, seconds)
+        for line in filter(None, (problem, warning)):
+            print(f"warning: {line}")
+
+
+def unscored_problems(trainer: RolloutTrainer, data: DatasetDict) -> list[str]:
+    """Tell of prompts whose answers a reward cannot score, such as right answers that are no mathematics.
+
+    Returns:
+        Why not to start, where a reward can score none of the training prompts.
+    """
+    problems = []
+    for reward in trainer.reward_funcs:
+        if getattr(reward, "can_score", None) is None:
+            continue
+        for split, rows in data.items():
+            is_stream = isinstance(rows, IterableDataset)
+            looked_at = list(islice(rows, _STREAM_HEAD)) if is_stream else rows.select_columns(reward.columns())
+            unscored = reward.unscored(looked_at)
+            if not unscored:
+                continue
+            about = ", ".join(f"{column} {_short(unscored[0][column])}" for column in reward.columns())
+            all_of_them = f"the {'first ' * is_stream}{len(looked_at):,} {split} prompts, such as one with {about}"
+            if len(unscored) == len(looked_at) and split == "train":
+                problems.append(f"reward {reward.__name__} can score none of {all_of_them}")
+            elif trainer.is_world_process_zero():
+                print(
+                    f"warning: reward {reward.__name__} cannot score {len(unscored):,} of {all_of_them}: their answers "
+                    "get no reward from it"
+                )
+    return problems
+
+
+def reward_problem(reward_range: tuple[float, float], answers: list[dict]) -> tuple[str | None, str | None]:
+    """What equal rewards of all trial answers mean: a reason not to start, and a warning; of each at most one line.
+
+    A reward that the range, or a value above 0 without one, shows to be a constant is a problem. Otherwise good answers
+    may just be rare: of n answers without one success, the success rate is below `1 - 0.05^(1/n)` with 95% confidence.
+
+    Args:
+        reward_range: lowest and highest that is declared; infinite where it is not.
+        answers: with `completion` and `reward`, None where there is none.
+    """
+    low, high = reward_range
+    if low == high:
+        return f"the reward can only be {low:g}: nothing to learn from; take another reward, or another weight", None
+    values = _rewards(answers)
+    if not values or max(values) - min(values) >= 1e-9:
+        return None, None
+    value, count = values[0], len(values)
+    at_lowest = value <= low + 1e-6
+    if not (at_lowest or math.isfinite(high - low)) and value > 0:
+        return (
+            f"the reward is {value:g} for all of {count} answers to training prompts: nothing to learn from. The first "
+            f"answer is {answers[0]['completion']!r}. Give a reward that differs, and tell its range by the function's "
+            "attributes low and high"
+        ), None
+    if value >= high - 1e-6:
+        return None, f"all of {count} trial answers got the highest reward, {value:g}: these prompts teach nothing more"
+    seen = 1 - 0.05 ** (1 / count)
+    return None, (
+        f"all of {count} trial answers got the {'lowest' if at_lowest else 'same'} reward, {value:g}. So many answers "
+        f"show a success rate of about {seen:.0%} or more; below that learning begins with the first success. Sooner: "
+        "a checkpoint that is sometimes right, easier prompts, a graded reward"
+    )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 
 def _trial(trainer: RolloutTrainer, data: DatasetDict) -> list[dict[str, Any]]:
@@ -198,7 +290,7 @@ def _length_problems(config, model, tokenizer: PreTrainedTokenizerBase, data: Da
     longest = f"--max_completion_length {config.max_completion_length} leave no room in"
     if room < 1:
         return [f"{longest} the model's {model.config.max_position_embeddings} positions: set it lower"]
-    lengths = [len(ids) for ids in _tokenized(tokenizer, islice(data["train"], _LOOKED_AT))]
+    lengths = [len(ids) for ids in _tokenized(config, tokenizer, islice(data["train"], _LOOKED_AT))]
     over = [length for length in lengths if length > room]
     if not over:
         return []
@@ -209,14 +301,41 @@ def _length_problems(config, model, tokenizer: PreTrainedTokenizerBase, data: Da
     ]
 
 
-def _tokenized(tokenizer: PreTrainedTokenizerBase, rows) -> list[list[int]]:
-    texts = [
-        row["prompt"] if isinstance(row["prompt"], str) else render_prompt(tokenizer, row["prompt"]) for row in rows
-    ]
+def _tokenized(config: OnlineDefaults, tokenizer: PreTrainedTokenizerBase, rows) -> list[list[int]]:
+    template = config.chat_template_kwargs or {}
+    texts = [row["prompt"] if isinstance(row["prompt"], str) else _asked(row, tokenizer, template) for row in rows]
     return tokenizer(texts, add_special_tokens=False).input_ids
 
 
-def _with_tools(data: DatasetDict, tokenizer: PreTrainedTokenizerBase) -> DatasetDict:
+def _asked(row: dict, tokenizer: PreTrainedTokenizerBase, template: dict[str, Any]) -> str:
+    return render_prompt(tokenizer, row["prompt"], row.get("tools"), **(template | (row.get(TEMPLATE_KWARGS) or {})))
+
+
+def _with_thinking(config: OnlineDefaults, data: DatasetDict, tokenizer: PreTrainedTokenizerBase) -> DatasetDict:
+    """A share of the prompts with an open think block; which ones, their text and the seed decide.
+
+    Raises:
+        InputError: the chat template does not know `open_thinking`.
+    """
+    if not config.thinking_ratio:
+        return data
+    probe = [{"role": "user", "content": "?"}]
+    if render_prompt(tokenizer, probe, open_thinking=True) == render_prompt(tokenizer, probe):
+        raise InputError(
+            f"--thinking_ratio {config.thinking_ratio:g}: the tokenizer's chat template has no open_thinking, as "
+            "MiniMind-3's has: leave it out"
+        )
+
+    seed, ratio = config.seed, config.thinking_ratio
+
+    def opened(row: dict) -> dict:
+        drawn = zlib.crc32(json.dumps([seed, row["prompt"]], sort_keys=True).encode()) / 2**32
+        return {TEMPLATE_KWARGS: {"open_thinking": drawn < ratio}}
+
+    return DatasetDict({split: rows.map(opened) for split, rows in data.items()})
+
+
+def _with_tools(config: OnlineDefaults, data: DatasetDict, tokenizer: PreTrainedTokenizerBase) -> DatasetDict:
     """Prompts whose rows name tools as text, with the tools in it: TRL renders only those that it runs itself."""
     train = data["train"]
     if "tools" not in next(iter(train)):
@@ -224,9 +343,11 @@ def _with_tools(data: DatasetDict, tokenizer: PreTrainedTokenizerBase) -> Datase
     if isinstance(train, IterableDataset) and not any(row["tools"] for row in islice(train, _STREAM_HEAD)):
         return DatasetDict({split: rows.map(_refuse_tools, remove_columns="tools") for split, rows in data.items()})
 
+    template = config.chat_template_kwargs or {}
+
     def rendered(row: dict) -> dict:
         # reward models get the messages, and render them by their own template
-        return {"prompt": render_prompt(tokenizer, row["prompt"], row["tools"]), "messages": row["prompt"]}
+        return {"prompt": _asked(row, tokenizer, template), "messages": row["prompt"]}
 
     return DatasetDict({split: rows.map(rendered) for split, rows in data.items()})
 
@@ -250,6 +371,8 @@ def _print_plan(trainer: RolloutTrainer, mixer: DatasetMixer, answers: list[dict
         console.print(*(json.dumps(text, ensure_ascii=False) for text in said), sep="\n", markup=False)
         console.print("no reward" if answer["reward"] is None else f"reward {answer['reward']:.3f}")
     print_model(console, trainer)
+    if config.thinking_ratio:
+        console.print(f"prompts: about {config.thinking_ratio:.0%} of them end in an open think block")
     values = _rewards(answers)
     prompts = config.generation_batch_size // config.num_generations
     updates = config.steps_per_generation * config.num_iterations // config.gradient_accumulation_steps
@@ -257,10 +380,11 @@ def _print_plan(trainer: RolloutTrainer, mixer: DatasetMixer, answers: list[dict
         f"plan: a rollout answers {prompts} prompts with {config.num_generations} completion(s) each of at most "
         f"{config.max_completion_length} tokens, in {config.world_size} process(es); then {updates or 1} step(s)"
     )
-    console.print(
-        f"rewards: mean {sum(values) / len(values):.3f} of {len(values)} trial answers, from {min(values):.3f} to "
-        f"{max(values):.3f}"
-    )
+    if values:
+        console.print(
+            f"rewards: mean {sum(values) / len(values):.3f} of {len(values)} trial answers, from {min(values):.3f} to "
+            f"{max(values):.3f}"
+        )
     console.print(f"time: about {seconds * config.generation_batch_size:.1f} s a rollout here; the steps come on top")
 
 

@@ -2,6 +2,6 @@
 
 from .loading import PRESETS, REWARDS, load_rewards
 from .models import RewardModel
-from .reward import Reward
+from .reward import Reward, declared_range
 
-__all__ = ["PRESETS", "REWARDS", "Reward", "RewardModel", "load_rewards"]
+__all__ = ["PRESETS", "REWARDS", "Reward", "RewardModel", "declared_range", "load_rewards"]

@@ -3,18 +3,18 @@
 import json
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from trl.rewards import think_format_reward
 
 from .. import patterns
 from ..errors import InputError
-from ..evaluation.answers import position_score
-from .reward import answer_of, text_of
+from ..evaluation.answers import position_score, without_reasoning
+from .reward import answer_of, text_of, turns_of
 
 _CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 _WORDS = re.compile(r"\w+|[^\w\s]")
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
-_MARKED_ANSWER = re.compile(r"(?:####|[Tt]he answer is:?)\s*(.+?)\s*$")  # GSM8K's, MetaMathQA's
 
 
 def exact_match(completions: list, answer: list[str], **_) -> list[float]:
@@ -29,29 +29,50 @@ def position_match(completions: list, answer: list[str], **_) -> list[float]:
     return [position_score(answer_of(given), str(right)) for given, right in zip(completions, answer, strict=True)]
 
 
-def math_accuracy(completions: list, answer: list[str], **_) -> list[float | None]:
-    """1 where `math_verify` finds the answer equal to the right one, else 0; None where the right one is no number.
+def math_accuracy(
+    completions: list, answer: list, prompts: list | None = None, rendered_prompts: list | None = None, **_
+) -> list[float | None]:
+    """1 where `math_verify` finds the answer equal to the right one, else 0; None where that one is no mathematics.
 
-    Of right answers with working, such as GSM8K's "... #### 42", the end counts. Of the model's the last number or
-    formula does, a `\\boxed{}` one first.
+    Of both, a `\\boxed{}` counts, else what follows GSM8K's `####`, else what follows "The answer is" or its Chinese
+    like, else the last formula, in dollars or bare. Units are left out, a list has no order, a pair such as (0, 5) has.
+    Reasoning that does not end is no answer.
     """
-    try:
-        from math_verify import parse, verify
-    except ImportError as error:
-        raise InputError("reward math_accuracy needs math-verify: pip install 'minimind-trl[rl]'") from error
+    reading = _mathematics()
 
-    def score(given: str, right: str) -> float | None:
-        marked = _MARKED_ANSWER.search(right)
-        gold = parse(marked[1] if marked else right)
+    def score(turn: str, right: Any) -> float | None:
+        gold = reading.read_gold(str(right))
         if not gold:
             return None
-        return float(verify(gold, parse(given)))
+        is_finished = turn.rfind("<think>") <= turn.rfind("</think>")
+        return float(is_finished and reading.agree(gold, reading.read_answer(without_reasoning(turn))))
 
-    return [score(answer_of(given), str(right)) for given, right in zip(completions, answer, strict=True)]
+    turns = turns_of(completions, rendered_prompts or prompts)
+    return [score(turn, right) for turn, right in zip(turns, answer, strict=True)]
 
 
-def regex(completions: list, *, pattern: str, **_) -> list[float]:
-    """1 where the whole completion has the form `pattern` (of Python's `re`; `.` matches line ends), else 0."""
+def _answer_is_mathematics(row: dict) -> bool:
+    return bool(_mathematics().read_gold(str(row["answer"])))
+
+
+math_accuracy.can_score = _answer_is_mathematics
+
+
+def _mathematics():
+    try:
+        from . import mathematics
+    except ImportError as error:
+        raise InputError("reward math_accuracy needs math-verify: pip install 'minimind-trl[rl]'") from error
+    return mathematics
+
+
+def regex(
+    completions: list, prompts: list | None = None, rendered_prompts: list | None = None, *, pattern: str, **_
+) -> list[float]:
+    """1 where the whole completion has the form `pattern` (of Python's `re`; `.` matches line ends), else 0.
+
+    The think block that a chat template begins in the prompt may count as part of the completion.
+    """
     try:
         form = patterns.compiled(pattern, re.DOTALL)
     except ValueError as error:
@@ -66,18 +87,36 @@ def regex(completions: list, *, pattern: str, **_) -> list[float]:
                 f"{patterns.SECONDS:g} s: it backtracks; repeat no group that fits in several ways, such as (a|aa)+"
             ) from None
 
-    return [float(matches(text_of(given).strip())) for given in completions]
+    either = zip(completions, turns_of(completions, rendered_prompts or prompts), strict=True)
+    return [float(any(matches(text.strip()) for text in (text_of(given), turn))) for given, turn in either]
 
 
-def think_format(completions: list, **_) -> list[float]:
-    """1 where the completion is `<think>`, reasoning, `</think>`, an answer; else 0. TRL's `think_format_reward`."""
-    return think_format_reward([[{"role": "assistant", "content": text_of(given)}] for given in completions])
+def think_format(
+    completions: list, prompts: list | None = None, rendered_prompts: list | None = None, **_
+) -> list[float]:
+    """1 where the turn is `<think>`, reasoning, `</think>`, an answer; else 0. TRL's `think_format_reward`.
+
+    `<think>` may stand in the prompt, where the chat template begins the block.
+    """
+    turns = turns_of(completions, rendered_prompts or prompts)
+    return think_format_reward([[{"role": "assistant", "content": turn}] for turn in turns])
 
 
-def tag_count(completions: list, *, tags: str = "<think> </think> <answer> </answer>", **_) -> list[float]:
-    """The share of `tags` (separated by spaces) that occur exactly once. MiniMind2's `mark_num` (train_grpo.py)."""
+def tag_count(
+    completions: list,
+    prompts: list | None = None,
+    rendered_prompts: list | None = None,
+    *,
+    tags: str = "<think> </think> <answer> </answer>",
+    **_,
+) -> list[float]:
+    """The share of `tags` (separated by spaces) that occur exactly once. MiniMind2's `mark_num` (train_grpo.py).
+
+    `<think>` may stand in the prompt, where the chat template begins the block.
+    """
     wanted = tags.split()
-    return [sum(text_of(given).count(tag) == 1 for tag in wanted) / len(wanted) for given in completions]
+    turns = turns_of(completions, rendered_prompts or prompts)
+    return [sum(turn.count(tag) == 1 for tag in wanted) / len(wanted) for turn in turns]
 
 
 def length(
@@ -116,7 +155,7 @@ def repetition_penalty(completions: list, *, ngram: int = 3, cap: float = 0.5, *
 
 
 def thinking(completions: list, *, low: int = 20, high: int = 300, **_) -> list[float]:
-    """MiniMind-3's reward of reasoning (train_grpo.py): 0 without `</think>`.
+    """MiniMind-3's reward of reasoning (train_grpo.py): 0 without `</think>`. `<think>` may stand in the prompt.
 
     Else 1 where the reasoning has from `low` to `high` characters and -0.5 where not, and 0.25 more where there is one
     `</think>`, 0.25 less where there are several.

@@ -2,14 +2,19 @@
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from ..errors import InputError
 from ..evaluation.answers import without_reasoning
 
-_GIVEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
+_GIVEN = (
+    *("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"),
+    "rendered_prompts",
+)
 _SHOWN = 80
+_OPENED = re.compile(r"<think>\s*(?:</think>\s*)?\Z")
 
 
 class Reward:
@@ -17,7 +22,8 @@ class Reward:
 
     Args:
         function: `fn(prompts=..., completions=..., completion_ids=..., **columns)`, a number for each completion, or
-            None where it does not apply.
+            None where it does not apply. Among the columns is `rendered_prompts`, the prompts as the model reads them.
+            Its attribute `can_score(row) -> bool`, if it has one, tells of a row whether it applies.
         name: for logs and messages.
         low, high: the range of its values; by default the function's attributes of these names, if it has them. A value
             outside is an error.
@@ -31,11 +37,16 @@ class Reward:
         self.function = function
         self.low = getattr(function, "low", -math.inf) if low is None else low
         self.high = getattr(function, "high", math.inf) if high is None else high
+        self.can_score = getattr(getattr(function, "func", function), "can_score", None)  # of a partial its function's
         self.__name__ = name
 
     def columns(self) -> list[str]:
         """Columns of the data set that the function cannot do without."""
         return list(_required(self.function))
+
+    def unscored(self, rows: Iterable[dict]) -> list[dict]:
+        """The rows whose completions will get no reward, as far as that can be told."""
+        return [row for row in rows if not self.can_score(row)] if self.can_score else []
 
     def __call__(self, prompts: list, completions: list, **columns: Any) -> list[float | None]:
         values = self._values(prompts, completions, columns)
@@ -102,6 +113,27 @@ def text_of(completion: str | list[dict]) -> str:
 def answer_of(completion: str | list[dict]) -> str:
     """What the model said after its reasoning."""
     return without_reasoning(text_of(completion))
+
+
+def turns_of(completions: list, prompts: list | None = None) -> list[str]:
+    """What the model said, each after the think block that its prompt begins: `<think>`, or an empty one.
+
+    Args:
+        prompts: as the model reads them. Of messages it is not known how their template ends, so nothing is added.
+    """
+    ends = [_OPENED.search(prompt) if isinstance(prompt, str) else None for prompt in prompts or ()]
+    ends = ends or [None] * len(completions)
+    return [(end[0] if end else "") + text_of(given) for end, given in zip(ends, completions, strict=True)]
+
+
+def declared_range(functions: Sequence[Any], weights: Sequence[float]) -> tuple[float, float]:
+    """Lowest and highest weighted sum of rewards, by the functions' `low` and `high`; infinite where those are not."""
+    low = high = 0.0
+    for function, weight in zip(functions, weights, strict=True):
+        if weight:
+            ends = sorted((weight * getattr(function, "low", -math.inf), weight * getattr(function, "high", math.inf)))
+            low, high = low + ends[0], high + ends[1]
+    return low, high
 
 
 def _required(function: Callable) -> Iterator[str]:

@@ -14,7 +14,6 @@ _REFUSED = {
     "sync_ref_model": "is not for this method: the reference stays where the policy started",
     "use_bias_correction_kl": "is not for this method: the KL is in the reward, not in the loss",
 }
-_CRITIC_FACTOR = 10
 
 
 @dataclass
@@ -93,5 +92,3 @@ class PPOConfig(SingleRolloutConfig):
         self.steps_per_generation = self.gradient_accumulation_steps * self.num_mini_batches
         self.epsilon, self.beta = self.cliprange, self.kl_coef
         super().__post_init__()
-        if self.critic_learning_rate is None:
-            self.critic_learning_rate = _CRITIC_FACTOR * self.learning_rate

@@ -17,6 +17,8 @@ from .ppo_config import PPOConfig
 from .rollout_config import CLIPPED
 from .rollout_trainer import Rollout, RolloutTrainer, chosen_mask, whole
 
+_CRITIC_FACTOR = 10  # how much faster the critic learns, unless told
+
 
 class PPOTrainer(RolloutTrainer):
     """PPO for language models: what TRL had until 1.13, with any reward, evaluation, resume and a critic that is kept.
@@ -37,7 +39,7 @@ class PPOTrainer(RolloutTrainer):
     `clip_fraction` (of losses that clip), `avg_response_len`, `actor_lr`, `critic_lr`, `actor_grad_norm`,
     `critic_grad_norm` (both before they are clipped; `grad_norm` is that of both together), `num_tokens_generated`.
     Held-out, beside `RolloutTrainer`'s: `eval_value_loss`, `eval_explained_variance`, with `whiten_rewards` of rewards
-    whitened over all answers.
+    whitened over all answers. `explained_variance` is left out where the returns hardly differ.
 
     Args:
         args: a `PPOConfig`.
@@ -61,6 +63,8 @@ class PPOTrainer(RolloutTrainer):
     def __init__(self, model, reward_funcs=None, args: PPOConfig | None = None, *positional, **more):
         if args is None:
             raise TypeError("give args, such as PPOConfig(output_dir)")
+        if args.critic_learning_rate is None:  # here, as recipes choose a learning rate after they have made the config
+            args.critic_learning_rate = _CRITIC_FACTOR * args.learning_rate
         critic = make_critic(model, args.critic_model)  # of the model without adapters, which the next line adds
         super().__init__(model, reward_funcs, args, *positional, **more)
         if args.target_kl is not None and self.is_deepspeed_enabled:
@@ -295,10 +299,17 @@ def value_moments(values: Tensor, returns: Tensor, mask: Tensor) -> dict[str, Te
 def explained_variance(
     count: float, returns: float, squared_returns: float, errors: float, squared_errors: float
 ) -> float:
-    """`1 - Var(returns - values) / Var(returns)`, of sums over tokens."""
-    count = max(count, 1)
-    unexplained = squared_errors / count - (errors / count) ** 2
-    return 1 - unexplained / max(squared_returns / count - (returns / count) ** 2, 1e-8)
+    """`1 - Var(returns - values) / Var(returns)`, of sums over tokens.
+
+    NaN where there is nothing to explain: fewer than two tokens, or returns that differ by less than a thousandth of
+    their size, as on a solved task.
+    """
+    if count < 2:
+        return math.nan
+    variance = squared_returns / count - (returns / count) ** 2
+    if variance <= 1e-6 * squared_returns / count:
+        return math.nan
+    return 1 - (squared_errors / count - (errors / count) ** 2) / variance
 
 
 def value_losses(values: Tensor, old_values: Tensor, returns: Tensor, cliprange: float) -> Tensor:

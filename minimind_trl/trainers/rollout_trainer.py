@@ -41,7 +41,8 @@ from ..errors import InputError
 from ..evaluation.answers import until_end
 from ..evaluation.held_out import evaluating
 from ..models.decoding import can_sample, sample
-from ..rewards import Reward
+from ..rewards import Reward, declared_range
+from .doctor import RLDoctor
 from .lm_head import add_learned_positions_head, base_model, unpatched_copy
 from .metered import MeteredTrainer, count_tokens
 
@@ -56,14 +57,18 @@ _METHODS = {
     "_prepare_inputs": ("generation_batch",),
     "_generate": ("prompts",),
     "_generate_single_turn": ("prompt_ids", "images", "multimodal_fields", "num_generations"),
+    "_tokenize_prompts": ("prompts",),
 }
 _ATTRIBUTES = (
     *("_metrics", "_step", "_buffered_inputs", "_tokenizer", "generation_config", "generation_kwargs", "eos_token_ids"),
     *("num_generations_eval", "reward_weights", "reward_func_names", "ref_model", "beta", "temperature", "use_vllm"),
     *("_logs", "_pending_metrics", "_pending_extra_logs", "_entropy_bonus_enabled", "epsilon_low", "epsilon_high"),
     *("mask_truncated_completions", "aux_loss_enabled", "router_aux_loss_coef", "loss_type"),
+    *("chat_template", "chat_template_kwargs", "environment_factories", "tools", "rollout_func"),
 )
 _STATE = "rollout_state-{}.pt"
+_SHARED_STATE = _STATE.format("shared")
+TEMPLATE_KWARGS = "chat_template_kwargs"  # the column with a prompt's own arguments of the chat template
 _OVER_A_STEP = ("cispo", "dapo", "vespo")  # losses of which a micro-batch gives its part, and not a mean of its own
 _UNREWARDED = 10  # rollouts in a row without any reward that are too many; at the start one is
 _LOGITS_AT_ONCE = 2**23  # of each of two models, as float32: 34 MB
@@ -115,6 +120,9 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
     - `engine_weights()`: a context around the copying of weights to vLLM;
     - `trainer_state()` and `load_trainer_state(state)`: what a checkpoint must keep, tensors and plain values.
 
+    A conversational prompt may bring arguments of the chat template in the column `chat_template_kwargs`, which go
+    before those of `args`. Reward functions get the prompts as the model reads them as `rendered_prompts`.
+
     Evaluation answers the held-out prompts greedily, or at `eval_temperature` with a generator of its own, and leaves
     every random stream of the training alone: with it or without, the weights are the same. It reports `eval_reward`,
     `eval_rewards/NAME`, `eval_kl` (the KL to the reference over the whole vocabulary, at training's temperature, mean
@@ -140,6 +148,7 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
     needs_logps = False  # whether `Rollout.logps` is wanted
     kl_in_loss = True  # whether `beta` weighs TRL's term of the loss; else the subclass uses it
     loss_name = "policy_loss"  # of the loss without `extra_loss`, in the logs
+    shares_state = False  # whether `trainer_state` is the same in every process, and so is written once
     redraws = False  # whether each epoch over a rollout has minibatches of its own
 
     def __init__(self, model, reward_funcs=None, args=None, *positional, ref_model: nn.Module | None = None, **more):
@@ -171,9 +180,11 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
         self.num_tokens_generated = 0
         self.new_logps: Tensor | None = None  # (B, T) of the batch whose loss is computed, for `extra_loss`
         self._rewards: Tensor | None = None  # of the last batch, of all processes
+        self._rows: list[dict] = []  # whose prompts are being answered
         self._lengths = self._ended = torch.empty(0)  # of this process's completions in it
         self._unrewarded = _UNREWARDED - 1  # rollouts in a row without any reward
         self._frozen: dict[str, list[dict]] = {}
+        self._brief_doctors()
 
     # Hooks
 
@@ -204,6 +215,10 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
         pass
 
     # For subclasses
+
+    def declared_range(self) -> tuple[float, float]:
+        """Lowest and highest weighted sum of the rewards; infinite where a function does not declare it."""
+        return declared_range(self.reward_funcs, self.reward_weights.tolist())
 
     def record(self, **figures: float) -> None:
         """Figures for the next log; several of one name are averaged, and NaN says that there is none."""
@@ -281,6 +296,7 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
     def rewards_of(self, rows: list[dict], completion_ids: list[list[int]]) -> Tensor:
         """(N, functions) rewards, of all processes, of completions that are not the policy's: nothing is logged."""
         texts = self._tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
+        rows = [self._with_rendered_prompt(row) for row in rows]
         prompts = [row["prompt"] for row in rows]
         talk = is_conversational(rows[0])
         completions = [[{"role": "assistant", "content": text}] for text in texts] if talk else texts
@@ -317,6 +333,7 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict]) -> dict[str, Any]:
         training = self.model.training
         rows = self.choose_rows(inputs) if training else inputs
+        self._rows = rows = [self._with_rendered_prompt(row) for row in rows]
         seen = self.state.num_input_tokens_seen
         tokens = super()._generate_and_score_completions(rows)
         self.state.num_input_tokens_seen = seen  # counted where they are trained on
@@ -338,6 +355,29 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
             tokens["advantages"] = advantages
             self._show_advantages(advantages, rollout.mask)
         return tokens | rollout.extra
+
+    def _with_rendered_prompt(self, row: dict) -> dict:
+        if self.environment_factories is not None:  # which change the prompt
+            return row
+        prompt = row["prompt"]
+        return row | {"rendered_prompts": prompt if isinstance(prompt, str) else self._render(row, tokenize=False)}
+
+    def _render(self, row: dict, **how: Any) -> Any:
+        return self.processing_class.apply_chat_template(
+            row["prompt"],
+            tools=self.tools or None,
+            chat_template=self.chat_template,
+            add_generation_prompt=True,
+            **how,
+            **(self.chat_template_kwargs | (row.get(TEMPLATE_KWARGS) or {})),
+        )
+
+    def _tokenize_prompts(self, prompts: list) -> tuple:
+        own = any(row.get(TEMPLATE_KWARGS) for row in self._rows) and not isinstance(prompts[0], str)
+        if self.environment_factories is not None or not own:
+            return super()._tokenize_prompts(prompts)
+        rows = [row | {"prompt": prompt} for row, prompt in zip(self._rows, prompts, strict=True)]
+        return [self._render(row, tokenize=True, return_dict=True)["input_ids"] for row in rows], None, {}
 
     def _generate(self, prompts: list) -> tuple:
         generated = super()._generate(prompts)
@@ -440,6 +480,17 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
         if "loss" in logs:
             logs["num_tokens_generated"] = self.num_tokens_generated
         super().log(logs, start_time)
+
+    def add_callback(self, callback) -> None:
+        super().add_callback(callback)
+        if hasattr(self, "_frozen"):  # not while being built
+            self._brief_doctors()
+
+    def _brief_doctors(self) -> None:
+        """Tell a doctor what the rewards can be at best, which no log says."""
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, RLDoctor) and callback.reward_range is None:
+                callback.reward_range = self.declared_range()
 
     # Evaluation
 
@@ -636,24 +687,29 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
             "buffered": self._buffered_inputs,
             "num_tokens_generated": self.num_tokens_generated,
             "frozen": self._frozen,
-            "trainer": self.trainer_state(),
+            "trainer": None if self.shares_state else self.trainer_state(),
         }
         torch.save(state, Path(output_dir) / _STATE.format(self.args.process_index))
+        if self.shares_state and self.args.should_save:
+            torch.save(self.trainer_state(), Path(output_dir) / _SHARED_STATE)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
-        path = Path(checkpoint) / _STATE.format(self.args.process_index)
-        if not path.exists():
-            raise InputError(f"{checkpoint} has no {path.name}: it is no checkpoint of {type(self).__name__}")
-        # By its type, because torch.load knows no cpu:0, which is where several processes on a CPU are.
-        state = torch.load(path, map_location=self.accelerator.device.type, weights_only=True)
+        state = self._load_state(Path(checkpoint) / _STATE.format(self.args.process_index))
         self._step, self._buffered_inputs = state["step"], state["buffered"]
         self.num_tokens_generated, self._frozen = state["num_tokens_generated"], state["frozen"]
         if state["reference"] is not None:
             self._base_reference().load_state_dict(state["reference"])
-        self.load_trainer_state(state["trainer"])
+        shared = self.shares_state
+        self.load_trainer_state(self._load_state(Path(checkpoint) / _SHARED_STATE) if shared else state["trainer"])
+
+    def _load_state(self, path: Path) -> dict[str, Any]:
+        if not path.exists():
+            raise InputError(f"{path.parent} has no {path.name}: it is no checkpoint of {type(self).__name__}")
+        # By its type, because torch.load knows no cpu:0, which is where several processes on a CPU are.
+        return torch.load(path, map_location=self.accelerator.device.type, weights_only=True)
 
     # Set-up
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from ..errors import InputError
 from .rollout_config import CLIPPED, SingleRolloutConfig, refuse_given
 
-_GLOBAL = {"rho_min": 0.5, "rho_max": 0.96, "reward_range": [-3.0, 3.0], "beta": 0.02, "loss_type": "grpo"}
-_PROMPT = {"rho_min": 0.875, "rho_max": 0.96, "reward_range": None, "beta": 0.0, "loss_type": "dapo"}
+_GLOBAL = {"rho_min": 0.5, "rho_max": 0.96, "beta": 0.02, "loss_type": "grpo"}
+_PROMPT = {"rho_min": 0.875, "rho_max": 0.96, "beta": 0.0, "loss_type": "dapo"}
 
 
 @dataclass
@@ -15,7 +15,11 @@ class SPOConfig(SingleRolloutConfig):
     """Single-stream policy optimisation (arXiv 2509.13232): one completion per prompt, no group, no critic.
 
     `tracker="global"` is MiniMind's own train_spo.py: one tracker, advantages within +-5 and not normalised, a KL to
-    the reference in the loss, rewards of [-3, 3]. What is None takes the tracker's default.
+    the reference in the loss. What is None takes the tracker's default.
+
+    `rho_divergence` says how far the policy has moved from its last answer to a prompt, over that answer's tokens:
+    "abs", the mean of |change of log-probability|, is the authors' code (verl, recipe/spo), for which the half-life of
+    0.06 was chosen; "k3" is an unbiased estimate of the KL, much smaller, so that more of the past is kept.
 
     `opponent="snapshot"` is self-play, as MiniMind's documents use the name: the reward of a completion is 1, 1/2 or 0
     where it beats, equals or loses to that of an earlier policy on the same prompt, judged by the same rewards.
@@ -27,11 +31,15 @@ class SPOConfig(SingleRolloutConfig):
     tracker: str = field(default="prompt", metadata={"help": "prompt: one for each; global: MiniMind's, one for all."})
     reward_range: list[float] | None = field(
         default=None,
-        metadata={"help": "Lowest and highest reward; default: the reward functions' own, for global -3 3."},
+        metadata={"help": "Lowest and highest weighted reward; default: what the reward functions declare."},
     )
     rho_min: float | None = field(default=None, metadata={"help": "Least that is kept of what is known; 0.875, 0.5."})
     rho_max: float | None = field(default=None, metadata={"help": "Most that is kept; 0.96."})
-    rho_half_life: float = field(default=0.06, metadata={"help": "KL, in nats, at which half is kept."})
+    rho_half_life: float = field(default=0.06, metadata={"help": "Divergence, in nats, at which half is kept."})
+    rho_divergence: str = field(
+        default="abs",
+        metadata={"help": "abs: mean change of log-probability, the authors'; k3: the KL (tracker prompt)."},
+    )
     init_rollouts: int = field(
         default=0, metadata={"help": "Answers to every prompt before training, which tell where it stands."}
     )
@@ -56,6 +64,10 @@ class SPOConfig(SingleRolloutConfig):
         problems = []
         if self.tracker not in ("prompt", "global"):
             problems.append(f"--tracker {self.tracker!r}: prompt or global")
+        if self.rho_divergence not in ("abs", "k3"):
+            problems.append(f"--rho_divergence {self.rho_divergence!r}: abs or k3")
+        if self.tracker == "global" and self.rho_divergence != "abs":
+            problems.append("--rho_divergence is for --tracker prompt")
         if self.opponent not in (None, "snapshot"):
             problems.append(f"--opponent {self.opponent!r}: snapshot, or leave it out")
         for name, value in (_GLOBAL if self.tracker == "global" else _PROMPT).items():

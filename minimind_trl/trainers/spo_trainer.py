@@ -1,22 +1,24 @@
 """Single-stream policy optimisation, and self-play, on GRPOTrainer's rollouts."""
 
+import json
 import math
 from typing import Any, ClassVar
 
 import torch
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 from torch import Tensor
 from transformers import TrainerCallback
 from trl.trainer.utils import pad
 
 from ..errors import InputError
+from ..rewards import declared_range
 from .advantages import k3
 from .opponents import OpponentPool
-from .rollout_trainer import Rollout, RolloutTrainer
+from .rollout_trainer import TEMPLATE_KWARGS, Rollout, RolloutTrainer
 from .spo_config import SPOConfig
 from .value_tracker import GlobalTracker, PromptTracker
 
-PROMPT_NUMBER = "prompt_number"  # the column that tells which row of the training data a prompt is
+PROMPT_NUMBER = "prompt_number"  # the column that tells which of the different prompts a row has
 
 
 class SPOTrainer(RolloutTrainer):
@@ -24,11 +26,13 @@ class SPOTrainer(RolloutTrainer):
 
     Rewards are mapped to [0, 1] from their declared range. A tracker's baseline is subtracted, and with
     `tracker="prompt"` the differences are normalised over the global batch. The loss is TRL's clipped surrogate (0.2
-    and 0.28), with an optional KL to the reference. Prompts are drawn with weight `sqrt(v (1 - v)) + floor`, without
-    replacement within a batch; how often a prompt comes back follows from that and not from epochs.
+    and 0.28), with an optional KL to the reference. Rows are drawn with weight `sqrt(v (1 - v)) + floor`, without
+    replacement within a batch; how often a prompt comes back follows from that and not from epochs. Rows with the same
+    prompt share its history (with an environment, which adds to the prompt, rows that are equal in all columns do).
 
     How far the policy has moved since it last answered a prompt, which decides how much of the prompt's history counts,
-    is estimated on that answer: the mean over its tokens of k3 of the log-probabilities then and now.
+    is taken on that answer: the mean over its tokens of the change of their log-probability since then, as in the
+    authors' code, or of its k3 (`rho_divergence`). Without `init_rollouts` a prompt starts at Beta(1/2, 1/2), theirs.
 
     Trackers, stored answers, draws and opponents are the same in every process, and in checkpoints.
 
@@ -58,21 +62,24 @@ class SPOTrainer(RolloutTrainer):
     eprint       = {arXiv:2509.13232},
 }""",
     }
-    needs_logps = True
+    needs_logps = shares_state = True
 
     def __init__(self, model, reward_funcs=None, args: SPOConfig | None = None, train_dataset=None, *rest, **more):
         if train_dataset is None:
             raise ValueError("SPO needs a train_dataset: it keeps a record of every prompt")
         if isinstance(train_dataset, IterableDataset):
             raise InputError("SPO keeps a record of every prompt and cannot train on a stream: set streaming: false")
-        train_dataset = train_dataset.add_column(PROMPT_NUMBER, range(len(train_dataset)))
         super().__init__(model, reward_funcs, args, train_dataset, *rest, **more)
+        self._refuse_unequal_games()
+        numbers = prompt_numbers(self.train_dataset, whole_rows=self.environment_factories is not None)
+        self.train_dataset = self.train_dataset.add_column(PROMPT_NUMBER, numbers)
+        self._number_of_row = torch.tensor(numbers)
         self._ends: list[list[float]] | None = None  # lowest and highest weighted reward of each function
-        self.reward_range = self._declared_range()
+        self.reward_range = self._range_of_rewards()
         bounds = {"half_life": args.rho_half_life, "rho_min": args.rho_min, "rho_max": args.rho_max}
         per_prompt = args.tracker == "prompt"
-        self.tracker = PromptTracker(len(train_dataset), **bounds) if per_prompt else GlobalTracker(**bounds)
-        self._answers: dict[int, tuple[list[int], list[int], list[float]]] = {}
+        self.tracker = PromptTracker(max(numbers) + 1, **bounds) if per_prompt else GlobalTracker(**bounds)
+        self._answers: dict[int, tuple[Tensor, Tensor]] = {}  # ids and log-probabilities, NaN of a tool's tokens
         self._draws = torch.Generator().manual_seed(args.seed)
         self.opponents = None
         if args.opponent:
@@ -82,6 +89,13 @@ class SPOTrainer(RolloutTrainer):
             self.add_callback(_KeepOpponents(self))
         self._initialised = not (per_prompt and args.init_rollouts)
 
+    def _refuse_unequal_games(self) -> None:
+        if self.args.opponent and (self.tools or self.environment_factories is not None or self.rollout_func):
+            raise InputError(
+                "--opponent snapshot: the opponent answers in one turn, without tools, environments or a rollout_func, "
+                "so that a win would not be the policy's: leave those out, or the opponent"
+            )
+
     # Rollouts
 
     def choose_rows(self, rows: list[dict]) -> list[dict]:
@@ -90,10 +104,11 @@ class SPOTrainer(RolloutTrainer):
         if self.args.tracker == "global" or not self.args.prioritized_sampling:
             return rows
         weights = self.tracker.weights(self.args.sampling_floor)
+        rows_of = torch.bincount(self._number_of_row) * weights
         count = len(rows) * self.accelerator.num_processes
-        chosen = torch.multinomial(weights, count, generator=self._draws).tolist()
-        self.record(effective_prompts=(weights.sum() ** 2 / weights.square().sum()).item())
-        return [self.train_dataset[number] for number in self.own(chosen, len(rows))]
+        chosen = torch.multinomial(weights[self._number_of_row], count, generator=self._draws).tolist()
+        self.record(effective_prompts=(rows_of.sum() ** 2 / rows_of.square().sum()).item())
+        return [self.train_dataset[row] for row in self.own(chosen, len(rows))]
 
     def advantages(self, rollout: Rollout) -> Tensor:
         rewards = self._normalised(rollout.gathered)
@@ -140,18 +155,25 @@ class SPOTrainer(RolloutTrainer):
 
     # Rewards
 
-    def _declared_range(self) -> tuple[float, float]:
-        """Lowest and highest weighted sum of the rewards."""
-        if self.args.reward_range is not None:
-            return tuple(self.args.reward_range)
-        low = high = 0.0
+    def _range_of_rewards(self) -> tuple[float, float]:
+        """Lowest and highest weighted sum of the rewards: `reward_range`, which must hold all that is declared."""
+        low, high = self.declared_range()
+        given = self.args.reward_range
+        if given is not None:
+            problems = [f"as low as {low:g}"] * (-math.inf < low < given[0] - 1e-6)
+            problems += [f"as high as {high:g}"] * (math.inf > high > given[1] + 1e-6)
+            if problems:
+                raise InputError(
+                    f"--reward_range {given[0]:g} {given[1]:g}: the rewards may be {' and '.join(problems)}, by what "
+                    "they declare: widen it, or leave it out"
+                )
+            return tuple(given)
         self._ends = []
         for name, function, weight in zip(self.reward_func_names, self.reward_funcs, self.reward_weights, strict=True):
-            ends = sorted(weight.item() * getattr(function, end, math.nan) for end in ("low", "high"))
+            ends = declared_range([function], [weight.item()])
             if not all(map(math.isfinite, ends)):
                 raise InputError(f"the range of reward {name} is not known: give --reward_range LOWEST HIGHEST")
-            self._ends.append(ends)
-            low, high = low + ends[0], high + ends[1]
+            self._ends.append(list(ends))
         if low == high:
             raise InputError(f"all rewards are {low:g}: nothing to learn from")
         return low, high
@@ -204,47 +226,51 @@ class SPOTrainer(RolloutTrainer):
     # What the policy said last
 
     def _divergences(self, rollout: Rollout) -> Tensor:
-        """(N,) nats per token between the policy that last answered each prompt and this one; 0 for a first answer."""
+        """(N,) how far the policy is, per token, from the one that last answered each prompt; 0 for a first answer."""
         stored = [self._answers.get(row[PROMPT_NUMBER]) for row in rollout.rows]
         mine = [0.0] * len(stored)
         if any(self.gathered([any(stored)])):
             # A stand-in for those without: all processes go forward equally often, as a sharded model must.
-            moved = self._moved([answer or ([0], [0], [0.0]) for answer in stored])
+            moved = self._moved(rollout.tokens, [answer or (torch.zeros(1), torch.zeros(1)) for answer in stored])
             mine = [value if answer else 0.0 for value, answer in zip(moved, stored, strict=True)]
         return torch.tensor(self.gathered(mine), dtype=torch.float64)
 
-    def _moved(self, answers: list[tuple[list[int], list[int], list[float]]]) -> list[float]:
-        prompts, completions, then = ([torch.tensor(part) for part in parts] for parts in zip(*answers, strict=True))
-        fill, device = self._tokenizer.pad_token_id, self.accelerator.device
+    def _moved(self, asked: dict[str, Any], answers: list[tuple[Tensor, Tensor]]) -> list[float]:
+        device = self.accelerator.device
 
-        def padded(parts: list[Tensor], value: float, side: str) -> Tensor:
-            return pad(parts, padding_value=value, padding_side=side).to(device)
+        def padded(parts: list[Tensor], value: float) -> Tensor:
+            return pad(parts, padding_value=value, padding_side="right").to(device)
 
         tokens = {
-            "prompt_ids": padded(prompts, fill, "left"),
-            "prompt_mask": padded([torch.ones_like(ids) for ids in prompts], 0, "left"),
-            "completion_ids": padded(completions, fill, "right"),
-            "completion_mask": padded([torch.ones_like(ids) for ids in completions], 0, "right"),
+            "prompt_ids": asked["prompt_ids"],  # of the same prompts
+            "prompt_mask": asked["prompt_mask"],
+            "completion_ids": padded([ids.long() for ids, _ in answers], self._tokenizer.pad_token_id),
+            "completion_mask": padded([torch.ones(len(ids), dtype=torch.long) for ids, _ in answers], 0),
         }
+        then = padded([logps for _, logps in answers], math.nan)
         now, _ = self.logps_of(self.model, tokens)
-        mask, shift = tokens["completion_mask"], now - padded(then, 0.0, "right")
-        return ((k3(shift) * mask).sum(1) / mask.sum(1).clamp(min=1)).tolist()
+        mask = ~then.isnan()
+        shift = torch.where(mask, now - then, 0.0)
+        moved = k3(shift) if self.args.rho_divergence == "k3" else shift.abs()
+        return (moved.sum(1) / mask.sum(1).clamp(min=1)).tolist()
 
     def _store(self, rollout: Rollout, counted: Tensor) -> None:
         tokens, mine = rollout.tokens, []
+        logps = rollout.logps.masked_fill(rollout.mask == 0, math.nan)  # of tools, and of padding
         for place, row in enumerate(rollout.rows):
-            asked = tokens["prompt_ids"][place][tokens["prompt_mask"][place].bool()].tolist()
             length = int(tokens["completion_mask"][place].sum())
             if not length or not counted[place]:  # masked because it was cut off, or without a reward
                 continue
-            said = tokens["completion_ids"][place][:length].tolist()
-            mine.append((row[PROMPT_NUMBER], (asked, said, rollout.logps[place][:length].tolist())))
+            ids = tokens["completion_ids"][place, :length].to("cpu", torch.int32, copy=True)
+            mine.append((row[PROMPT_NUMBER], (ids, logps[place, :length].to("cpu", torch.float32, copy=True))))
         self._answers.update(self.gathered(mine))
 
     @torch.no_grad()
     def _initialise(self) -> None:
         """Ask every prompt `init_rollouts` times, as evaluation does, and start the tracker there."""
-        rows, count = list(self.train_dataset), self.args.init_rollouts
+        first = {number: row for row, number in reversed(list(enumerate(self._number_of_row.tolist())))}
+        rows = [self.train_dataset[first[number]] for number in range(len(first))]
+        count = self.args.init_rollouts
         with self._apart(), self._sampling(self.temperature):
             answered = self._answered([row for row in rows for _ in range(count)])
         self._metrics["eval"].clear()
@@ -268,7 +294,7 @@ class SPOTrainer(RolloutTrainer):
     def trainer_state(self) -> dict[str, Any]:
         return {
             "tracker": self.tracker.state(),
-            "answers": self._answers,
+            "answers": packed(self._answers),
             "draws": self._draws.get_state(),
             "opponents": self.opponents and self.opponents.state(),
             "initialised": self._initialised,
@@ -276,7 +302,7 @@ class SPOTrainer(RolloutTrainer):
 
     def load_trainer_state(self, state: dict[str, Any]) -> None:
         self.tracker.load(state["tracker"])
-        self._answers, self._initialised = state["answers"], state["initialised"]
+        self._answers, self._initialised = unpacked(state["answers"]), state["initialised"]
         self._draws.set_state(state["draws"].cpu())
         if self.opponents is not None:
             self.opponents.load(state["opponents"])
@@ -290,6 +316,31 @@ class _KeepOpponents(TrainerCallback):
         if state.global_step % args.opponent_interval == 0:
             policy = self.trainer.accelerator.unwrap_model(self.trainer.model)
             self.trainer.opponents.add(policy, state.global_step)
+
+
+def prompt_numbers(rows: Dataset, whole_rows: bool = False) -> list[int]:
+    """A number for each row, from 0, that equal prompts share."""
+    columns = rows.column_names if whole_rows else [c for c in ("prompt", TEMPLATE_KWARGS) if c in rows.column_names]
+    known: dict[str, int] = {}
+    texts = (json.dumps(row, sort_keys=True, default=str) for row in rows.select_columns(columns))
+    return [known.setdefault(text, len(known)) for text in texts]
+
+
+def packed(answers: dict[int, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """Answers as four tensors, 8 bytes a token in a file, without a header for each answer."""
+    ids, logps = ([pair[part] for pair in answers.values()] for part in (0, 1))
+    return {
+        "numbers": torch.tensor(list(answers), dtype=torch.long),
+        "lengths": torch.tensor([len(part) for part in ids], dtype=torch.long),
+        "ids": torch.cat(ids) if ids else torch.empty(0, dtype=torch.int32),
+        "logps": torch.cat(logps) if logps else torch.empty(0),
+    }
+
+
+def unpacked(state: dict[str, Tensor]) -> dict[int, tuple[Tensor, Tensor]]:
+    lengths = state["lengths"].tolist()
+    pairs = zip(*(state[name].cpu().split(lengths) for name in ("ids", "logps")), strict=True)
+    return dict(zip(state["numbers"].tolist(), pairs, strict=True))
 
 
 def wins_over(theirs: Tensor, ours: Tensor) -> Tensor:

@@ -15,19 +15,28 @@ class PromptTracker:
     """A Beta distribution over each prompt's reward (Single-stream Policy Optimization, arXiv 2509.13232, section 3).
 
     Rewards are in [0, 1]. The baseline is `v = a / (a + b)` *before* the update; after it `a = rho a + r` and
-    `b = rho b + 1 - r`, with rho of `forgetting`. What is known at first weighs as much as `N_init = 1 / (1 - rho_min)`
-    answers, the memory of a tracker that forgets fastest.
+    `b = rho b + 1 - r`, with rho of `forgetting`. What `initialise` learns weighs as much as `N_init =
+    1 / (1 - rho_min)` answers, the memory of a tracker that forgets fastest. Of a prompt of which nothing is known a
+    and b are `prior`, 1/2 in the authors' code (verl, recipe/spo): its first answers move it at once.
 
     Args:
         prompts: how many there are.
         half_life: D_half, in nats.
         rho_min, rho_max: bounds of rho.
+        prior: a and b at first, unless `initialise` sets them.
     """
 
-    def __init__(self, prompts: int, half_life: float = 0.06, rho_min: float = 0.875, rho_max: float = 0.96):
+    def __init__(
+        self,
+        prompts: int,
+        half_life: float = 0.06,
+        rho_min: float = 0.875,
+        rho_max: float = 0.96,
+        prior: float = 0.5,
+    ):
         self.half_life, self.rho_min, self.rho_max = half_life, rho_min, rho_max
         self.start = 1 / (1 - rho_min)
-        self.a = torch.full((prompts,), self.start / 2, dtype=torch.float64)
+        self.a = torch.full((prompts,), prior, dtype=torch.float64)
         self.b = self.a.clone()
 
     def initialise(self, rewards: Tensor) -> None:

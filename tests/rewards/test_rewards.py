@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from minimind_trl.errors import InputError
 from minimind_trl.models import MiniMindForCausalLM, MiniMindForSequenceClassification
-from minimind_trl.rewards import REWARDS, Reward, RewardModel, load_rewards
+from minimind_trl.rewards import REWARDS, Reward, RewardModel, declared_range, load_rewards
 from minimind_trl.tokenization import tiny_tokenizer
 from tests.conftest import small_config
 
@@ -61,6 +61,43 @@ def values(spec: str, *texts: str, **columns) -> list[float]:
 def test_a_named_reward(spec, text, columns, expected):
     [value] = values(spec, text, **{name: [column] for name, column in columns.items()})
     assert value == (expected if expected is None else pytest.approx(expected))
+
+
+OPEN, CLOSED = "<|im_start|>assistant\n<think>\n", "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+FORM = "regex:pattern='<think>.*</think>\\s*\\d'"
+
+
+@pytest.mark.parametrize(
+    ("spec", "prompt", "text", "expected"),
+    [
+        ("think_format", OPEN, "hm\n</think>\n4", 1),
+        ("think_format", OPEN, "hm", 0),
+        ("think_format", OPEN, "<think>\nhm\n</think>\n4", 0),  # twice
+        ("think_format", CLOSED, "4", 1),
+        ("think_format", CLOSED, "<think>\nhm\n</think>\n4", 0),
+        ("think_format", "what is <think>?", "hm\n</think>\n4", 0),
+        ("tag_count", OPEN, "hm</think><answer>4</answer>", 1),
+        ("tag_count", OPEN, "hm", 0.25),
+        (FORM, OPEN, "hm\n</think>\n\n4", 1),
+        (FORM, "?", "hm\n</think>\n\n4", 0),
+        ("regex:pattern='\\d'", CLOSED, "4", 1),
+        ("thinking:low=2,high=9", OPEN, "hmm</think>4", 1.25),
+    ],
+)
+def test_the_form_may_begin_in_the_prompt(spec, prompt, text, expected):
+    """As text, or as messages of which the trainer tells how the model reads them."""
+    [reward], _ = load_rewards([spec])
+    shown = {"completions": [said(text)], "completion_ids": [[1]]}
+    assert reward(prompts=[prompt], **shown) == [expected]
+    messages = [[{"role": "user", "content": "?"}]]
+    assert reward(prompts=messages, rendered_prompts=[prompt], **shown) == [expected]
+
+
+def test_the_range_of_a_weighted_sum():
+    rewards, _ = load_rewards(["exact_match", "repetition_penalty", "length:inside=1,outside=-1"])
+    assert declared_range(rewards, [2.0, 1.0, -1.0]) == (-1.5, 3.0)
+    assert declared_range([lambda: None], [0.0]) == (0.0, 0.0)
+    assert declared_range([*rewards, lambda: None], [1.0, 1.0, 1.0, 1.0]) == (-math.inf, math.inf)
 
 
 def test_reasoning_gym_scores_its_own_tasks():

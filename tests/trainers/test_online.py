@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig
 
 from minimind_trl.errors import InputError
 from minimind_trl.trainers import PPOConfig, RLDoctor, RolloutConfig, SPOConfig
 from minimind_trl.trainers.rollout_trainer import broken_contract
+from minimind_trl.trainers.spo_trainer import packed
 from tests.conftest import REPOSITORY
 from tests.forking import accelerate_environment, run
-from tests.trainers.online import METHODS, bandit_model, bounded, equal, moved, online, prompts, weights
+from tests.trainers.online import METHODS, bandit_model, bounded, equal, low_ids, moved, online, prompts, weights
 
 ALL = list(METHODS)
 METRICS = {
@@ -69,7 +71,7 @@ def test_a_bandit_is_solved(tmp_path, method):
     rewards = [log["reward"] for log in logs if "reward" in log]
     assert rewards[-1] > rewards[0]
     if method == "ppo":
-        assert after["eval_value_loss"] < before["eval_value_loss"] and "eval_explained_variance" in after
+        assert after["eval_value_loss"] < before["eval_value_loss"] and "eval_explained_variance" in before
 
 
 @pytest.mark.parametrize("method", ALL)
@@ -117,7 +119,7 @@ def test_a_resume_is_exact_within_a_rollout_too(tmp_path, method, stopped):
     if method == "spo":
         numbers = torch.arange(64)
         assert torch.equal(whole.tracker.baselines(numbers), again.tracker.baselines(numbers))
-        assert whole._answers == again._answers
+        assert equal(packed(whole._answers), packed(again._answers))
     assert whole.num_tokens_generated == again.num_tokens_generated
 
 
@@ -260,7 +262,7 @@ def test_two_processes_learn_what_one_does(tmp_path, method):
     assert first["figures"] == second["figures"]
     learned_the_same(first, one)
     if method == "spo":
-        assert first["state"]["answers"] == second["state"]["answers"]
+        assert equal(first["state"]["answers"], second["state"]["answers"])
         for name, tensor in first["state"]["tracker"].items():
             assert torch.equal(tensor, second["state"]["tracker"][name])
             torch.testing.assert_close(tensor, one["state"]["tracker"][name], atol=1e-4, rtol=1e-4)
@@ -315,7 +317,7 @@ def test_answers_before_training_set_the_baselines(tmp_path):
 
 def test_the_global_tracker_trains_as_minimind_does(tmp_path):
     trainer = online("spo", tmp_path, reward=bounded(), tracker="global")
-    assert trainer.reward_range == (-3.0, 3.0) and trainer.beta == 0.02 and trainer.ref_model is not None
+    assert trainer.reward_range == (0.0, 1.0) and trainer.beta == 0.02 and trainer.ref_model is not None
     trainer.train()
     assert trainer.tracker.mean_logp is not None
 
@@ -354,8 +356,11 @@ def test_settings_that_make_no_sense_are_refused(tmp_path, config, options, mess
 
 
 def test_rewards_outside_of_the_declared_range_are_an_error(tmp_path):
-    trainer = online("spo", tmp_path, reward_range=[0.0, 0.1])
-    with pytest.raises(InputError, match=r"the reward .* \(low_ids .*\) is outside --reward_range 0 0.1"):
+    def undeclared(prompts, completions, completion_ids, **_):
+        return low_ids(prompts, completions, completion_ids)
+
+    trainer = online("spo", tmp_path, reward=undeclared, reward_range=[0.0, 0.1])
+    with pytest.raises(InputError, match=r"the reward .* \(undeclared .*\) is outside --reward_range 0 0.1"):
         trainer.train()
 
 
@@ -415,6 +420,30 @@ def test_a_range_that_nobody_declared_is_asked_for(tmp_path):
 
     with pytest.raises(InputError, match="the range of reward lengths is not known: give --reward_range"):
         online("spo", tmp_path, reward=lengths)
+
+
+def test_a_prompt_may_bring_arguments_of_the_template_and_rewards_see_what_the_model_reads(tmp_path):
+    seen = {}
+
+    def watching(prompts, completions, completion_ids, rendered_prompts, **_):
+        seen.update({prompt[-1]["content"]: text for prompt, text in zip(prompts, rendered_prompts, strict=True)})
+        return low_ids(prompts, completions, completion_ids)
+
+    rows = prompts(16).to_list()
+    rows = [row | {"chat_template_kwargs": {"open_thinking": n % 2 == 0}} for n, row in enumerate(rows)]
+    trainer = online("grpo", tmp_path, reward=watching, rows=Dataset.from_list(rows))
+    asked, single_turn = [], trainer._generate_single_turn
+
+    def listening(prompt_ids, *rest, **named):
+        asked.extend(trainer.processing_class.batch_decode(prompt_ids))
+        return single_turn(prompt_ids, *rest, **named)
+
+    trainer._generate_single_turn = listening
+    trainer.answer(rows)
+    assert set(seen.values()) == set(asked) and len(asked) == 16
+    for number in range(16):
+        end = "<think>\n" if number % 2 == 0 else "<think>\n\n</think>\n\n"
+        assert seen[f"say {number}"].endswith(f"assistant\n{end}")
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,7 @@ CHANGES = {
         "rho_min": (0.5, OFTEN),
         "rho_max": (0.88, OFTEN),
         "rho_half_life": (1e-4, OFTEN | {"rho_min": 0.1}),
+        "rho_divergence": ("k3", OFTEN | {"rho_min": 0.1}),
         "init_rollouts": 2,
         "prioritized_sampling": False,
         "sampling_floor": (5.0, {"max_steps": 12, "per_device_train_batch_size": 4}),
@@ -219,6 +220,7 @@ REASONS = {
     "which columns rewards see": "remove_unused_columns label_names",
     "for tools, which only Python code can give": "max_tool_calling_iterations",
     "the rewards themselves, which tests/rewards tests": "reward_funcs",
+    "what the recipe asks and refuses, in tests/recipes/test_online_check.py": "thinking_ratio allow_equal_rewards",
 }
 
 

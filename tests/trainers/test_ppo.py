@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 
 from minimind_trl.errors import InputError
 from minimind_trl.models import MiniMindForSequenceClassification, MiniMindForTokenClassification
-from minimind_trl.trainers import PPOConfig
+from minimind_trl.recipe.online import PPORecipeConfig
 from minimind_trl.trainers.advantages import generalized_advantages, whiten
 from tests.trainers.online import bandit_model, equal, moved, online, weights
 
@@ -157,9 +157,9 @@ def test_actor_and_critic_are_clipped_apart(tmp_path, largest):
 
 
 def test_a_critic_learns_ten_times_as_fast_unless_told(tmp_path):
-    common = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "learning_rate": 1e-5}
-    assert PPOConfig(**common).critic_learning_rate == pytest.approx(1e-4)
-    assert PPOConfig(**common, critic_learning_rate=1e-5).critic_learning_rate == 1e-5
+    assert online("ppo", tmp_path, critic_learning_rate=1e-5).args.critic_learning_rate == 1e-5
+    recipe = PPORecipeConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
+    assert recipe.critic_learning_rate is None, "the recipe's own learning rate is not known yet"
     trainer = online("ppo", tmp_path, critic_learning_rate=None, learning_rate=1e-3, max_steps=1)
     trainer.train()
     [log] = [log for log in trainer.state.log_history if "critic_lr" in log]

@@ -13,7 +13,7 @@ def test_half_is_kept_at_the_half_life_within_bounds():
 
 
 def test_a_prompt_s_baseline_is_of_before_the_update():
-    tracker = PromptTracker(3)  # N_init = 1 / (1 - 0.875) = 8
+    tracker = PromptTracker(3, prior=4)
     prompts = torch.tensor([1])
     assert tracker.baselines(prompts).item() == 0.5
     rho = tracker.update(prompts, torch.tensor([1.0]), torch.tensor([0.0]))
@@ -36,6 +36,14 @@ def test_prompts_that_are_sometimes_right_are_drawn_more_often():
     tracker = PromptTracker(2)
     tracker.a, tracker.b = torch.tensor([4.0, 8.0]).double(), torch.tensor([4.0, 0.0]).double()
     assert tracker.weights(0.05).tolist() == pytest.approx([0.55, 0.05])
+
+
+def test_without_answers_beforehand_a_prompt_starts_where_the_authors_start_it():
+    """verl, recipe/spo: a = b = 1/2, so that a first reward of 1 lifts v to (0.96 / 2 + 1) / (0.96 + 1)."""
+    tracker, prompt = PromptTracker(1), torch.tensor([0])
+    assert tracker.baselines(prompt).item() == 0.5
+    tracker.update(prompt, torch.tensor([1.0]), torch.tensor([0.0]))
+    assert tracker.baselines(prompt).item() == pytest.approx(1.48 / 1.96)
 
 
 def test_the_state_comes_back():
