@@ -17,11 +17,36 @@ class MixtureError(InputError):
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on (a loss that is not a number, a disk that is full); no bad input, so exit code 1."""
+    """Training cannot go on (a loss that is not a number, a disk that is full); no bad input, so exit code 1.
+
+    Attributes:
+        unexpected: the error behind it where nobody foresaw it, so that its traceback should be shown too.
+    """
+
+    unexpected: BaseException | None = None
+
+
+class SavingError(TrainingError):
+    """A checkpoint or a model could not be written."""
 
 
 class TrainingInterrupted(SystemExit):
     """Training was stopped by a signal and has saved itself; ends the program with 128 + the signal's number."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal other than Ctrl-C came where there was nothing to save yet; libraries clean up as for a Ctrl-C."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.number = number
+
+
+def described(error: BaseException) -> str:
+    """An error's type and what it says, on one line."""
+    called = isinstance(error, SystemExit)  # which says no more than its code
+    says = f"sys.exit({'' if error.code is None else repr(error.code)}) was called" if called else error
+    return " ".join(f"{type(error).__name__}: {says}".split()).removesuffix(":")
 
 
 def nearest(name: str, known: Iterable[str], listed: bool = False) -> str:

@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable
 
-from .errors import InputError, nearest
+from .errors import InputError, described, nearest
 
 
 @functools.cache
@@ -19,8 +19,8 @@ def imported(name: str) -> Callable:
     module_name, _, function_name = name.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
-        raise InputError(f"cannot import {module_name!r}: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # a script without `if __name__ == "__main__"` may end the program
+        raise InputError(f"cannot import {module_name!r}: {described(error)}") from error
     function = getattr(module, function_name, None)
     if not callable(function):
         hint = nearest(function_name, [key for key, value in vars(module).items() if callable(value)])

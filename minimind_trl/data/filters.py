@@ -25,11 +25,12 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from .. import patterns
-from ..errors import MixtureError, nearest
+from ..errors import MixtureError, described, nearest
 from ..imports import imported, refuse_foreign
 from .quality import code_of, code_quality_score, code_ratio, parses, quality_score
 
 Share = Annotated[float, Field(ge=0, le=1)]
+_SHOWN = 80  # characters of a row, in messages
 
 
 @dataclass
@@ -275,13 +276,24 @@ class CustomFilter(Filter):
     def reason(self, candidate: Candidate) -> str | None:
         try:
             answer = imported(self.type)(copy.deepcopy(candidate.row), **self.model_extra)
-        except Exception as error:
-            raise MixtureError(f"filter {self.type} failed: {type(error).__name__}: {error}") from error
+        except (Exception, SystemExit) as error:
+            raise MixtureError(
+                f"filter {self.type} failed: {described(error)}; for the row {_begin(candidate)}"
+            ) from error
         if isinstance(answer, bool):
             return None if answer else f"{self.type}: dropped"
         if isinstance(answer, str) and answer:
             return f"{self.type}: {answer}"
-        raise MixtureError(f"filter {self.type} returned {answer!r}, not True, False or a reason to drop the row")
+        raise MixtureError(
+            f"filter {self.type} returned {answer!r}, not True, False or a reason to drop the row; for the row "
+            f"{_begin(candidate)}"
+        )
+
+
+def _begin(candidate: Candidate) -> str:
+    """How a row begins, for messages."""
+    text = candidate.text
+    return repr(text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}...")
 
 
 BUILTIN_FILTERS: dict[str, type[Filter]] = {

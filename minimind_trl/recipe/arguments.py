@@ -3,7 +3,9 @@
 import dataclasses
 import os
 import re
+import signal
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,14 +18,15 @@ from transformers import logging as transformers_logging
 from transformers.trainer_utils import IntervalStrategy
 from trl import DPOConfig, ModelConfig, RewardConfig, SFTConfig, TrlParser
 
-from ..errors import InputError, TrainingError, nearest
+from ..errors import InputError, TrainingError, TrainingInterrupted, described, nearest
 from ..files import full_disk
 from ..hardware import has_fast_bf16
 from ..models import PRESETS
 from ..models.adapters import is_native
 from ..yaml_files import load_yaml
 from .learning_rates import WARMUP
-from .processes import load_models_whole, refuse_other_launch
+from .output_folder import holds_output_folder, release_output_folders
+from .processes import ending_on_signals, load_models_whole, refuse_other_launch
 
 
 @dataclass
@@ -123,6 +126,10 @@ class Machine:
     )
     gradient_checkpointing: bool = field(
         default=False, metadata={"help": "Trade compute for memory; models of this size fit without."}
+    )
+    report_to: list[str] = field(  # transformers reads a single one from the command line
+        default_factory=lambda: ["none"],
+        metadata={"help": "Trackers, one or more: tensorboard, trackio, wandb, ...; all that are installed; or none."},
     )
 
     def __post_init__(self):
@@ -300,21 +307,50 @@ def report_to_wandb(args: RecipeArguments, config, recipe: str) -> None:
     os.environ["WANDB_PROJECT"] = args.wandb_project or f"MiniMind-{recipe}"
 
 
+def name_project(args: RecipeArguments, config, recipe: str) -> None:
+    """Name the project as WandB's for trackers that take it from `--project`, such as trackio, unless that is given."""
+    if config.project == type(config).__dataclass_fields__["project"].default:
+        config.project = args.wandb_project or f"MiniMind-{recipe}"
+
+
 def run_recipe(main: Callable[[], None]) -> None:
     """Run a recipe's `main` and exit: 0 when done, 2 on bad input and 1 where training broke off, both with a message.
 
-    A signal ends it with 130 or 143 once the state is saved; all else in a traceback and 1.
+    A signal ends it with 128 + its number (130 for Ctrl-C), once the state is saved where there is one. All else,
+    `sys.exit()` in a function of the user's included, ends with 1 and says where it came from.
     """
     transformers_logging.disable_progress_bar()
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
-        main()
+        with ending_on_signals():
+            main()
     except (InputError, TrainingError) as error:
+        if unexpected := getattr(error, "unexpected", None):
+            traceback.print_exception(unexpected)
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)
+    except KeyboardInterrupt as stop:
+        number = getattr(stop, "number", signal.SIGINT)
+        when = " before the first step; there was nothing to save" if holds_output_folder() else ""
+        print(f"stopped by {signal.Signals(number).name}{when}", file=sys.stderr)
+        sys.exit(128 + number)
+    except SystemExit as end:
+        if isinstance(end, TrainingInterrupted) or not (caller := _caller_of_exit(end)):
+            raise
+        print(f"error: {described(end)} in {caller}, before the run was done", file=sys.stderr)
+        sys.exit(1)
     except Exception as error:
         if not (told := full_disk(error)):  # such as of the cache in which TRL keeps its tokens
             raise
         print(f"error: {told}", file=sys.stderr)
         sys.exit(1)
+    finally:
+        release_output_folders()
+
+
+def _caller_of_exit(end: SystemExit) -> str | None:
+    """Where sys.exit() was called; None for `--help`, which ends so."""
+    frames = traceback.extract_tb(end.__traceback__)
+    *_, last = [frame for frame in frames if "_sitebuiltins" not in frame.filename]  # exit() itself
+    return None if Path(last.filename).name == "argparse.py" else f"{last.name} ({last.filename}:{last.lineno})"

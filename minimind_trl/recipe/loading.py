@@ -15,6 +15,7 @@ from ..models.checkpoints import check_vocabulary, load_tokenizer_of, tokenizer_
 from ..models.stored import NATIVE_SUFFIXES
 from ..tokenization import TINY_TOKENIZER_DIR
 from .arguments import RecipeArguments
+from .training import take_output_folder
 
 
 def load_tokenizer(args: RecipeArguments) -> PreTrainedTokenizerBase:
@@ -74,10 +75,11 @@ def load_data(
 ) -> tuple[DatasetDict, DatasetMixer]:
     """The mixture's train and validation rows, and the mixer, which tells what became of the others.
 
-    Sets `config.max_length`, if there is such a setting, from the mixture where it is unset.
+    Sets `config.max_length`, if there is such a setting, from the mixture where it is unset. Takes the output folder
+    before the mixture is built.
 
     Raises:
-        InputError: the mixture cannot be built, or is for another phase.
+        InputError: the mixture cannot be built, or is for another phase; and of `take_output_folder`.
     """
     mixer = DatasetMixer.from_yaml(args.data_config)
     metadata = mixer.mixture.metadata
@@ -92,6 +94,7 @@ def load_data(
         args.eval_interval = 0
         if config.process_index == 0:
             print(f"evaluation: off, {args.data_config} holds no rows out (validation: none)")
+    take_output_folder(args, config)
     if args.use_prepared:
         data = load_or_prepare(mixer, Path(args.prepared_dir) / mixer.name, tokenizer)
     else:

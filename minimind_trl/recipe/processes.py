@@ -1,6 +1,10 @@
-"""Several processes: what their launcher must have done, and how models are loaded under it."""
+"""Processes: what the launcher of several must have done, how models are loaded under it, and signals."""
 
 import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -8,7 +12,8 @@ from torch.distributed.distributed_c10d import _get_default_store, _set_pg_timeo
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.utils import strtobool
 
-from ..errors import InputError
+from ..errors import InputError, Interrupted
+from ..trainers.callbacks import SIGNALS, leave_dead_terminal
 
 _AS_LONG_AS_IT_TAKES = timedelta(days=30)
 
@@ -52,6 +57,30 @@ def limit_waiting(seconds: float | None) -> None:
     limit = _AS_LONG_AS_IT_TAKES if seconds is None else timedelta(seconds=seconds)
     _set_pg_timeout(limit)
     _get_default_store().set_timeout(limit)  # NCCL's processes first meet there
+
+
+@contextmanager
+def ending_on_signals() -> Iterator[None]:
+    """Inside, SIGTERM and SIGHUP raise `Interrupted`, as Ctrl-C raises KeyboardInterrupt; while training, they save.
+
+    Ignored signals, as under nohup, stay ignored. Each of several processes ends at once: one that waits for another
+    that has failed would not hear of them.
+    """
+
+    def end(number: int, frame) -> None:
+        leave_dead_terminal()
+        raise Interrupted(number)
+
+    alone = int(os.environ.get("WORLD_SIZE", 1)) == 1 and threading.current_thread() is threading.main_thread()
+    others = [number for number in SIGNALS if number != signal.SIGINT and alone]
+    caught = [number for number in others if signal.getsignal(number) == signal.SIG_DFL]
+    for number in caught:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in caught:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _is_set(name: str) -> bool:

@@ -20,6 +20,7 @@ _NO_MATTER = (
     *("eval_", "do_", "save_", "per_device_eval", "prediction_loss", "include_", "load_best", "metric_", "greater_"),
     *("push_to_hub", "hub_", "dataloader_", "dataset_num_proc", "skip_memory", "torch_empty", "ddp_", "enable_jit"),
     *("gradient_checkpointing", "activation_", "precompute_ref_batch", "parallelism", "accelerator_config"),
+    "reward_errors",  # with which a run that an error of its reward has ended may go on
 )
 _VOLATILE = ("transformers_version", "_name_or_path", "dtype", "architectures", "auto_map", "use_cache")
 _COMPARED = ("trainer", "start", "options", "processes", "model", "lora", "data")

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,10 +12,12 @@ from accelerate import PartialState
 from datasets import Dataset, DatasetDict, IterableDataset
 from peft import LoraConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations import TensorBoardCallback
+from transformers.integrations.integration_utils import default_logdir
 from trl import DPOTrainer, RewardTrainer, SFTTrainer, pack_dataset
 
 from ..data import LOCK, DatasetMixer
-from ..errors import InputError
+from ..errors import InputError, TrainingInterrupted
 from ..evaluation import held_out_figures
 from ..evaluation.held_out import evaluating, tokenize_rows
 from ..evaluation.measures import main_figures
@@ -30,11 +33,13 @@ from ..trainers import (
     last_good_checkpoint,
     write_curves,
 )
+from ..trainers.callbacks import EvaluateAtEnd
 from ..trainers.checkpoints import checkpoints_in, saving
-from .arguments import RecipeArguments, report_to_wandb
+from .arguments import RecipeArguments, name_project, report_to_wandb
 from .flight_check import flight_check
 from .learning_rates import settle_learning_rate
 from .model_card import complete_card
+from .output_folder import RUN_LOCK, lock_output_folder
 from .processes import limit_waiting
 from .records import RECIPE, run_record
 
@@ -241,15 +246,23 @@ def adapter_for(args: RecipeArguments, lora, model: PreTrainedModel) -> LoraConf
     return adapter
 
 
-def settle(args: RecipeArguments, config, name: str) -> None:
-    """Turn our options into transformers' settings.
+def take_output_folder(args: RecipeArguments, config) -> None:
+    """Lock the output folder until `release_output_folders`, and set the checkpoint to go on from.
 
     Raises:
-        InputError: the output folder is used or read-only, or the checkpoint to resume from is missing or damaged.
+        InputError: the folder is used, by another run or one before, or read-only, or the checkpoint to resume from is
+            missing or damaged.
     """
-    limit_waiting(None)  # in the trainer's constructor, where TRL tokenizes; see `run`
+    _refuse_read_only(Path(config.output_dir))
+    lock_output_folder(args, config)
     config.resume_from_checkpoint = _checkpoint_to_resume(args, config)
+
+
+def settle(args: RecipeArguments, config, name: str) -> None:
+    """Turn our options into transformers' settings."""
+    limit_waiting(None)  # in the trainer's constructor, where TRL tokenizes; see `run`
     report_to_wandb(args, config, name)
+    name_project(args, config, name)
     if args.eval_interval:
         config.eval_strategy, config.eval_steps = "steps", args.eval_interval
 
@@ -269,6 +282,8 @@ def run(
 
     Raises:
         InputError: of `check`, which is called with all the others.
+        TrainingError, TrainingInterrupted: of `MeteredTrainer.train`; the latter also where a signal comes later, once
+            all is saved.
     """
     limit_waiting(trainer.args.ddp_timeout)
     try:
@@ -283,20 +298,42 @@ def run(
     trainer.records = {LOCK: mixer.lock, RECIPE: lambda: record}
     metrics: dict[str, dict[str, float]] = {}
     trainer.complete_card = lambda: complete_card(trainer, args, mixer, record, metrics)
+    at_end = EvaluateAtEnd(trainer)
     if args.eval_interval:
-        metrics["before"] = trainer.evaluate()
+        at_end.put_first()
+        metrics["before"] = _evaluate_first(trainer)
     trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
     if args.eval_interval:
-        metrics["after"] = trainer.evaluate()
-    with saving("the model", trainer.args.output_dir):
-        trainer.processing_class = tokenizer  # with the inference template, in place of the training twin
-        trainer.save_model(_internal_call=True)  # or it would be pushed before the results are there
-        if trainer.is_world_process_zero():
-            _leave_results(trainer, args, mixer, metrics, record)
-    if trainer.args.push_to_hub:
-        trainer.push_to_hub(commit_message="Model save", revision=trainer.args.hub_revision)
+        metrics["after"] = at_end.figures
+    with trainer.signals:  # which wait until all is saved
+        with saving("the model", trainer.args.output_dir):
+            trainer.processing_class = tokenizer  # with the inference template, in place of the training twin
+            trainer.save_model(_internal_call=True)  # or it would be pushed before the results are there
+            if trainer.is_world_process_zero():
+                _leave_results(trainer, args, mixer, metrics, record)
+        if trainer.args.push_to_hub:
+            trainer.push_to_hub(commit_message="Model save", revision=trainer.args.hub_revision)
+        stopped_by = trainer.signals.agreed(trainer.args)
     trainer.end()
+    if stopped_by:
+        trainer.accelerator.print(f"stopped by {stopped_by} after the last step; all is saved")
+        raise TrainingInterrupted(128 + trainer.signals.number)
     return metrics
+
+
+def _evaluate_first(trainer) -> dict[str, float]:
+    """Held-out figures before the first step; TensorBoard's files begin here, in the run's folder."""
+    boards = [part for part in trainer.callback_handler.callbacks if isinstance(part, TensorBoardCallback)]
+    for board in boards:
+        # Set by the callback itself when training begins, which is later.
+        board.logging_dir = board.logging_dir or os.path.join(trainer.args.output_dir, default_logdir())
+    try:
+        return trainer.evaluate()
+    except BaseException:  # a Ctrl-C too: a run that has not begun leaves nothing
+        for board in boards:
+            shutil.rmtree(board.logging_dir, ignore_errors=True)
+            remove_if_empty(Path(board.logging_dir).parent)
+        raise
 
 
 def _leave_results(trainer, args, mixer: DatasetMixer, metrics: dict, record: dict) -> None:
@@ -355,7 +392,7 @@ def _checkpoint_to_resume(args: RecipeArguments, config) -> str | None:
         raise InputError(f"--resume {args.resume}: no such folder; give auto, or {output_dir}/checkpoint-N")
     if args.resume is not None and (problem := checkpoint_problem(Path(args.resume))):
         raise InputError(f"--resume {args.resume}: {problem}; give another checkpoint, or auto")
-    if args.resume is None and folder.is_dir() and any(folder.iterdir()):
+    if args.resume is None and folder.is_dir() and any(path.name != RUN_LOCK for path in folder.iterdir()):
         raise InputError(f"--output_dir {output_dir} is not empty; give a new one, or --resume auto")
     return _of_numbers(args.resume)
 

@@ -4,9 +4,9 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
-from ..errors import InputError
+from ..errors import InputError, described
 from ..evaluation.answers import without_reasoning
 
 _GIVEN = (
@@ -28,7 +28,13 @@ class Reward:
         low, high: the range of its values; by default the function's attributes of these names, if it has them. A value
             outside is an error.
 
-    Calling it raises:
+    Attributes:
+        on_error: what happens where a call fails. "raise" it; "note" it in `noted`, and give None to every completion;
+            or "none": call the function for each completion by itself, and give None to those that fail alone, with a
+            note for each.
+        noted: what was noted since whoever reads it has emptied it.
+
+    Calling it raises, with `on_error` "raise":
         InputError: the function failed (the row is named), or returned something else than one finite number or
             None per completion.
     """
@@ -39,6 +45,8 @@ class Reward:
         self.high = getattr(function, "high", math.inf) if high is None else high
         self.can_score = getattr(getattr(function, "func", function), "can_score", None)  # of a partial its function's
         self.__name__ = name
+        self.on_error: Literal["raise", "note", "none"] = "raise"
+        self.noted: list[InputError] = []
 
     def columns(self) -> list[str]:
         """Columns of the data set that the function cannot do without."""
@@ -49,6 +57,27 @@ class Reward:
         return [row for row in rows if not self.can_score(row)] if self.can_score else []
 
     def __call__(self, prompts: list, completions: list, **columns: Any) -> list[float | None]:
+        try:
+            return self._scores(prompts, completions, columns)
+        except InputError as error:
+            if self.on_error == "raise":
+                raise
+            if self.on_error == "note":
+                self.noted.append(error)
+                return [None] * len(prompts)
+            return self._one_by_one(prompts, completions, columns)
+
+    def _one_by_one(self, prompts: list, completions: list, columns: dict[str, Any]) -> list[float | None]:
+        scores: list[float | None] = []
+        for row in range(len(prompts)):
+            try:
+                scores += self._scores(*_row(row, prompts, completions, columns))
+            except InputError as error:
+                self.noted.append(error)
+                scores.append(None)
+        return scores
+
+    def _scores(self, prompts: list, completions: list, columns: dict[str, Any]) -> list[float | None]:
         values = self._values(prompts, completions, columns)
         if isinstance(values, str) or not hasattr(values, "__len__"):
             raise InputError(
@@ -62,23 +91,27 @@ class Reward:
     def _values(self, prompts: list, completions: list, columns: dict[str, Any]) -> Any:
         try:
             return self.function(prompts=prompts, completions=completions, **columns)
-        except Exception as error:
-            row = self._failing_row(prompts, completions, columns)
+        except (Exception, SystemExit) as error:
+            to_be_tried = self.on_error == "none" and len(prompts) > 1  # each by itself, in a moment
+            row = -1 if to_be_tried else self._failing_row(prompts, completions, columns)
             raise InputError(
-                f"reward {self.__name__} raised {type(error).__name__}: {error}"
-                + (f"; for the completion {_short(completions[row])} of {_short(prompts[row])}" if row >= 0 else "")
+                f"reward {self.__name__} raised {described(error)}"
+                + (
+                    f"; for the completion {_short(completions[row])} of {_short(_asked(prompts[row]))}"
+                    if row >= 0
+                    else ""
+                )
             ) from error
 
     def _failing_row(self, prompts: list, completions: list, columns: dict[str, Any]) -> int:
         """The first row on which the function fails by itself; -1 where none does."""
+        if len(prompts) == 1:
+            return 0
         for row in range(len(prompts)):
-            alone = {
-                name: value[row : row + 1] if isinstance(value, list) and len(value) == len(prompts) else value
-                for name, value in columns.items()
-            }
+            prompt, completion, others = _row(row, prompts, completions, columns)
             try:
-                self.function(prompts=prompts[row : row + 1], completions=completions[row : row + 1], **alone)
-            except Exception:
+                self.function(prompts=prompt, completions=completion, **others)
+            except (Exception, SystemExit):
                 return row
         return -1
 
@@ -92,7 +125,7 @@ class Reward:
         if not math.isfinite(number):
             raise InputError(
                 f"reward {self.__name__} returned {_short(value)}, not a finite number or None, for the completion "
-                f"{_short(completion)} of {_short(prompt)}"
+                f"{_short(completion)} of {_short(_asked(prompt))}"
             )
         if not self.low <= number <= self.high:
             raise InputError(
@@ -136,11 +169,24 @@ def declared_range(functions: Sequence[Any], weights: Sequence[float]) -> tuple[
     return low, high
 
 
+def _row(row: int, prompts: list, completions: list, columns: dict[str, Any]) -> tuple[list, list, dict[str, Any]]:
+    """The arguments of a reward for one completion."""
+    others = {
+        name: value[row : row + 1] if isinstance(value, list) and len(value) == len(prompts) else value
+        for name, value in columns.items()
+    }
+    return prompts[row : row + 1], completions[row : row + 1], others
+
+
 def _required(function: Callable) -> Iterator[str]:
     for parameter in inspect.signature(function).parameters.values():
         is_column = parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.default is parameter.empty
         if is_column and parameter.name not in _GIVEN:
             yield parameter.name
+
+
+def _asked(prompt: str | list[dict]) -> str:
+    return prompt if isinstance(prompt, str) else prompt[-1].get("content") or ""
 
 
 def _short(value: Any) -> str:

@@ -1,6 +1,7 @@
-"""Callbacks of the recipes: stopping on signals, and progress."""
+"""Callbacks of the recipes: stopping on signals, the last evaluation, and progress."""
 
 import os
+import select
 import signal
 import threading
 import time
@@ -13,13 +14,14 @@ from transformers.trainer_utils import has_length
 
 from ..evaluation.measures import main_figures
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# SIGHUP comes when the terminal goes away, as with a dropped ssh connection; Windows has none.
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 # Launchers pass a Ctrl-C, which all processes of the terminal get, on to their workers: that is not a second one.
 _SECONDS_OF_ECHO = 2.0
 
 
 class StopOnSignal(TrainerCallback):
-    """Ends training after the current step, with a checkpoint, once SIGINT (Ctrl-C) or SIGTERM has come.
+    """Ends training after the current step, with a checkpoint, once SIGINT (Ctrl-C), SIGTERM or SIGHUP has come.
 
     A context manager around training, which listens inside; outside, the handlers are as before. A second signal,
     later than two seconds after the first, kills at once. Of several processes all stop if any got a signal. Does
@@ -36,7 +38,7 @@ class StopOnSignal(TrainerCallback):
     def __enter__(self) -> "StopOnSignal":
         self.number, self._came_at, self._process = 0, None, os.getpid()
         if threading.current_thread() is threading.main_thread():
-            for number in _SIGNALS:
+            for number in SIGNALS:
                 if signal.getsignal(number) not in (signal.SIG_IGN, None):
                     self._before[number] = signal.signal(number, self._handle)
         return self
@@ -62,14 +64,57 @@ class StopOnSignal(TrainerCallback):
     def _handle(self, number: int, frame) -> None:
         if os.getpid() != self._process:
             return  # a worker that the data loader forked
+        if number == getattr(signal, "SIGHUP", None):
+            leave_dead_terminal()
         if self._came_at is None:
             self.number, self._came_at = number, time.monotonic()
             if os.environ.get("RANK", "0") == "0":
                 # not print: the signal may have come in the middle of one
-                os.write(2, b"\nstopping after this step, with a checkpoint; once more kills at once\n")
+                os.write(2, b"\nstopping once the work is saved; once more kills at once\n")
         elif time.monotonic() - self._came_at > _SECONDS_OF_ECHO:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+
+
+def leave_dead_terminal() -> None:
+    """Send what is printed from here on nowhere, where its reader is gone: writing would raise an error."""
+    with open(os.devnull, "w") as nowhere:
+        for stream in (1, 2):
+            poll = select.poll()
+            poll.register(stream, 0)
+            if any(event & (select.POLLHUP | select.POLLERR) for _, event in poll.poll(0)):
+                os.dup2(nowhere.fileno(), stream)
+
+
+class EvaluateAtEnd(TrainerCallback):
+    """Evaluates the model as training leaves it, before the trackers close; not again where that has been done.
+
+    `put_first` must be called, since callbacks come in order and the trackers' come early.
+
+    Attributes:
+        figures: what the evaluation of that model came to; None where a signal has ended the training.
+    """
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+        self.figures: dict[str, float] | None = None
+        self._by_step: dict[int, dict[str, float]] = {}
+
+    def put_first(self) -> None:
+        self.trainer.callback_handler.callbacks.insert(0, self)
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        self._by_step[state.global_step] = metrics
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._by_step.clear()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.trainer.signals.agreed(args):
+            return  # no time for that
+        is_best = args.load_best_model_at_end and state.best_global_step
+        step = state.best_global_step if is_best else state.global_step
+        self.figures = self._by_step[step] if step in self._by_step else self.trainer.evaluate()
 
 
 class RecipeProgress(TrainerCallback):

@@ -14,7 +14,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from transformers.trainer import TRAINER_STATE_NAME
 
-from ..errors import TrainingError
+from ..errors import SavingError
 from ..files import write_json
 
 CHECKSUMS = "checksums.json"
@@ -71,14 +71,14 @@ def saving(what: str, output_dir: str | Path) -> Iterator[None]:
     """Tells of a full or broken disk in one line, with what is safe.
 
     Raises:
-        TrainingError: where the block fails to write.
+        SavingError: where the block fails to write.
     """
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:  # torch's own is a RuntimeError
         free = shutil.disk_usage(output_dir).free / 2**20
         reason = " ".join(str(error).split())
-        raise TrainingError(
+        raise SavingError(
             f"{what} could not be saved, with {free:,.0f} MiB free on the disk: {reason}; {what_is_safe(output_dir)}"
         ) from error
 

@@ -2,30 +2,45 @@
 
 import json
 import math
+import random
 import shutil
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from accelerate.utils.memory import clear_device_cache
 from datasets import IterableDataset
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..errors import InputError, TrainingError, TrainingInterrupted
+from ..errors import InputError, SavingError, TrainingError, TrainingInterrupted, described
 from ..files import atomic_path, write_json
 from ..hardware import COUNTED_MODELS, peak_flops, train_flops_per_token
 from .callbacks import RecipeProgress, StopOnSignal
-from .checkpoints import contents_problem, processes_of, rotate, saving, what_is_safe, write_checksums
+from .checkpoints import (
+    checkpoint_problem,
+    contents_problem,
+    processes_of,
+    rotate,
+    saving,
+    what_is_safe,
+    write_checksums,
+)
 from .streams import EndlessStream, stream_state
 
 _STAGING = ".saving-"
 _LEFTOVERS = (f"{_STAGING}*", f".{PREFIX_CHECKPOINT_DIR}-*")  # of a run that was killed while it saved
 _ROWS_SHOWN, _CHARACTERS_SHOWN = 8, 80
+_OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 
 
 class MeteredTrainer:
@@ -45,8 +60,13 @@ class MeteredTrainer:
     TRL's `num_tokens`, which starts anew when a run is resumed, is dropped from the logs.
 
     A loss or gradient that is not finite raises `TrainingError` before the optimizer's step. Checkpoints appear under
-    their name when they are complete, and older ones go only then. SIGINT (Ctrl-C) and SIGTERM end `train` with
-    `TrainingInterrupted` (exit code 130 or 143) after the current step and a checkpoint.
+    their name when they are complete, and older ones go only then. SIGINT (Ctrl-C), SIGTERM and SIGHUP end `train` with
+    `TrainingInterrupted` (exit code 130, 143 or 129) after the current step and a checkpoint.
+
+    Any error after the first step saves the last completed one before it ends `train`, as if it had been saved then: a
+    run that is resumed ends where one without the error does. Of several processes all fail together, and save, where
+    rows cannot be had, a collator or a reward fails, or a figure is not finite. One that fails alone (out of memory)
+    ends at once, without a checkpoint: the others could not take part.
 
     A stream is trained on pass after pass, each process on its part of every batch or on the share that
     `split_dataset_by_node` gives it, and a resumed run goes on at its row.
@@ -54,6 +74,7 @@ class MeteredTrainer:
 
     _staging: Path | None = None
     _stream: EndlessStream | None = None
+    _stream_at: dict[str, Any] | None = None  # where a checkpoint's rows end, if the stream has been read further
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -64,26 +85,33 @@ class MeteredTrainer:
         self._uncounted: torch.Tensor | None = None  # tokens and squared lengths of this process, still on its device
         self._squared_lengths = 0
         self._mark = self._session = _Mark(0.0, 0, 0, 0)
+        self._in_step = False
+        self._inputs: Any = None  # of the batch at hand
+        self._completed: _Completed | None = None  # the last step of this session
+        self._changing = -1  # the step after which the optimizer is at work, or has worked with what it must not
+        self._together = self.args.world_size == 1  # whether all processes stop at the same place
         self.signals = StopOnSignal()
         self.progress = RecipeProgress()
         if self.pop_callback(ProgressCallback) or self.pop_callback(PrinterCallback):
             self.add_callback(self.progress)
         self.add_callback(self.signals)
-        self.add_callback(_OnTrainBegin(self._start_session))
+        self.add_callback(_Session(self))
 
     def train(self, *args, **kwargs):
         """As `Trainer.train`.
 
         Raises:
-            TrainingError: see the class.
+            TrainingError: see the class; the state after the last completed step is saved. An error before the first
+                step is raised as it is.
             TrainingInterrupted: a signal came; the state after its step is saved.
         """
+        self._completed, self._stream_at, self._together = None, None, self.args.world_size == 1
         if self.is_local_process_zero():
             for pattern in _LEFTOVERS:
                 for leftover in Path(self.args.output_dir).glob(pattern):
                     shutil.rmtree(leftover, ignore_errors=True)
         try:
-            with self.signals:
+            with self.signals, self._saving_what_is_done():
                 result = super().train(*args, **kwargs)
                 if name := self.signals.agreed(self.args):
                     self._leave(name)
@@ -91,13 +119,40 @@ class MeteredTrainer:
         finally:
             self.progress.close()
 
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        self._in_step, batches, failure = True, [], None
+        try:
+            batches = list(islice(epoch_iterator, num_batches))
+        except (Exception, SystemExit) as error:
+            failure = error
+        self.fail_together(failure)  # before the processes count their tokens together
+        return super().get_batch_samples(iter(batches), num_batches, device)
+
+    def fail_together(self, failure: BaseException | None) -> None:
+        """Raise what has failed in this or another process, so that none waits for it; all processes must call it.
+
+        Raises:
+            TrainingError: another process has failed; else the failure.
+        """
+        if self.args.world_size == 1:
+            anywhere = failure is not None
+        else:
+            anywhere = self.accelerator.gather(torch.tensor([failure is not None], device=self.args.device).int()).any()
+        if not anywhere:
+            return
+        self._together = True
+        raise failure or TrainingError("another process has failed, and tells why")
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self.is_deepspeed_enabled and torch.is_grad_enabled():  # whose engine steps within `training_step`
             self._stop_where_not_finite(result[0] if return_outputs else result, inputs)
+            if self._in_step and self.accelerator.sync_gradients:
+                self._changing = self.state.global_step
         return result
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        self._inputs = inputs
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._stop_where_not_finite(loss, inputs)
         return loss
@@ -106,6 +161,7 @@ class MeteredTrainer:
         bad = ~torch.isfinite(loss.detach()).all()
         # All processes must stop together: the others would step with the gradients of the bad one.
         bad_anywhere = bad if self.accelerator.num_processes == 1 else self.accelerator.gather(bad.int()).any()
+        self._together |= bool(bad_anywhere)
         if bad_anywhere and bad:
             self._stop_training(f"the loss is {loss.item()}", inputs)
         elif bad_anywhere:
@@ -116,6 +172,7 @@ class MeteredTrainer:
         # With fp16, infinite gradients are how the loss scale is found; the scaler skips those steps itself.
         if norm is not None and not self.args.fp16 and not math.isfinite(norm):
             what = f"the norm of the gradient is {float(norm)}, though the loss is finite"
+            self._together = True  # the norm is that of all
             # DeepSpeed's engine has stepped by now.
             self._stop_training(what, None, did="saved" if self.is_deepspeed_enabled else "changed")
         return norm
@@ -224,13 +281,91 @@ class MeteredTrainer:
                     yield config
 
     def _stop_training(self, what: str, inputs: Any, did: str = "changed") -> None:
+        self._inputs = inputs
+        raise _NotFinite(f"{what}; stopped before it {did} the weights")
+
+    @contextmanager
+    def _saving_what_is_done(self) -> Iterator[None]:
+        """Around training: an error ends it once the last completed step is saved, and tells of that."""
+        try:
+            yield
+        except (TrainingInterrupted, SavingError):
+            raise
+        except _NotFinite as error:
+            raise TrainingError(self._breaking_off(error)) from None
+        except BaseException as error:  # of whatever kind: sys.exit() and Ctrl-C in a function of the user's, too
+            if self._completed is None:
+                raise
+            broken = TrainingError(self._breaking_off(error))
+            if self.signals.number and isinstance(error, OSError):  # a terminal that went away in the middle of a line
+                raise TrainingInterrupted(128 + self.signals.number) from error
+            if not isinstance(error, (InputError, TrainingError, SystemExit, *_OUT_OF_MEMORY)):
+                broken.unexpected = error
+            raise broken from error
+
+    def _breaking_off(self, error: BaseException) -> str:
+        """Save what is done, and say so after the error, and which rows it came with."""
         process = f" in process {self.args.process_index}" if self.args.world_size > 1 else ""
-        rows = describe_rows(inputs, self.processing_class)
-        raise TrainingError(
-            f"step {self.state.global_step + 1}{process}: {what}; stopped before it {did} the weights, "
-            + what_is_safe(self.args.output_dir)
-            + (f". The batch's {len(rows)} rows begin:\n{_listing(rows)}" if rows else "")
-        )
+        where = f"step {self.state.global_step + 1}" if self._in_step else f"after step {self.state.global_step}"
+        foreseen = isinstance(error, (InputError, TrainingError))
+        self._together |= isinstance(error, InputError)  # of which all processes have heard by now
+        # a row that is the reason is named by what foresees it
+        rows = [] if isinstance(error, InputError) else describe_rows(self._inputs, self.processing_class)
+        if isinstance(error, _OUT_OF_MEMORY):  # make room: what the error's frames hold, and the gradients
+            traceback.clear_frames(error.__traceback__)
+            self.model.zero_grad()
+            clear_device_cache(garbage_collection=True)
+        told = f"{where}{process}: {error if foreseen else described(error)}"
+        joint = ", " if isinstance(error, _NotFinite) else "; "
+        listing = f". The batch's {len(rows)} rows begin:\n{_listing(rows)}" if rows else ""
+        return f"{told}{joint}{self._save_completed()}{listing}"
+
+    def _save_completed(self) -> str:
+        """Save the last completed step, if it is not; returns what is safe then."""
+        step, run_dir = self.state.global_step, Path(self.args.output_dir)
+        folder = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+        if self._completed is None or checkpoint_problem(folder) is None:
+            return what_is_safe(run_dir)
+        if self._changing == step:
+            return f"the optimizer was at work, and nothing was saved; {what_is_safe(run_dir)}"
+        if not self._together:
+            return f"the other processes cannot save with this one; {what_is_safe(run_dir)}"
+        if self._completed.step == step:  # else the step's own callbacks failed, and nothing of the next has begun
+            self.restore_progress(self._completed.progress)
+        try:
+            self._write_checkpoint(self.model, trial=None)
+        except SavingError as error:
+            return str(error)
+        except Exception as error:  # of what else a checkpoint calls: what has broken the run off is to be told
+            return f"its state could not be saved: {described(error)}; {what_is_safe(run_dir)}"
+        return f"saved {folder}, --resume auto goes on from it"
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._changing = self.state.global_step  # these are the weights of another one
+
+    def progress_made(self) -> dict[str, Any]:
+        """What belongs to a checkpoint and changes within a step, besides weights and optimizer; kept after every step.
+
+        Later changes must not reach it.
+        """
+        return {
+            "random": _random_states(),
+            "stream": self._stream_state(),
+            "counts": (self.state.num_input_tokens_seen, self._uncounted, self._squared_lengths, self.current_flos),
+        }
+
+    def restore_progress(self, progress: dict[str, Any]) -> None:
+        """Go back to what `progress_made` gave."""
+        _set_random_states(*progress["random"])
+        self._stream_at = progress["stream"]
+        self.state.num_input_tokens_seen, self._uncounted, self._squared_lengths, self.current_flos = progress["counts"]
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs) -> None:
+        self._in_step, self._inputs = False, None
+        self._completed = _Completed(self.state.global_step, self.progress_made())
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        self._completed = _Completed(self.state.global_step, self.progress_made())
 
     def _leave(self, signal_name: str) -> None:
         folder = Path(self._get_output_dir(trial=None)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
@@ -245,8 +380,15 @@ class MeteredTrainer:
         raise TrainingInterrupted(128 + self.signals.number)
 
     def _get_dataloader(self, dataset, description, batch_size, sampler_fn=None, is_training=False, *args, **kwargs):
-        if not is_training or not isinstance(dataset, IterableDataset):
+        collator, self.data_collator = self.data_collator, partial(_collate, self.data_collator, self.processing_class)
+        try:
+            if is_training and isinstance(dataset, IterableDataset):
+                return self._stream_loader(dataset, description, batch_size)
             return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, *args, **kwargs)
+        finally:
+            self.data_collator = collator
+
+    def _stream_loader(self, dataset: IterableDataset, description: str, batch_size: int) -> DataLoader:
         # Not through accelerate, which would read a batch ahead of the state, and share out again what is shared.
         is_share = dataset._distributed is not None
         share = () if is_share else (self.args.process_index, self.args.world_size)
@@ -283,8 +425,12 @@ class MeteredTrainer:
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        if self._stream and not self.args.dataloader_num_workers:  # workers are ahead, and do not tell of their places
-            write_json(stream_state(output_dir, self.args.process_index), self._stream.state_dict())
+        if state := self._stream_at or self._stream_state():
+            write_json(stream_state(output_dir, self.args.process_index), state)
+
+    def _stream_state(self) -> dict[str, Any] | None:
+        with_workers = self.args.dataloader_num_workers  # which are ahead, and do not tell of their places
+        return self._stream.state_dict() if self._stream and not with_workers else None
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         saved_by = processes_of(Path(checkpoint)) if checkpoint else 0
@@ -308,6 +454,17 @@ class MeteredTrainer:
             super()._push_from_checkpoint(checkpoint_folder)
 
     def _save_checkpoint(self, model, trial) -> None:
+        run_dir = Path(self._get_output_dir(trial))
+        folder = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        with self._clock.paused():
+            self._write_checkpoint(model, trial)
+            if self.args.push_to_hub:
+                self._push_from_checkpoint(str(folder))
+            if self.args.should_save:
+                rotate(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
+            self.accelerator.wait_for_everyone()
+
+    def _write_checkpoint(self, model, trial) -> None:
         # transformers writes a checkpoint in place; here it writes to a folder beside, which is renamed when complete.
         run_dir = Path(self._get_output_dir(trial))
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
@@ -323,11 +480,7 @@ class MeteredTrainer:
                 staging, self._staging = self._staging, None
                 if self.args.should_save:
                     shutil.rmtree(staging, ignore_errors=True)
-            if self.args.push_to_hub:
-                self._push_from_checkpoint(str(run_dir / name))
-            if self.args.should_save:
-                rotate(run_dir / name, self.args.save_total_limit, self.state.best_model_checkpoint)
-            self.accelerator.wait_for_everyone()
+            self.accelerator.wait_for_everyone()  # one that ends before it is there would take the others along
 
     def _publish(self, staged: Path, final: Path) -> None:
         if self.state.best_global_step == self.state.global_step and self.state.best_model_checkpoint is not None:
@@ -378,12 +531,51 @@ class _Mark:
         self.seconds, self.step, self.tokens, self.squares = seconds, step, tokens, squares
 
 
-class _OnTrainBegin(TrainerCallback):
-    def __init__(self, do):
-        self.do = do
+class _Completed:
+    """A step that is done, and what of it the next one changes before it is done itself."""
+
+    def __init__(self, step: int, progress: dict[str, Any]):
+        self.step, self.progress = step, progress
+
+
+class _NotFinite(TrainingError):
+    """A loss or gradient is not finite."""
+
+
+class _Session(TrainerCallback):
+    """Tells a trainer when its training begins, and when the optimizer does."""
+
+    def __init__(self, trainer: MeteredTrainer):
+        self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.do()
+        self.trainer._start_session()
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self.trainer._changing = state.global_step
+
+
+def _random_states() -> tuple:
+    on_gpu = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+    return random.getstate(), np.random.get_state(), torch.get_rng_state(), on_gpu
+
+
+def _set_random_states(python: tuple, numpy: tuple, cpu: torch.Tensor, on_gpu: torch.Tensor | None) -> None:
+    random.setstate(python)
+    np.random.set_state(numpy)
+    torch.set_rng_state(cpu)
+    if on_gpu is not None:
+        torch.cuda.set_rng_state(on_gpu)
+
+
+def _collate(collator: Callable, processing_class: Any, rows: list) -> Any:
+    """A collator whose failures name the rows."""
+    try:
+        return collator(rows)
+    except (Exception, SystemExit) as error:
+        name = getattr(collator, "__qualname__", type(collator).__qualname__)
+        shown = ", ".join(repr(row[: _CHARACTERS_SHOWN // 2]) for row in describe_rows(rows, processing_class))
+        raise TrainingError(f"the collator {name} failed: {described(error)}; the rows begin {shown}") from error
 
 
 def count_tokens(inputs: Any) -> torch.Tensor | None:
@@ -405,9 +597,9 @@ def count_tokens(inputs: Any) -> torch.Tensor | None:
 
 def describe_rows(inputs: Any, processing_class: Any) -> list[str]:
     """The rows of a batch as text, without padding; packed sequences one by one. Empty where they cannot be told."""
-    if isinstance(inputs, list):  # online trainers get the rows themselves
-        return [str(row.get("prompt", row)) if isinstance(row, Mapping) else str(row) for row in inputs]
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    if isinstance(inputs, list):  # online trainers and collators get the rows themselves
+        return [_row_text(row, tokenizer) for row in inputs]
     if not isinstance(inputs, Mapping) or "input_ids" not in inputs or tokenizer is None:
         return []
     ids, mask, positions = (inputs.get(name) for name in ("input_ids", "attention_mask", "position_ids"))
@@ -422,6 +614,12 @@ def describe_rows(inputs: Any, processing_class: Any) -> list[str]:
         ends = [*starts[1:], len(kept)]
         rows += [tokenizer.decode(kept[start:end]) for start, end in zip(starts, ends, strict=True)]
     return rows
+
+
+def _row_text(row: Any, tokenizer: Any) -> str:
+    if isinstance(row, Mapping) and "input_ids" in row and tokenizer is not None:
+        return tokenizer.decode(row["input_ids"])
+    return str(row.get("prompt", row)) if isinstance(row, Mapping) else str(row)
 
 
 def _listing(rows: list[str]) -> str:

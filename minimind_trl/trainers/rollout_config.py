@@ -1,6 +1,7 @@
 """What all online trainers can be told."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from trl import GRPOConfig
 
@@ -59,6 +60,13 @@ class RolloutConfig(GRPOConfig):
     eval_temperature: float = field(
         default=0.0, metadata={"help": "Temperature of the held-out answers; 0 is greedy. Drawn apart from training's."}
     )
+    reward_errors: Literal["raise", "none"] = field(
+        default="raise",
+        metadata={
+            "help": "When a reward function fails on a completion, or gives no finite number: raise saves and ends the "
+            "run; none takes it for None and counts it in num_reward_errors."
+        },
+    )
     epsilon_high: float | None = field(
         default=None,
         metadata={"help": "Upper clip range of the ratio. Default: epsilon; with cispo the ratio's cap itself, 5."},
@@ -67,6 +75,8 @@ class RolloutConfig(GRPOConfig):
     def __post_init__(self):
         if self.eval_temperature < 0:
             raise InputError(f"--eval_temperature {self.eval_temperature}: must be 0 (greedy) or more")
+        if self.reward_errors not in ("raise", "none"):
+            raise InputError(f"--reward_errors {self.reward_errors!r}: raise or none")
         for name, known in _KNOWN.items():
             if (value := getattr(self, name)) not in known:
                 raise InputError(f"--{name} {value!r} is not known{nearest(str(value), known, listed=True)}")

@@ -7,6 +7,7 @@ which prompts to answer, what the answers are worth, further terms of the loss, 
 import inspect
 import math
 import random
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,6 +56,7 @@ _METHODS = {
     ),
     "_compute_loss": ("model", "inputs"),
     "_prepare_inputs": ("generation_batch",),
+    "_get_train_sampler": ("dataset",),
     "_generate": ("prompts",),
     "_generate_single_turn": ("prompt_ids", "images", "multimodal_fields", "num_generations"),
     "_tokenize_prompts": ("prompts",),
@@ -118,7 +120,8 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
     - `extra_loss(model, inputs)`: added to the loss of a batch, scaled like `token_mean`;
     - `rollout_figures(rollout)`: more held-out figures, a row of numbers for each completion;
     - `engine_weights()`: a context around the copying of weights to vLLM;
-    - `trainer_state()` and `load_trainer_state(state)`: what a checkpoint must keep, tensors and plain values.
+    - `trainer_state()` and `load_trainer_state(state)`: what a checkpoint must keep, tensors and plain values; copies
+      of what changes in place.
 
     A conversational prompt may bring arguments of the chat template in the column `chat_template_kwargs`, which go
     before those of `args`. Reward functions get the prompts as the model reads them as `rendered_prompts`.
@@ -140,9 +143,13 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
         reward_funcs: functions, `Reward`s, or paths of reward models, as for GRPOTrainer.
         ref_model: where `args.beta` is not 0; by default a copy of `model` as it is.
 
+    With `args.reward_errors="none"` a completion on which a reward function fails gets None from it, and
+    `num_reward_errors` in the logs counts them, those of evaluation too; a first one is told of on stderr.
+
     Raises:
-        InputError: fewer prompts than one rollout answers; while training, a reward function returned something that is
+        InputError: fewer prompts than one rollout answers; in evaluation, a reward function returned something that is
             no reward (see `Reward`), or no completion of the first rollout, or of ten in a row, has any reward.
+        TrainingError: the same while training.
     """
 
     needs_logps = False  # whether `Rollout.logps` is wanted
@@ -150,6 +157,8 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
     loss_name = "policy_loss"  # of the loss without `extra_loss`, in the logs
     shares_state = False  # whether `trainer_state` is the same in every process, and so is written once
     redraws = False  # whether each epoch over a rollout has minibatches of its own
+    _told_of_reward_error = False
+    _sampler = None  # of the training prompts, unless they are a stream
 
     def __init__(self, model, reward_funcs=None, args=None, *positional, ref_model: nn.Module | None = None, **more):
         if isinstance(model, str):
@@ -177,7 +186,10 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
         if beta and not is_peft_model(self.model):  # of LoRA the reference is the model without it
             self._add_reference(reference, sync)
         self._refuse_too_few_prompts()
-        self.num_tokens_generated = 0
+        self.num_tokens_generated = self.num_reward_errors = 0
+        for reward in self._own_rewards():
+            alone = self.accelerator.num_processes == 1  # else the others must hear of it before it is raised
+            reward.on_error = "none" if args.reward_errors == "none" else "raise" if alone else "note"
         self.new_logps: Tensor | None = None  # (B, T) of the batch whose loss is computed, for `extra_loss`
         self._rewards: Tensor | None = None  # of the last batch, of all processes
         self._rows: list[dict] = []  # whose prompts are being answered
@@ -210,6 +222,10 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
 
     def trainer_state(self) -> dict[str, Any]:
         return {}
+
+    def packed_state(self, state: dict[str, Any]) -> dict[str, Any]:
+        """`trainer_state` as it is written to a file."""
+        return state
 
     def load_trainer_state(self, state: dict[str, Any]) -> None:
         pass
@@ -422,8 +438,25 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
         for place, value in enumerate(shown, start=len(self._logs["advantages"]) - len(shown)):
             self._logs["advantages"][place] = value
 
+    def _own_rewards(self) -> list[Reward]:
+        return [function for function in self.reward_funcs if isinstance(function, Reward)]
+
+    def _face_reward_errors(self) -> None:
+        """Count what reward functions have noted, or raise it in all processes."""
+        noted = [error for reward in self._own_rewards() for error in reward.noted]
+        for reward in self._own_rewards():
+            reward.noted.clear()
+        if self.args.reward_errors == "raise":
+            self.fail_together(noted[0] if noted else None)
+            return
+        if noted and not self._told_of_reward_error:
+            self._told_of_reward_error = True
+            print(f"--reward_errors none: {noted[0]}; further ones are counted only", file=sys.stderr)
+        self.num_reward_errors += int(self.total(torch.tensor(len(noted), device=self.accelerator.device)))
+
     def _calculate_rewards(self, *args, **kwargs) -> Tensor:
         rewards = super()._calculate_rewards(*args, **kwargs)
+        self._face_reward_errors()
         if rewards.isinf().any():
             raise InputError("a reward is infinite")
         self._rewards = rewards
@@ -479,6 +512,8 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs["num_tokens_generated"] = self.num_tokens_generated
+            if self.args.reward_errors == "none":
+                logs["num_reward_errors"] = self.num_reward_errors
         super().log(logs, start_time)
 
     def add_callback(self, callback) -> None:
@@ -678,32 +713,61 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
 
     # State
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
-        state = {
-            "reference": self._base_reference().state_dict() if self.args.sync_ref_model else None,
+    def _get_train_sampler(self, dataset=None):
+        self._sampler = super()._get_train_sampler(dataset)
+        return self._sampler
+
+    def _run_epoch(self, *args, **kwargs) -> None:
+        resumed = kwargs["resume_from_checkpoint"] is not None and kwargs["epoch"] == kwargs["epochs_trained"]
+        if resumed and self._sampler is not None and self._sampler.shuffle:
+            for _ in range(kwargs["epochs_trained"]):  # TRL's would give the first epoch's order of prompts again
+                torch.randperm(self._sampler.num_samples, generator=self._sampler.generator)
+        super()._run_epoch(*args, **kwargs)
+
+    def progress_made(self) -> dict[str, Any]:
+        return super().progress_made() | {"rollout": self._rollout_state()}
+
+    def restore_progress(self, progress: dict[str, Any]) -> None:
+        super().restore_progress(progress)
+        self._load_rollout_state(progress["rollout"])
+
+    def _rollout_state(self) -> dict[str, Any]:
+        return {
             "step": self._step,
             "buffered": self._buffered_inputs,
             "num_tokens_generated": self.num_tokens_generated,
-            "frozen": self._frozen,
-            "trainer": None if self.shares_state else self.trainer_state(),
+            "num_reward_errors": self.num_reward_errors,
+            "frozen": dict(self._frozen),
+            "trainer": self.trainer_state(),
         }
+
+    def _load_rollout_state(self, state: dict[str, Any]) -> None:
+        self._step, self._buffered_inputs = state["step"], state["buffered"]
+        self.num_tokens_generated, self._frozen = state["num_tokens_generated"], state["frozen"]
+        self.num_reward_errors = state.get("num_reward_errors", 0)  # checkpoints of earlier versions have none
+        self.load_trainer_state(state["trainer"])
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        reference = self._base_reference().state_dict() if self.args.sync_ref_model else None
+        state = self._rollout_state() | {"reference": reference}
+        shared = self.packed_state(state["trainer"])
+        state["trainer"] = None if self.shares_state else shared
         torch.save(state, Path(output_dir) / _STATE.format(self.args.process_index))
         if self.shares_state and self.args.should_save:
-            torch.save(self.trainer_state(), Path(output_dir) / _SHARED_STATE)
+            torch.save(shared, Path(output_dir) / _SHARED_STATE)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
         state = self._load_state(Path(checkpoint) / _STATE.format(self.args.process_index))
-        self._step, self._buffered_inputs = state["step"], state["buffered"]
-        self.num_tokens_generated, self._frozen = state["num_tokens_generated"], state["frozen"]
+        if self.shares_state:
+            state["trainer"] = self._load_state(Path(checkpoint) / _SHARED_STATE)
+        self._load_rollout_state(state)
         if state["reference"] is not None:
             self._base_reference().load_state_dict(state["reference"])
-        shared = self.shares_state
-        self.load_trainer_state(self._load_state(Path(checkpoint) / _SHARED_STATE) if shared else state["trainer"])
 
     def _load_state(self, path: Path) -> dict[str, Any]:
         if not path.exists():

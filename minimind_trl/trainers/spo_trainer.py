@@ -294,15 +294,19 @@ class SPOTrainer(RolloutTrainer):
     def trainer_state(self) -> dict[str, Any]:
         return {
             "tracker": self.tracker.state(),
-            "answers": packed(self._answers),
+            "answers": dict(self._answers),
             "draws": self._draws.get_state(),
             "opponents": self.opponents and self.opponents.state(),
             "initialised": self._initialised,
         }
 
+    def packed_state(self, state: dict[str, Any]) -> dict[str, Any]:
+        return state | {"answers": packed(state["answers"])}
+
     def load_trainer_state(self, state: dict[str, Any]) -> None:
         self.tracker.load(state["tracker"])
-        self._answers, self._initialised = unpacked(state["answers"]), state["initialised"]
+        answers, self._initialised = state["answers"], state["initialised"]
+        self._answers = unpacked(answers) if "lengths" in answers else dict(answers)  # of a file, of this run
         self._draws.set_state(state["draws"].cpu())
         if self.opponents is not None:
             self.opponents.load(state["opponents"])

@@ -65,7 +65,7 @@ class PromptTracker:
         return (value * (1 - value)).clamp(min=0).sqrt() + floor
 
     def state(self) -> dict[str, Any]:
-        return {"a": self.a, "b": self.b}
+        return {"a": self.a.clone(), "b": self.b.clone()}
 
     def load(self, state: dict[str, Any]) -> None:
         self.a, self.b = state["a"].cpu(), state["b"].cpu()

@@ -260,7 +260,9 @@ def test_custom_function_keeps_or_drops_with_or_without_a_reason(my_filters):
 
 
 def test_custom_function_that_fails_or_answers_otherwise_is_named(my_filters):
-    with pytest.raises(MixtureError, match=f"filter {my_filters}:short returned None, not True, False or a reason"):
+    with pytest.raises(
+        MixtureError, match=f"filter {my_filters}:short returned None, not .*; for the row 'a longer text'"
+    ):
         reason("a longer text", type=f"{my_filters}:short", limit=10)
     with pytest.raises(MixtureError, match=f"filter {my_filters}:why failed: KeyError: 'text'") as caught:
         reason(row={"messages": []}, type=f"{my_filters}:why")

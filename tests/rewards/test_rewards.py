@@ -171,6 +171,23 @@ def test_a_function_that_raises_on_one_row_names_it():
         reward(prompts=["p", "q"], completions=["one", "two"], answer=["1", "0"])
 
 
+@pytest.mark.parametrize(
+    ("on_error", "scores", "noted"),
+    [("note", [None] * 3, ["'two' of 'say 3'"]), ("none", [None, 1.0, None], ["'one' of 'say 1'", "'two' of 'say 3'"])],
+)
+def test_what_fails_can_be_noted_instead(on_error, scores, noted):
+    """For the whole batch, or completion by completion: one gives NaN, one ends the program."""
+
+    def mine(prompts, completions, answer, **_):
+        return [float("nan") if right == "?" else exit(0) if right == "!" else float(right) for right in answer]
+
+    reward = Reward(mine, "mine")
+    reward.on_error = on_error
+    prompts = [[{"role": "user", "content": f"say {n}"}] for n in (1, 2, 3)]
+    assert reward(prompts=prompts, completions=["one", "ok", "two"], answer=["?", "1", "!"]) == scores
+    assert [str(error).split(" the completion ")[1] for error in reward.noted] == noted
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")

@@ -22,6 +22,7 @@ from trl import SFTTrainer
 from minimind_trl.errors import InputError, TrainingError, TrainingInterrupted
 from minimind_trl.files import file_digest
 from minimind_trl.trainers import last_good_checkpoint
+from minimind_trl.trainers.callbacks import SIGNALS
 from minimind_trl.trainers.checkpoints import CHECKSUMS, checkpoint_problem, rotate
 from minimind_trl.trainers.metered import describe_rows
 from tests.conftest import REPOSITORY
@@ -106,9 +107,9 @@ def test_rows_are_described_without_padding():
     assert describe_rows({"pixels": ids}, Letters()) == []
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_saves_after_the_step_and_exits(number, code, tmp_path, capsys):
-    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    before = [signal.getsignal(n) for n in SIGNALS]
     trainer = sft(tmp_path, max_steps=6, eval_strategy="steps", eval_steps=3)
     trainer.add_callback(At(3, lambda: os.kill(os.getpid(), number)))
     with pytest.raises(TrainingInterrupted) as caught:
@@ -118,7 +119,7 @@ def test_a_signal_saves_after_the_step_and_exits(number, code, tmp_path, capsys)
     [line] = [line for line in capsys.readouterr().out.splitlines() if "stopped" in line]
     assert line == f"stopped by {number.name} after step 3 of 6; saved {tmp_path}/checkpoint-3"
     assert not any("eval_loss" in entry for entry in trainer.state.log_history), "no time for that"
-    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+    assert [signal.getsignal(n) for n in SIGNALS] == before
 
 
 def test_a_run_that_a_signal_stopped_ends_where_a_whole_one_does(tmp_path):
