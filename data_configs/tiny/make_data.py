@@ -5,7 +5,7 @@
 A scene is a list of nouns, adjectives or numbers, or of who owns what. A skill asks one question about a scene and
 knows the answer: whitespace-separated tokens, so that one position-wise score grades every skill. Texts for
 pretraining ask much about one scene, so that most of a text follows from its beginning; chats ask one thing.
-An assistant's answer starts with a space: a byte-level BPE then gives a word the same token there as in texts.
+An answer starts a line, in texts as in chats: a byte-level BPE gives a word another token there than after a space.
 A question about a scene belongs to the held-out split or to training by a hash of its content, never of its
 phrasing, in all stages. Only the standard library is used, and every run writes the same bytes.
 """
@@ -29,7 +29,7 @@ KINDS = {
     "thing": ["cup", "hat", "box", "bell", "lamp"],
 }
 KIND_OF = {noun: kind for kind, nouns in KINDS.items() for noun in nouns}
-NAMES = ["tom", "ann", "ben", "sue", "max", "eva"]
+NAMES = ["tom", "ann", "ben", "sue", "max", "eva", "pam"]
 PAIRS = ["hot cold", "big small", "fast slow", "wet dry", "old new", "hard soft", "good bad"]
 OPPOSITES = {a: b for pair in PAIRS for a, b in (pair.split(), reversed(pair.split()))}
 ORDINALS = ["first", "second", "third", "last"]
@@ -38,7 +38,7 @@ NUMBERS = [str(n) for n in range(1, MAX_NUMBER + 1)]
 
 HELD_OUT_SHARE = 5  # one question in so many is held out
 ROWS = {  # train and validation rows; per skill for the chats
-    "pretrain": (6400, 120),
+    "pretrain": (6250, 120),
     "midtrain": (600, 90),
     "sft": (600, 50),
     "dpo": (150, 20),
@@ -193,7 +193,7 @@ def text(rng: random.Random, validation: bool, hard_share: float) -> str:
         said = {}
         for skill in skills[:1] + rng.choices(skills, k=8):
             if len(said) < 5 and (question := ask(rng, skill, items, validation)):
-                said[f"{phrase(rng, skill, question)}? {question.answer}."] = None
+                said[f"{phrase(rng, skill, question)}?\n{question.answer}."] = None
         if said:
             return " ".join([fact(rng), show(scene, items), *said])
 
@@ -231,13 +231,13 @@ def make_rows(stage: str, validation: bool) -> list[dict]:
     rows = []
     for skill, prompt, question in chats(rng, n, validation, hard_share):
         user = [{"role": "user", "content": prompt}]
-        right = [{"role": "assistant", "content": f" {question.answer}"}]
+        right = [{"role": "assistant", "content": question.answer}]
         if stage == "sft" and not validation:  # training needs no more; the bytes go into rows
             rows.append({"messages": user + right})
         elif stage == "sft":
             rows.append({"messages": user + right, "skill": skill, "answer": question.answer})
         elif stage == "dpo":
-            answers = {"chosen": f" {question.answer}", "rejected": f" {wrong(rng, question)}"}
+            answers = {"chosen": question.answer, "rejected": wrong(rng, question)}
             rows.append({"prompt": prompt, **answers, "skill": skill})
         else:
             rows.append({"prompt": prompt, "answer": question.answer, "skill": skill})

@@ -16,6 +16,7 @@ from ..tokenization import pieces, tiny_tokenizer, tokenize_conversation, tokeni
 from . import schemas
 from .mixer import DatasetMixer
 from .prepared import LOCK, load_or_prepare
+from .report import MOVED
 from .rows import Traced
 from .schemas import Row
 from .sources import DataFile
@@ -82,7 +83,7 @@ def _show(args: argparse.Namespace) -> None:
     console = Console()
     if mixer.report:
         console.print(mixer.report.table())
-        for line in (*mixer.report.drops(), *mixer.report.notes):
+        for line in (*mixer.report.drops(), *mixer.report.moved(), *mixer.report.notes):
             console.print(line, highlight=False)
     for number, row in enumerate(data["train"].take(_EXAMPLES), start=1):
         console.rule(f"train row {number}, from {row['source']}")
@@ -154,6 +155,8 @@ def _tell_steps(
         _tell(console, "tokens", "not counted: give --tokenizer")
         return
     _tell(console, "escape", f"{traced.escaped} control tokens inside the text")
+    if traced.moved:
+        _tell(console, "template", f"{traced.moved} {MOVED}")
     _tell(console, "tokens", f"{traced.tokens}{_beyond(mixer, traced.tokens)}; trained on is what is marked:")
     console.print(marked_row(traced.trained, tokenizer, mixer.longest, mixer.on_long), highlight=False)
 

@@ -426,7 +426,7 @@ class DatasetMixer:
     def _report(self, parts, pool: Pool, train: np.ndarray, validation: np.ndarray, tokenizer) -> MixtureReport:
         tokens = None if tokenizer is None else pool.tokens
         total = sum(source.mix_ratio for source in self.mixture.datasets)
-        escaped, untrained = _fact(parts, "_escaped"), _fact(parts, "_untrained")
+        escaped, moved, untrained = (_fact(parts, name) for name in ("_escaped", "_moved", "_untrained"))
         lengths = _fact(parts, "_tokens")
         too_many = _reasoned(parts, too_long(self.longest)) if self.on_long == "drop" and self.longest else None
 
@@ -445,6 +445,7 @@ class DatasetMixer:
                 rows_in=len(part.rows),
                 dropped=pool.reasons_of(part.index),
                 escaped=int(escaped[(pool.source == part.index) & pool.live].sum()),
+                moved=int(moved[(pool.source == part.index) & pool.live].sum()),
                 untrained=int(untrained[(pool.source == part.index) & pool.live].sum()),
                 unread=part.unread(),
                 target_share=part.source.mix_ratio / total,

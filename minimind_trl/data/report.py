@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from rich.table import Table
 
 _PERCENTILES = (5, 50, 95)
+MOVED = "reasoning_content written as <think> into the content, because the chat template leaves it out"
 _KEPT = 0.95  # of the tokens, by the length that a warning proposes
 FEW = 0.03  # of a source's tokens may be lost without a warning
 _KEYS_SHOWN = 20
@@ -65,6 +66,8 @@ class SourceReport(BaseModel):
     """Rows by reason; `rows_in` is these and what is in the splits without repetitions."""
     escaped: int
     """Control tokens that were spelled inside the text, and are written with a space now."""
+    moved: int = 0
+    """Turns whose reasoning stands in a think block of the content, as the chat template prints it nowhere else."""
     untrained: int = 0
     """Turns of the rows that are left which say that they are not trained (`loss`, `weight`, `train`)."""
     unread: dict[str, int] = {}
@@ -127,6 +130,10 @@ class MixtureReport(BaseModel):
         return [
             f"{source.name}: {source.rows_in:,} rows in{_dropped(source)}{_kept(source)}" for source in self.sources
         ]
+
+    def moved(self) -> list[str]:
+        """Per source: reasoning that the chat template would have left out."""
+        return [f"{source.name}: {source.moved:,} {MOVED}" for source in self.sources if source.moved]
 
     def markdown(self) -> str:
         """For a model card."""
@@ -248,4 +255,6 @@ def _told(source: SourceReport) -> str:
         parts.append(long)
     if source.escaped:
         parts.append(f"{source.escaped:,} control tokens inside the text escaped")
+    if source.moved:
+        parts.append(f"{source.moved:,} {MOVED}")
     return "; ".join(parts) + _dropped(source) + _kept(source)

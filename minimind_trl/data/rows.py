@@ -18,7 +18,8 @@ from datasets import Features, Json, Value
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import InputError, MixtureError, nearest
-from ..tokenization import escape_control_tokens, untrained_spans
+from ..tokenization import ChatTemplateError, escape_control_tokens, untrained_spans, with_training_template
+from ..tokenization.renderings import PrintedFields, first_unprinted, reasoning_in_content
 from . import schemas
 from .config import HH, Source
 from .duplicates import NGrams
@@ -39,6 +40,7 @@ FACTS = {
     "_group": Value("int64"),  # hash of what must not be on both sides of the split
     "_tokens": Value("uint32"),
     "_escaped": Value("uint32"),  # control tokens that were spelled inside it
+    "_moved": Value("uint32"),  # its turns whose reasoning went into the content
     "_contaminated": Value("bool"),
     "_untrained": Value("uint16"),  # turns that say that they are not trained
     "_unread": Value("string"),  # its keys that nobody reads, one a line
@@ -65,6 +67,8 @@ class Traced:
     other_schema: str | None = None
     """Set where it could not be converted because it is of another schema than the source's first row."""
     escaped: int = 0
+    moved: int = 0
+    """Turns whose reasoning went into the content, because the chat template prints it nowhere else."""
     tokens: int | None = None
     texts: tuple[str, ...] = ()
     """What is tokenized, of a preference pair both sides."""
@@ -281,6 +285,7 @@ class RowConverter:
             traced.trained, traced.escaped = traced.row, 0
             if self.tokenizer is not None:
                 traced.trained, traced.escaped = escape_control_tokens(traced.row, self.tokenizer)
+                traced.trained, traced.moved = self._printable(traced.trained)
                 traced.texts = self._texts(traced.trained)
             if self.flattens:
                 traced.trained = {"text": traced.texts[0], "untrained": self._untrained(traced)}
@@ -331,6 +336,56 @@ class RowConverter:
             return None
         return next((name for name in schemas.fitting_schemas(filled, self.phase) if name not in self.fits), None)
 
+    def _printable(self, row: Row) -> tuple[Row, int]:
+        """A row of which the chat template prints everything, and how often reasoning went into the content for that.
+
+        Raises:
+            RowError: it leaves out something else.
+        """
+        if "text" in row:
+            return row, 0
+        tools = json.loads(row["tools"]) if row.get("tools") else None
+        before, printed = row.get("prompt") or [], dict(row)
+        if sides := [name for name in ("messages", "chosen", "rejected") if name in row]:
+            for side in sides:
+                turns = self._printable_turns(before + row[side], tools)
+                printed |= {side: turns[len(before) :]} | ({"prompt": turns[: len(before)]} if before else {})
+        else:
+            printed["prompt"] = self._printable_turns(before, tools)
+        columns = [name for name in ("prompt", *sides) if name in row]
+        moved = [new is not old for name in columns for new, old in zip(printed[name], row[name], strict=True)]
+        return printed, sum(moved)
+
+    def _printable_turns(self, turns: list[Row], tools: list | None) -> list[Row]:
+        if not (missing := self._missing(turns, tools)):
+            return turns
+        thinkers = {turn for turn, field in missing if field == "reasoning_content"}
+        reasoning = {turn for turn in thinkers if turns[turn]["role"] == "assistant"}
+        turns = [reasoning_in_content(turn) if at in reasoning else turn for at, turn in enumerate(turns)]
+        if missing := self._missing(turns, tools):
+            at, field = missing[0]
+            what = field if field == "tools" else f"the {turns[at]['role']}'s {field}"
+            raise RowError(f"the chat template leaves out {what}")
+        return turns
+
+    def _missing(self, turns: list[Row], tools: list | None) -> list[tuple[int, str]]:
+        """What is printed neither now nor, where the trainer takes another template, in training."""
+        missing = self._printed.missing(turns, tools)
+        return missing and self._printed_in_training.missing(turns, tools)
+
+    @cached_property
+    def _printed(self) -> PrintedFields:
+        return PrintedFields(self.tokenizer)
+
+    @cached_property
+    def _printed_in_training(self) -> PrintedFields:
+        if self.phase not in ("sft", "distill"):
+            return self._printed
+        try:
+            return PrintedFields(with_training_template(self.tokenizer))
+        except ChatTemplateError:  # which the recipe will tell
+            return self._printed
+
     def _texts(self, row: Row) -> tuple[str, ...]:
         if "text" in row:
             return (row["text"],)
@@ -343,9 +398,16 @@ class RowConverter:
 
     def _render(self, messages: list[Row], tools: list | None, **options: Any) -> str:
         try:
-            return self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **options)
+            text = self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **options)
         except Exception as error:  # a template may refuse a row in any way
             raise RowError(f"the chat template refuses it: {type(error).__name__}") from error
+        turn = first_unprinted(text, messages)
+        if turn is not None and self._printed_in_training is not self._printed:
+            trainers = self._printed_in_training.tokenizer
+            turn = first_unprinted(trainers.apply_chat_template(messages, tools=tools, tokenize=False), messages)
+        if turn is not None:
+            raise RowError(f"the chat template leaves out a part of the {messages[turn]['role']}'s content")
+        return text
 
     def _count_tokens(self, traced: list[Traced]) -> None:
         texts = [(row, text) for row in traced for text in row.texts]
@@ -391,6 +453,7 @@ class RowConverter:
             "_group": group,
             "_tokens": traced.tokens,
             "_escaped": traced.escaped,
+            "_moved": traced.moved,
             "_contaminated": self.is_contaminated(traced),
             "_untrained": traced.untrained,
             "_unread": _listed(traced.unread),
@@ -412,7 +475,7 @@ def converter_code() -> str:
     package = Path(importlib.util.find_spec(__package__).origin).parent
     names = ("config", "duplicates", "filters", "kto", "quality", "rows", "schemas", "selection", "sources")
     names = (*names, "transcripts", "turns")
-    tokens = (package.parent / "tokenization" / f"{name}.py" for name in ("control_tokens", "masks"))
+    tokens = (package.parent / "tokenization" / f"{name}.py" for name in ("control_tokens", "masks", "renderings"))
     files = [*(package / f"{name}.py" for name in names), *tokens]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 

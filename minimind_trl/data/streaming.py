@@ -27,6 +27,7 @@ from datasets.distributed import split_dataset_by_node
 from ..errors import MixtureError
 from . import selection
 from .duplicates import CONTAMINATED
+from .report import MOVED
 from .rows import FACTS, RowConverter
 from .schemas import Row
 from .selection import LEAKED
@@ -178,6 +179,7 @@ def _kept(name: str, seen: Counter, held_out: set[int], cut_at: int | None) -> C
             reached[row["_file"]] = row["_number"]
             seen["rows read"] += 1
             seen.update([reason] if reason else [])
+            seen.update({MOVED: moved} if (moved := row.get("_moved")) else {})
             seen.update(f"with {key!r}, which is not read" for key in (row["_unread"] or "").splitlines())
             if reason is None and (tokens := row["_tokens"]):
                 seen[TOKENS] += tokens

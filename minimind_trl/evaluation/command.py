@@ -199,7 +199,7 @@ def _preferences(args, subjects: dict[str, _Subject], rows: list[dict], options:
     log_probs = {name: pair_log_probs(one.model, one.tokenizer, rows, **options) for name, one in subjects.items()}
     reference = log_probs.get("baseline")
     if reference is not None and len(reference) != len(log_probs["model"]):
-        raise InputError("the two tokenizers cut different pairs off: give a larger --max_length")
+        raise InputError("different pairs are dropped for the two tokenizers: give a larger --max_length")
     figures = {"model": preference_measures(log_probs["model"], reference, args.beta)}
     if reference is not None:
         figures["baseline"] = preference_measures(reference)

@@ -26,7 +26,7 @@ def pair_log_probs(
     """Log-probability in nats of each row's chosen and rejected answer (rows, 2), float64 on the CPU.
 
     Rows are prepared as TRL's DPOTrainer prepares them: the answer begins where prompt and conversation part, both
-    sides are cut after `max_length` tokens, and rows whose prompt alone is that long are left out.
+    sides are cut after `max_length` tokens, and rows whose prompt alone is that long are dropped.
 
     Args:
         rows: with `prompt`, `chosen`, `rejected` (messages) and perhaps `tools`.
@@ -35,7 +35,7 @@ def pair_log_probs(
     Raises:
         InputError: no row is left.
     """
-    pairs = [_tokenize_answers(row, tokenizer, max_length) for row in rows]
+    pairs = [tokenize_answers(row, tokenizer, max_length) for row in rows]
     sequences = [side for pair in pairs if pair for side in pair]
     _check_left(sequences, max_length)
     no_text = torch.zeros(len(tokenizer), dtype=torch.int64)
@@ -82,7 +82,7 @@ def reward_measures(
 ) -> dict[str, Measure]:
     """How well a reward model tells the chosen answer from the rejected one, under the names of TRL's RewardTrainer.
 
-    As that does, rows of which a side is longer than `max_length` are left out.
+    As that does, rows of which a side is longer than `max_length` are dropped.
 
     Args:
         model: a sequence classifier with one label.
@@ -121,8 +121,11 @@ def _rewards(model, batch: list[list[int]], pad: int) -> torch.Tensor:
     return model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits[:, 0].double().cpu()
 
 
-def _tokenize_answers(row: dict, tokenizer, max_length: int | None) -> list[tuple[list[int], list[bool]]] | None:
-    """Ids of prompt and chosen, of prompt and rejected, each with what is answer; None where nothing of it is left."""
+def tokenize_answers(row: dict, tokenizer, max_length: int | None) -> list[tuple[list[int], list[bool]]] | None:
+    """Ids of prompt and chosen, of prompt and rejected, cut after `max_length`, and which of them are the answer.
+
+    None where the prompt leaves no room for an answer: DPOTrainer drops such a row.
+    """
     prompt = _render(tokenizer, row["prompt"], row, add_generation_prompt=True)
     sides = [_render(tokenizer, row["prompt"] + row[side], row) for side in _SIDES]
     start = min(_common_prefix(prompt, side) for side in sides)

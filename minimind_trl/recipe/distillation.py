@@ -16,7 +16,7 @@ from ..tokenization import with_training_template
 from ..trainers import AnswersCollator
 from .arguments import MachineDefaults
 from .learning_rates import settle_learning_rate
-from .training import HeldOutEvaluation, adapter_for, capped, run, settle, with_labels
+from .training import HeldOutEvaluation, adapter_for, capped, run, settle, tell_dropped, with_labels
 
 # TRL warns of its experimental parts, which may change; the lock holds the version that this was tested with.
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
@@ -118,10 +118,7 @@ def train_distillation(args, config, lora, model, teacher, tokenizer, data: Data
         peft_config=adapter_for(args, lora, model),
     )
     trainer.held_out, trainer.eval_batches = data.get("validation"), args.eval_batches
-    if isinstance(train, Dataset) and (dropped := len(data["train"]) - len(train)):
-        trainer.accelerator.print(
-            f"data: {dropped} train rows dropped: no token to learn from within max_length={config.max_length}"
-        )
+    tell_dropped(trainer, data["train"], train=len(data["train"]) - len(train) if isinstance(train, Dataset) else 0)
     return run(trainer, args, tokenizer, data, mixer)
 
 

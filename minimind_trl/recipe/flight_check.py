@@ -1,7 +1,8 @@
 """The flight check: what a run is about to do, and every reason not to start it, before the first step.
 
 All reasons are collected and raised together. What it prints: the mixture, steps, the share of tokens that the loss
-counts on, the share of rows that are cut, rendered examples, memory, and an estimate of the time from a few real steps.
+counts on, the shares of rows that are cut and that are dropped, rendered examples, memory, and an estimate of the time
+from a few real steps.
 """
 
 import json
@@ -17,6 +18,7 @@ from datasets import DatasetDict, IterableDataset
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 from transformers.training_args import OptimizerNames
+from trl import DPOConfig
 
 from ..data import DatasetMixer
 from ..data.commands import marked_row
@@ -24,11 +26,13 @@ from ..data.report import FEW, describe_long_rows
 from ..data.schemas import Row, plain_text
 from ..errors import InputError
 from ..evaluation.held_out import tokenize_rows
+from ..evaluation.pairs import tokenize_answers
 from ..memory import checkpoint_activations, state_memory
+from ..tokenization import compare_prompts
 from .arguments import RecipeArguments
 from .records import differences, run_record
 
-_SAMPLE = 256  # training rows that are looked at
+SAMPLE = 256  # training rows that are looked at
 _COMPARED = 100_000  # training rows that are compared with the validation rows
 _EXAMPLES = 2
 _TIMED_STEPS = 3
@@ -42,9 +46,11 @@ def flight_check(
     Raises:
         InputError: one line for each reason, with the nearest setting that works.
     """
-    rows = list(islice(data["train"], _SAMPLE))
+    rows = list(islice(data["train"], SAMPLE))
+    boundary = compare_prompts(rows, trainer.processing_class)
     problems = [
         *tokenizer_problems(trainer, args, tokenizer),
+        *boundary.problems(),
         *(_length_problems(trainer, rows, tokenizer) or _batch_problems(trainer, data)),
         *overlap_problems(data),
         *resume_problems(trainer, args, mixer),
@@ -54,6 +60,12 @@ def flight_check(
     seconds = _seconds_per_step(trainer)  # all processes together: the loss gathers figures
     if trainer.is_world_process_zero():
         _print_plan(trainer, rows, tokenizer, mixer, seconds)
+        print_warnings(boundary.warnings())
+
+
+def print_warnings(warnings: list[str]) -> None:
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def tokenizer_problems(trainer, args: RecipeArguments, tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -85,6 +97,8 @@ def _batch_problems(trainer, data: DatasetDict) -> list[str]:
     rows = len(trainer.train_dataset)
     if not rows:
         return [f"no training row is left within --max_length {config.max_length}"]
+    if trainer.eval_dataset is not None and not len(trainer.eval_dataset):
+        return [f"no held-out row is left within --max_length {config.max_length}"]
     if rows >= batch:
         return []
     fitting = rows // (config.gradient_accumulation_steps * config.world_size)
@@ -172,7 +186,8 @@ def _print_plan(
     cut = whole if mixer.on_long == "chunk" else _tokenized(trainer, rows, tokenizer, limit)
     lengths = np.array([len(ids) for ids, _ in whole])
     dropped = lengths > limit if mixer.on_long == "drop" else np.zeros(len(lengths), dtype=bool)
-    long_rows = describe_long_rows(lengths[~dropped], limit, mixer.on_long, lengths[dropped])
+    no_room = _without_room(trainer, rows, tokenizer, lengths > limit) if mixer.on_long == "cut" else dropped & False
+    long_rows = describe_long_rows(lengths[~dropped & ~no_room], limit, mixer.on_long, lengths[dropped])
     supervised = sum(sum(mask) for _, mask in cut) / max(sum(len(ids) for ids, _ in cut), 1)
     learned = "" if "chosen" in rows[0] else f"{supervised:.0%} of the tokens are learned, "
     if mixer.report:
@@ -187,6 +202,7 @@ def _print_plan(
         f"plan: {steps:,} steps of {_rows_per_step(config)} {packed} in {config.world_size} process(es), at most "
         f"{limit} tokens each; {learned}{long_rows.rows / len(whole):.1%} of the rows are longer"
         + (f": {long_rows.told()}" if long_rows.rows else "")
+        + (f"; {no_room.mean():.1%} of the rows are dropped: {trainer.drops.format(limit)}" if no_room.any() else "")
     )
     if mixer.report is None and long_rows.share > FEW:  # of a mixture at rest the mixer has said it
         print(
@@ -197,6 +213,20 @@ def _print_plan(
     if seconds is not None:
         minutes = seconds * steps / 60
         console.print(f"time: {seconds:.2f} s a step here, {minutes:.1f} minutes in all, evaluation apart")
+
+
+def _without_room(trainer, rows: list[Row], tokenizer: PreTrainedTokenizerBase, over: np.ndarray) -> np.ndarray:
+    """Which rows the trainer drops, because a cut to `max_length` would leave nothing to learn from."""
+    config, dropped = trainer.args, np.zeros(len(rows), dtype=bool)
+    if isinstance(config, DPOConfig) and config.truncation_mode == "keep_end":
+        return dropped  # where some of the answer always is left
+    for at in np.flatnonzero(over):
+        if "chosen" in rows[at]:
+            dropped[at] = tokenize_answers(rows[at], tokenizer, config.max_length) is None
+        else:
+            [(_, mask)] = _tokenized(trainer, [rows[at]], tokenizer, config.max_length)
+            dropped[at] = not any(mask)
+    return dropped
 
 
 def print_model(console: Console, trainer) -> None:

@@ -66,6 +66,7 @@ def complete_card(trainer, args, mixer: DatasetMixer, record: dict[str, Any], me
         "| hyperparameter | value |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in chosen),
         "## Training data",
         mixer.markdown(),
+        *_dropped(record["rows"]),
     ]
     card.text = "\n\n".join(parts)
     with atomic_path(folder / "README.md") as temporary:
@@ -189,6 +190,19 @@ print(model(**inputs).logits.item())
 def _is_reward(model) -> bool:
     inner = model.get_base_model() if is_peft_model(model) else model
     return isinstance(inner, MiniMindForSequenceClassification)
+
+
+def _dropped(rows: dict[str, Any] | None) -> list[str]:
+    """What the trainer has dropped of the mixture's rows."""
+    if not rows or not rows["dropped"]:
+        return []
+    told = "; ".join(
+        f"{count:,} {split} rows ({reason})"
+        for split, reasons in rows["dropped"].items()
+        for reason, count in reasons.items()
+    )
+    trained = "" if rows["train_rows"] is None else f" {rows['train_rows']:,} train rows are left."
+    return [f"Of these the trainer dropped {told}.{trained}"]
 
 
 def _not_measured(mixer: DatasetMixer) -> str:

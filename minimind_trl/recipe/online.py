@@ -18,6 +18,7 @@ from ..data import DatasetMixer
 from ..errors import InputError, nearest
 from ..evaluation.answers import render_prompt
 from ..rewards import Reward, load_rewards
+from ..tokenization import compare_prompts
 from ..trainers import PPOTrainer, RolloutTrainer, SPOTrainer
 from ..trainers.doctor import RLDoctor
 from ..trainers.ppo_config import PPOConfig
@@ -25,7 +26,14 @@ from ..trainers.rollout_config import RolloutConfig
 from ..trainers.rollout_trainer import TEMPLATE_KWARGS
 from ..trainers.spo_config import SPOConfig
 from .arguments import Machine, RecipeArguments
-from .flight_check import overlap_problems, print_model, resume_problems, tokenizer_problems
+from .flight_check import (
+    SAMPLE,
+    overlap_problems,
+    print_model,
+    print_warnings,
+    resume_problems,
+    tokenizer_problems,
+)
 from .learning_rates import settle_learning_rate
 from .training import adapter_for, capped, remove_if_empty, run, settle
 
@@ -165,8 +173,10 @@ def online_check(
     Raises:
         InputError: one line for each reason.
     """
+    boundary = compare_prompts(islice(data["train"], SAMPLE), trainer.processing_class)
     problems = [
         *tokenizer_problems(trainer, args, tokenizer),
+        *boundary.problems(),
         *overlap_problems(data),
         *resume_problems(trainer, args, mixer),
         *unscored_problems(trainer, data),
@@ -183,8 +193,7 @@ def online_check(
         raise InputError(f"{problem}. --allow_equal_rewards true goes on anyway")
     if trainer.is_world_process_zero():
         _print_plan(trainer, mixer, answers, seconds)
-        for line in filter(None, (problem, warning)):
-            print(f"warning: {line}")
+        print_warnings([*filter(None, (problem, warning)), *boundary.warnings()])
 
 
 def unscored_problems(trainer: RolloutTrainer, data: DatasetDict) -> list[str]:

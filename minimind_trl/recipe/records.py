@@ -40,6 +40,7 @@ def run_record(trainer, args, mixer: DatasetMixer) -> dict[str, Any]:
         "model": _without(model.config.to_dict(), _VOLATILE),
         "lora": adapter and adapter.to_dict(),
         "data": {name: value for name, value in mixer.lock()["made_from"].items() if name not in _CODE},
+        "rows": getattr(trainer, "row_counts", None),  # what the trainer has made of them; online trainers take all
         "versions": {"trl": trl.__version__, "transformers": transformers.__version__},
     }
     return json.loads(json.dumps(record, default=_plain))

@@ -47,6 +47,7 @@ from .records import RECIPE, run_record
 class HeldOutEvaluation(MeteredTrainer):
     """For language models: evaluation weighs tokens equally, tells sources apart, and is what `eval` repeats."""
 
+    drops = "no token to learn from within max_length={}"
     held_out: Dataset | None = None
     eval_batches: int | None = None
 
@@ -153,7 +154,9 @@ def with_labels(
 
 
 class RecipeDPOTrainer(MeteredTrainer, DPOTrainer):
-    """DPOTrainer with the recipes' metrics."""
+    """DPOTrainer with the recipes' metrics. Answers are cut to `max_length`, and rows without room for one dropped."""
+
+    drops = "a prompt of max_length={} tokens or more"
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -170,7 +173,9 @@ class RecipeDPOTrainer(MeteredTrainer, DPOTrainer):
 
 
 class RecipeRewardTrainer(MeteredTrainer, RewardTrainer):
-    """RewardTrainer with the recipes' metrics."""
+    """RewardTrainer with the recipes' metrics. No row is cut: the reward stands at its last token."""
+
+    drops = "longer than max_length={}"
 
 
 def train_sft(args, config, lora, model, tokenizer, data: DatasetDict, mixer: DatasetMixer) -> dict:
@@ -187,17 +192,14 @@ def train_sft(args, config, lora, model, tokenizer, data: DatasetDict, mixer: Da
         on_long=mixer.on_long,
     )
     trainer.held_out, trainer.eval_batches = data.get("validation"), args.eval_batches
-    if trainer.rows_without_target:
-        trainer.accelerator.print(
-            f"data: {trainer.rows_without_target} train rows dropped: no token to learn from within "
-            f"max_length={config.max_length}"
-        )
+    tell_dropped(trainer, data["train"], train=trainer.rows_without_target)
     return run(trainer, args, tokenizer, data, mixer)
 
 
 def train_dpo(args, config, lora, model, tokenizer, data: DatasetDict, mixer: DatasetMixer) -> dict:
     """Train with TRL's DPOTrainer against the model as it is now; of `run`'s arguments and results."""
     settle(args, config, "DPO")
+    held_out = capped(args, config, data.get("validation"))
     settle_learning_rate(args, config, lora, model)
     trainer = RecipeDPOTrainer(
         model=model,
@@ -206,27 +208,51 @@ def train_dpo(args, config, lora, model, tokenizer, data: DatasetDict, mixer: Da
         args=config,
         processing_class=tokenizer,
         train_dataset=data["train"],
-        eval_dataset=capped(args, config, data.get("validation")),
+        eval_dataset=held_out,
         peft_config=adapter_for(args, lora, model),
     )
+    _tell_dropped_pairs(trainer, data["train"], held_out)
     return run(trainer, args, tokenizer, data, mixer)
 
 
 def train_reward(args, config, lora, model, tokenizer, data: DatasetDict, mixer: DatasetMixer) -> dict:
     """Train with TRL's RewardTrainer; of `run`'s arguments and results."""
     settle(args, config, "Reward")
+    held_out = capped(args, config, data.get("validation"))
     settle_learning_rate(args, config, lora, model)
     trainer = RecipeRewardTrainer(
         model=model,
         args=config,
         processing_class=tokenizer,
         train_dataset=data["train"],
-        eval_dataset=capped(args, config, data.get("validation")),
+        eval_dataset=held_out,
         peft_config=adapter_for(args, lora, model),
     )
-    if dropped := _missing(trainer.train_dataset, data["train"]):
-        trainer.accelerator.print(f"data: {dropped} train rows dropped: longer than max_length={config.max_length}")
+    _tell_dropped_pairs(trainer, data["train"], held_out)
     return run(trainer, args, tokenizer, data, mixer)
+
+
+def _tell_dropped_pairs(trainer, train: Dataset | IterableDataset, held_out: Dataset | None) -> None:
+    of_held_out = 0 if held_out is None else len(held_out) - len(trainer.eval_dataset)
+    tell_dropped(trainer, train, train=_missing(trainer.train_dataset, train), validation=of_held_out)
+
+
+def tell_dropped(trainer, rows: Dataset | IterableDataset, **dropped: int) -> None:
+    """Print how many rows of each split the trainer has dropped, and keep the counts for lock, card and `recipe.json`.
+
+    Args:
+        trainer: whose `drops` is the reason.
+        rows: of the training split, as the mixture gave them.
+        dropped: rows by split; of a stream 0, as nobody knows.
+    """
+    reason = trainer.drops.format(trainer.args.max_length)
+    for split, count in dropped.items():
+        if count:
+            trainer.accelerator.print(f"data: {count} {split} rows dropped: {reason}")
+    trainer.row_counts = {
+        "train_rows": None if isinstance(rows, IterableDataset) else len(rows) - dropped["train"],
+        "dropped": {split: {reason: count} for split, count in dropped.items() if count},
+    }
 
 
 def adapter_for(args: RecipeArguments, lora, model: PreTrainedModel) -> LoraConfig | None:
@@ -295,7 +321,7 @@ def run(
         remove_if_empty(trainer.args.output_dir)
         return {}
     record = run_record(trainer, args, mixer)
-    trainer.records = {LOCK: mixer.lock, RECIPE: lambda: record}
+    trainer.records = {LOCK: lambda: _lock(mixer, record), RECIPE: lambda: record}
     metrics: dict[str, dict[str, float]] = {}
     trainer.complete_card = lambda: complete_card(trainer, args, mixer, record, metrics)
     at_end = EvaluateAtEnd(trainer)
@@ -336,6 +362,11 @@ def _evaluate_first(trainer) -> dict[str, float]:
         raise
 
 
+def _lock(mixer: DatasetMixer, record: dict) -> dict:
+    """The mixture's lock, with what the trainer has made of its rows."""
+    return mixer.lock() | ({"training": record["rows"]} if record["rows"] else {})
+
+
 def _leave_results(trainer, args, mixer: DatasetMixer, metrics: dict, record: dict) -> None:
     config = trainer.args
     folder = Path(config.output_dir)
@@ -351,7 +382,7 @@ def _leave_results(trainer, args, mixer: DatasetMixer, metrics: dict, record: di
         "beta": getattr(config, "beta", None),
     }
     write_json(folder / "metrics.json", metrics | {"options": options})
-    write_json(folder / LOCK, mixer.lock())
+    write_json(folder / LOCK, _lock(mixer, record))
     write_json(folder / RECIPE, record)
     start = [{"step": 0, **metrics["before"]}] if metrics else []  # training begins its own history after it
     write_curves(start + trainer.state.log_history, folder / "curves.png")

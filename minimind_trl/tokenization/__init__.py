@@ -6,6 +6,7 @@ from transformers import PreTrainedTokenizerFast
 
 from minimind_trl.tokenization.control_tokens import MessageError, escape_control_tokens, find_control_tokens
 from minimind_trl.tokenization.masks import pieces, tokenize_conversation, tokenize_text, untrained_spans
+from minimind_trl.tokenization.prompt_boundary import PromptBoundary, compare_prompts
 from minimind_trl.tokenization.templates import (
     GENERATIONS,
     ChatTemplateError,
@@ -28,8 +29,10 @@ __all__ = [
     "TINY_TOKENIZER_DIR",
     "ChatTemplateError",
     "MessageError",
+    "PromptBoundary",
     "TokenizerTrainingError",
     "bytes_per_token",
+    "compare_prompts",
     "escape_control_tokens",
     "find_control_tokens",
     "inference_template",

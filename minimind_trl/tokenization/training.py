@@ -9,7 +9,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, trainers
+from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 from transformers import PreTrainedTokenizerFast
 
 from minimind_trl.errors import InputError
@@ -52,7 +53,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, model_max_length: int
     """Train a byte-level BPE tokenizer with MiniMind-3's special tokens and chat template.
 
     All 256 bytes are in the vocabulary, so every text can be encoded and decodes to itself. The same texts in
-    the same order give the same tokenizer, byte for byte.
+    the same order give the same tokenizer, byte for byte. A line end is a token of its own, always: the chat
+    templates of both generations end what they write before a message with one, so that the tokens of a generation
+    prompt stay the same whatever the answer begins with.
 
     Args:
         texts: the text to learn from; read once, in order, never held in memory as a whole.
@@ -71,15 +74,18 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, model_max_length: int
             f"which holds {MIN_VOCAB_SIZE - 256} added tokens and 256 bytes"
         )
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words = ByteLevel(add_prefix_space=False)
+    bpe.pre_tokenizer = Sequence([Split("\n", "isolated"), words])
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[*SPECIAL_TOKENS, *PLAIN_ADDED_TOKENS],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        initial_alphabet=ByteLevel.alphabet(),
         show_progress=False,
     )
     bpe.train_from_iterator(_not_empty(texts), trainer=trainer)
+    # Without merges of line ends GPT-2's words alone give the same tokens, and every engine knows those.
+    bpe.pre_tokenizer = words
     reached = bpe.get_vocab_size()
     if reached < vocab_size:
         raise TokenizerTrainingError(

@@ -105,13 +105,14 @@ def test_chats_are_valid_and_their_answers_right(stage, split):
         if stage == "sft":
             assert set(row) == {"messages", "skill", "answer"} or (split == "train" and set(row) == {"messages"})
             assert [message["role"] for message in row["messages"]] == ["user", "assistant"]
-            answer = row["messages"][1]["content"].strip()
+            answer = row["messages"][1]["content"]
             assert answer == row.get("answer", answer)
         elif stage == "dpo":
             assert set(row) == {"prompt", "chosen", "rejected", "skill"}
             answer, rejected = row["chosen"].split(), row["rejected"].split()
             assert answer != rejected and len(answer) == len(rejected)
             answer = " ".join(answer)
+            assert (answer, " ".join(rejected)) == (row["chosen"], row["rejected"])
         else:
             assert set(row) == {"prompt", "answer", "skill"}
             answer = row["answer"]

@@ -82,7 +82,7 @@ def test_a_native_file_is_a_checkpoint_like_any_other(pretrained, tmp_path):
 
 def test_evaluation_can_be_switched_off_and_lost_rows_are_counted(pretrained, tmp_path):
     prompts = [f"words: {'cat dog ' * (20 if i % 10 == 0 else 1)}{i}. again?" for i in range(200)]
-    chats = [[{"role": "user", "content": prompt}, {"role": "assistant", "content": " cat"}] for prompt in prompts]
+    chats = [[{"role": "user", "content": prompt}, {"role": "assistant", "content": "cat"}] for prompt in prompts]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
     mixture = {"metadata": {"phase": "sft"}, "datasets": [{"name": "a", "source": "rows.jsonl"}]}
     (tmp_path / "mixture.yaml").write_text(yaml.safe_dump(mixture))
@@ -157,7 +157,7 @@ def test_dry_run_prints_the_plan_and_leaves_nothing(pretrained, tmp_path):
     assert result.returncode == 0, result.stderr
     for told in (
         "sft mixture",
-        "plan: 20 steps of 3 packed rows",
+        "plan: 20 steps of 4 packed rows",
         "of the tokens are learned",
         "⟦<think>",
         "s a step here",

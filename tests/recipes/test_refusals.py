@@ -27,6 +27,11 @@ def mixture(name: str) -> list[str]:
     return ["--from_weight", "{model}", "--data_config", f"{{folder}}/{name}.yaml", "--output_dir", "{new}"]
 
 
+def merging(phase: str) -> list[str]:
+    """A model whose tokenizer makes one token of two line ends, unless a word follows."""
+    return ["--from_weight", "{merging}", "--data_config", f"{{folder}}/merged_{phase}.yaml", "--output_dir", "{new}"]
+
+
 RLAIF = ["--data_config", "data_configs/tiny/rlaif.yaml", "--output_dir", "{new}", "--max_completion_length", "4"]
 RL = ["--from_weight", "{model}", *RLAIF]
 MATCH = [*RL, "--reward_funcs", "position_match"]
@@ -104,12 +109,24 @@ REFUSED = [
         [*LOADED, "--teacher_model_name_or_path", "{small}"],
         "they must share a tokenizer, as probabilities are compared token by token",
     ),
+    # --- where the prompt ends and the answer begins ---
+    *(
+        (recipe, [*merging(phase), *more], "the prompt ends in '\\n\\n' (")
+        for recipe, phase, more in (
+            ("sft", "sft", []),
+            ("midtrain", "midtrain", []),
+            ("distill", "sft", ["--teacher_model_name_or_path", "{merging}"]),
+            ("dpo", "dpo", []),
+            ("reward", "dpo", []),
+            *((recipe, "rlaif", ["--reward_funcs", "position_match"]) for recipe in ("grpo", "ppo", "spo")),
+        )
+    ),
     # --- the data ---
     ("sft", ["--preset", "tiny", *DPO], "phase 'dpo', but this recipe trains sft or distill"),
     ("sft", ["--preset", "tiny", "--data_config", "missing.yaml", "--output_dir", "{new}"], "missing.yaml: no such"),
     ("sft", mixture("long"), "rows are longer than --max_length 16; half of them fit in"),
     ("sft", [*LOADED, "--max_length", "4096"], "--max_length 4096 is more than the model's 2048 positions"),
-    ("sft", [*LOADED, "--max_length", "9"], "rows are longer than --max_length 9; half of them fit in 25"),
+    ("sft", [*LOADED, "--max_length", "9"], "rows are longer than --max_length 9; half of them fit in 27"),
     ("sft", mixture("few"), "validation"),
     ("sft", mixture("both"), "train"),
     ("dpo", mixture("same"), "line 1: chosen equals rejected"),
@@ -192,6 +209,7 @@ def make_input(folder: Path) -> dict[str, str]:
         "pad_is_eos",
         "torn",
         "prepared",
+        "merging",
     )
     paths = {name: folder / name for name in names} | {"new": folder / "new", "folder": folder, "run": folder / "run"}
     tokenizer = tiny_tokenizer()
@@ -205,6 +223,7 @@ def make_input(folder: Path) -> dict[str, str]:
         model.save_pretrained(paths[name])
         tokenizer.save_pretrained(paths[name])
     write_tokenizers(paths)
+    MiniMindForCausalLM(small_config("dense3", **sizes)).save_pretrained(paths["merging"])
     write_mixtures(folder)
     options = ["--preset", "tiny", *SFT[:2], "--output_dir", str(paths["run"]), *SHORT, "--save_steps", "1"]
     started = run("recipes/sft.py", options)
@@ -224,6 +243,12 @@ def write_tokenizers(paths: dict[str, Path]) -> None:
     }
     tiny_tokenizer().save_pretrained(paths["other_words"])
     (paths["other_words"] / "tokenizer.json").write_text(json.dumps(content))
+    content = json.loads(tiny_tokenizer().backend_tokenizer.to_str())
+    ends = max(content["model"]["vocab"], key=content["model"]["vocab"].get)  # learned last, and part of no other
+    content["model"]["vocab"]["ĊĊ"] = content["model"]["vocab"].pop(ends)
+    content["model"]["merges"][-1] = ["Ċ", "Ċ"]
+    tiny_tokenizer().save_pretrained(paths["merging"])
+    (paths["merging"] / "tokenizer.json").write_text(json.dumps(content))
     for name, change in {
         "no_template": {"chat_template": None},
         "no_pad": {"pad_token": None},
@@ -253,11 +278,16 @@ def write_mixtures(folder: Path) -> None:
         "both": [chat(f"words: {n}", str(n)) for n in range(100)],
         "same": [pair(n) for n in range(100)],
         "streaming": [chat(f"words: {n}", str(n)) for n in range(100)],
+        "merged_sft": [chat(f"words: {n}", "cat") for n in range(100)],
+        "merged_midtrain": [chat(f"words: {n}", "cat") for n in range(100)],
+        "merged_dpo": [{"prompt": f"words: {n}", "chosen": "cat", "rejected": "dog"} for n in range(100)],
+        "merged_rlaif": [{"prompt": f"words: {n}", "answer": "cat"} for n in range(100)],
     }
     changes = {
         "long": {"metadata": {"phase": "sft", "max_seq_length": 16}},
         "same": {"metadata": {"phase": "dpo"}},
         "streaming": {"streaming": True},
+        **{f"merged_{phase}": {"metadata": {"phase": phase}} for phase in ("midtrain", "dpo", "rlaif")},
     }
     for name, lines in rows.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -1,14 +1,18 @@
 import argparse
+import copy
 import json
 import os
+import random
 from pathlib import Path
 
 import pytest
 from datasets import Dataset, DatasetDict
+from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 from transformers import AutoTokenizer
 
 from minimind_trl.models import PRESETS
 from minimind_trl.tokenization import (
+    GENERATIONS,
     MIN_VOCAB_SIZE,
     TINY_TOKENIZER_DIR,
     TokenizerTrainingError,
@@ -18,6 +22,7 @@ from minimind_trl.tokenization import (
     save_tokenizer,
     tiny_tokenizer,
     train_tokenizer,
+    training_template,
 )
 from minimind_trl.tokenization.training import add_cli
 
@@ -105,6 +110,58 @@ def test_training_makes_the_text_shorter(trained):
     bytes_only = train_tokenizer(TEXTS, MIN_VOCAB_SIZE)
     assert bytes_per_token(bytes_only, TEXTS) == 1
     assert bytes_per_token(trained, TEXTS) > 1.3
+
+
+# Beginnings that a tokenizer may take together with the line ends before them.
+BEGINNINGS = ["Yes", " Yes", "  x", "    return 1", "\nYes", "\n\n  x", "\t\tx", "\r\nx", "是", "7", "'s", "```py", "{"]
+
+
+@pytest.fixture(scope="module")
+def of_chats():
+    """Trained where line ends stand side by side, and before indented lines, more often than anything else."""
+    return train_tokenizer(["Yes\n\nNo\n\n  x\n    return 1\n\n\tx\r\n\r\n" * 20] * 20, vocab_size=MIN_VOCAB_SIZE + 12)
+
+
+@pytest.mark.parametrize("twin", [inference_template, training_template])
+@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize("text", BEGINNINGS)
+def test_a_generation_prompt_has_the_tokens_that_its_row_begins_with(of_chats, text, generation, twin):
+    def assistant(content: str, *calls: dict) -> dict:
+        return {"role": "assistant", "content": content, "tool_calls": calls}
+
+    call = {"name": "f", "arguments": {"x": text}}
+    asked = [{"role": "system", "content": f"{text} "}, {"role": "user", "content": text}]
+    tool = {"role": "tool", "content": text}
+    options = {"tools": [{"name": text}], "chat_template": twin(generation), "return_dict": False}
+    for tokenizer in (of_chats, tiny_tokenizer()):
+        for before in (asked[1:], asked, [*asked, assistant(text), asked[1]], [*asked, assistant("", call), tool]):
+            prompt = tokenizer.apply_chat_template(before, add_generation_prompt=True, **options)
+            for turn in (assistant(text), assistant("", call), assistant(text, call)):
+                whole = tokenizer.apply_chat_template([*before, turn], **options)
+                assert whole[: len(prompt)] == prompt, turn
+
+
+def test_a_thought_begins_after_the_tokens_of_the_open_prompt(of_chats):
+    for text in BEGINNINGS:
+        chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "a", "reasoning_content": text}]
+        whole = of_chats.apply_chat_template(chat, return_dict=False)
+        options = {"add_generation_prompt": True, "open_thinking": True, "return_dict": False}
+        prompt = of_chats.apply_chat_template(chat[:1], **options)
+        assert whole[: len(prompt)] == prompt, text
+
+
+def test_gpt_2s_words_alone_give_the_tokens_of_training(of_chats):
+    """So that every engine splits as the tokenizer does, although no engine knows of the rule for line ends."""
+    assert json.loads(of_chats.backend_tokenizer.to_str())["pre_tokenizer"]["type"] == "ByteLevel"
+    apart = copy.deepcopy(of_chats)
+    apart.backend_tokenizer.pre_tokenizer = Sequence([Split("\n", "isolated"), ByteLevel(add_prefix_space=False)])
+    rng = random.Random(0)
+    pieces = ["\n", "\n", " ", "  ", "\t", "\r", "x", "Yes", "1", "'s", "!", "为", "<think>"]
+    for _ in range(2000):
+        text = "".join(rng.choices(pieces, k=8))
+        ids = of_chats.encode(text)
+        assert ids == apart.encode(text), text
+        assert all(of_chats.decode([token]) == "\n" for token in ids if "\n" in of_chats.decode([token])), text
 
 
 def test_options_that_cannot_work():

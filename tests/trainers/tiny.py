@@ -51,7 +51,7 @@ def text_rows(count: int = 16) -> Dataset:
 
 def chat_rows(count: int = 16) -> Dataset:
     def messages(n):
-        return [{"role": "user", "content": f"count to {n}"}, {"role": "assistant", "content": " 1 2 3"[: n % 6 + 2]}]
+        return [{"role": "user", "content": f"count to {n}"}, {"role": "assistant", "content": "1 2 3"[: n % 5 + 1]}]
 
     return Dataset.from_list([{"messages": messages(n)} for n in range(count)])
 
