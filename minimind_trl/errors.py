@@ -49,6 +49,12 @@ def described(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {says}".split()).removesuffix(":")
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that says something, else the error's type; for messages of one line."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)
+
+
 def nearest(name: str, known: Iterable[str], listed: bool = False) -> str:
     """`; did you mean 'x'?` where a known name is close; else nothing, or with `listed` the known names."""
     known = list(known)

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_iter
 from transformers import DynamicCache, PretrainedConfig, Trainer
 from trl.trainer.utils import add_fused_lm_head
 
-from .errors import InputError
+from .errors import InputError, first_line
 from .models import MiniMindForCausalLM, MiniMindForSequenceClassification, MiniMindForTokenClassification
 from .models.adapters import lora_config
 from .trainers.critic import attach_critic, critic_config
@@ -136,7 +136,7 @@ def optimizer_memory(parameters: list[nn.Parameter], config) -> tuple[int, int]:
             state = memory.now - before
             return state, memory.most(optimizer.step)
         except Exception as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             name = getattr(config.optim, "value", config.optim)
             raise InputError(f"--optim {name}: its memory cannot be counted here: {reason}") from error
 

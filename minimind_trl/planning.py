@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,17 +78,16 @@ class PlanArguments(RecipeArguments):
     def __post_init__(self):
         if self.preset is not None:
             self.from_weight = None  # of --config: a checkpoint that need not be there yet, of the preset's shape
-        for name in ("longest_row", "num_processes", "device_memory"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise InputError(f"--{name} {value}: must be more than 0")
-        if self.zero_stage not in (None, 1, 2, 3):
-            raise InputError(f"--zero_stage {self.zero_stage}: 1, 2 or 3; leave it out for DDP")
-        if self.zero_stage and self.accelerate_config:
-            raise InputError("--zero_stage and --accelerate_config both say how to shard: give one of them")
-        if self.zero_stage and not self.num_processes:
-            raise InputError(f"--zero_stage {self.zero_stage} shards over processes: give --num_processes N")
         super().__post_init__()
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.zero_stage not in (None, 1, 2, 3):
+            yield f"--zero_stage {self.zero_stage}: 1, 2 or 3; leave it out for DDP"
+        elif self.zero_stage and self.accelerate_config:
+            yield "--zero_stage and --accelerate_config both say how to shard: give one of them"
+        elif self.zero_stage and not self.num_processes:
+            yield f"--zero_stage {self.zero_stage} shards over processes: give --num_processes N"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 
 from minimind_trl.models import MiniMindForCausalLM
 from minimind_trl.recipe import PretrainConfig
-from minimind_trl.recipe.processes import refuse_other_launch
 from tests.conftest import REPOSITORY, small_config
 
 FOLDER = REPOSITORY / "accelerate_configs"
@@ -105,12 +104,11 @@ def test_a_twin_differs_in_the_device_and_the_count_only():
     ],
 )
 def test_what_would_silently_be_another_launch_is_refused(tmp_path, monkeypatch, environment, says):
-    config = PretrainConfig(output_dir=str(tmp_path), use_cpu=True)
-    refuse_other_launch(config)
+    PretrainConfig(output_dir=str(tmp_path), use_cpu=True)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=says):
-        refuse_other_launch(config)
+        PretrainConfig(output_dir=str(tmp_path), use_cpu=True)
 
 
 def test_the_page_names_every_file():

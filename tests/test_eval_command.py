@@ -211,7 +211,7 @@ def test_native_files_and_adapters(checkpoints, mixture, capsys, tmp_path):
         (["--data_config", "{reward}"], "is a language model; phase reward needs a reward model"),
         (["--data_config", "{sft}", "--baseline", "{reward_model}"], "is a reward model; phase sft needs"),
         (["--data_config", "{sft}", "--baseline", "./nowhere"], "./nowhere: no such checkpoint directory"),
-        (["--data_config", "{sft}", "--tokenizer", "./nowhere"], "no tokenizer at ./nowhere"),
+        (["--data_config", "{sft}", "--tokenizer", "./nowhere"], "./nowhere: no such file or directory"),
         (["--data_config", "{sft}", "--max_length", "3"], "no held-out row has a token to predict"),
         (["--data_config", "{dpo}", "--max_length", "3"], "no held-out pair fits into max_length=3"),
         (["--data_config", "{sft}", "--output", "{folder}"], "is a folder; give a file"),

@@ -189,7 +189,7 @@ REFUSED = [
     (["--recipe", "sft", "--per_device_train_batchsize", "2"], "did you mean '--per_device_train_batch_size'?"),
     (["--recipe", "sft", "--zero_stage", "4", "--num_processes", "2"], "--zero_stage 4: 1, 2 or 3"),
     (["--recipe", "sft", "--zero_stage", "2"], "give --num_processes N"),
-    (["--recipe", "sft", "--num_processes", "0"], "--num_processes 0: must be more than 0"),
+    (["--recipe", "sft", "--num_processes", "0"], "--num_processes 0: must be at least 1"),
     (["--recipe", "sft", "--longest_row", "9"], "packed rows all have --max_length tokens"),
     (["--recipe", "sft", "--accelerate_config", "no.yaml"], "--accelerate_config no.yaml: no such file"),
     (["--recipe", "sft", "--accelerate_config", "{folder}/fsdp1.yaml"], "FSDP is not known here"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..errors import InputError, nearest
+from ..errors import InputError, first_line, nearest
 from .held_out import device_of
 from .measures import Z95, Measure, wilson
 
@@ -67,7 +67,7 @@ def harness_measures(
             limit=limit,
         )
     except OSError as error:
-        raise InputError(f"--lm_eval {','.join(tasks)}: cannot be read: {str(error).splitlines()[0]}") from error
+        raise InputError(f"--lm_eval {','.join(tasks)}: cannot be read: {first_line(error)}") from error
     measures = {
         f"{task}/{metric.removesuffix(',none')}": _measure(value, results, metric, found["n-samples"].get(task))
         for task, results in found["results"].items()

@@ -15,11 +15,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, InputError
 from ..files import atomic_path
 from .adapters import Adapter, adapter_config_file, chain_of, class_of_adapter
 from .configuration_minimind import FAMILY_DEFAULTS, MiniMindConfig
 from .modeling_minimind import MiniMindForCausalLM
+from .names import check_name, has_path_form
 from .stored import (
     NATIVE_SUFFIXES,
     UNREADABLE,
@@ -80,10 +81,11 @@ def load_model(
     path = Path(name_or_path)
     if path.suffix in NATIVE_SUFFIXES and not path.is_dir():
         return _load_native_as(path, model_class, dtype, config_overrides or {}, kwargs)
-    if not path.is_dir() and (path.is_absolute() or str(name_or_path).startswith(".") or path.exists()):
+    if path.is_file() or (not path.exists() and has_path_form(str(name_or_path))):
         raise CheckpointError(
             f"{name_or_path}: no such checkpoint directory; give a directory, a Hub id or a .pth file"
         )
+    _check_name(name_or_path)
     if adapter_config_file(name_or_path, **_only(kwargs, *_HUB_KWARGS)):
         return _load_adapter(name_or_path, model_class, dtype, config_overrides, merge, kwargs)
     if config_overrides:
@@ -104,6 +106,7 @@ def load_tokenizer_of(name_or_path: str | os.PathLike, *, trust_remote_code: boo
     Raises:
         CheckpointError: there is none, or it cannot be read.
     """
+    _check_name(name_or_path)
     try:
         name = tokenizer_folder(name_or_path) or str(name_or_path)
         if (Path(name) / "config.json").is_file():  # which AutoTokenizer reads, too
@@ -113,6 +116,13 @@ def load_tokenizer_of(name_or_path: str | os.PathLike, *, trust_remote_code: boo
         raise
     except UNREADABLE as error:
         raise CheckpointError(f"no tokenizer at {name_or_path}: {one_line(error)}") from error
+
+
+def _check_name(name: str | os.PathLike) -> None:
+    try:
+        check_name(name)
+    except InputError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def tokenizer_folder(name_or_path: str | os.PathLike) -> str | None:

@@ -1,12 +1,14 @@
 """What a recipe can be told: our options, TRL's with defaults that suit the machine, LoRA; and how they are read."""
 
+import argparse
 import dataclasses
+import importlib.util
 import os
 import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,19 +16,25 @@ from typing import Any, ClassVar
 import datasets
 import torch
 import yaml
+from transformers import Trainer, get_scheduler
 from transformers import logging as transformers_logging
-from transformers.trainer_utils import IntervalStrategy
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+from transformers.utils import CHAT_TEMPLATE_FILE
 from trl import DPOConfig, ModelConfig, RewardConfig, SFTConfig, TrlParser
+from trl.scripts._hf_argparser import string_to_bool
 
-from ..errors import InputError, TrainingError, TrainingInterrupted, described, nearest
+from ..errors import InputError, TrainingError, TrainingInterrupted, described, first_line, nearest
 from ..files import full_disk
 from ..hardware import has_fast_bf16
 from ..models import PRESETS
 from ..models.adapters import is_native
 from ..yaml_files import load_yaml
 from .learning_rates import WARMUP
+from .option_ranges import MORE_THAN_0, check_options, one_of
 from .output_folder import holds_output_folder, release_output_folders
-from .processes import ending_on_signals, load_models_whole, refuse_other_launch
+from .processes import ending_on_signals, launch_problems, launched_precision, load_models_whole, refuse_other_launch
+from .secrets import keep_token, take_out_secrets
+from .services import folder_problem, service_problems
 
 
 @dataclass
@@ -68,22 +76,24 @@ class RecipeArguments:
         default=None, metadata={"help": "With --use_wandb. Default: MiniMind-SFT, MiniMind-DPO, ..."}
     )
 
+    chat_template: str | None = field(default=None, init=False)  # the text of --chat_template_path
+
     def __post_init__(self):
+        raise_all(self.problems())
+
+    def problems(self) -> Iterator[str]:
+        """One line for each combination of options that makes no sense."""
         if (self.preset is None) == (self.from_weight is None):
-            raise InputError("give exactly one of --preset (train from scratch) and --from_weight (a checkpoint)")
+            yield "give exactly one of --preset (train from scratch) and --from_weight (a checkpoint)"
         if self.preset is not None and self.preset not in PRESETS:
             hint = nearest(self.preset, PRESETS)
-            raise InputError(f"--preset {self.preset!r} is unknown{hint}; choose one of {', '.join(PRESETS)}")
+            yield f"--preset {self.preset!r} is unknown{hint}; choose one of {', '.join(PRESETS)}"
         if self.num_attention_heads is not None and not (self.from_weight and is_native(self.from_weight)):
-            raise InputError("--num_attention_heads is for a native .pth file; everything else tells its head count")
-        if self.eval_interval < 0:
-            raise InputError(f"--eval_interval {self.eval_interval}: must be 0 (off) or more")
-        if self.eval_batches < 1:
-            raise InputError(f"--eval_batches {self.eval_batches}: must be at least 1; --eval_interval 0 switches off")
+            yield "--num_attention_heads is for a native .pth file; everything else tells its head count"
         if self.prepared_dir != "prepared" and not self.use_prepared:
-            raise InputError("--prepared_dir is for a run with --use_prepared")
+            yield "--prepared_dir is for a run with --use_prepared"
         if self.wandb_project and not self.use_wandb:
-            raise InputError("--wandb_project is for a run with --use_wandb")
+            yield "--wandb_project is for a run with --use_wandb"
 
 
 _LORA = [
@@ -132,27 +142,123 @@ class Machine:
         metadata={"help": "Trackers, one or more: tensorboard, trackio, wandb, ...; all that are installed; or none."},
     )
 
+    option_ranges: ClassVar[dict[str, Any]] = {}
+    """Values of options that mean something else here than in the table of `option_ranges.py`."""
+    refused_options: ClassVar[dict[str, str | None]] = {}
+    """Options that have no place here, and why; None for one that has, unlike in other recipes."""
+
     def __post_init__(self):
         if not (torch.cuda.is_available() or torch.backends.mps.is_available()):
             self.use_cpu = True
+        raise_all(self.problems())
+        self.report_to = "none" if self.report_to is None else self.report_to
+        self.fp16 = self.fp16 or launched_precision() == "fp16"
         if self.bf16 is None and not self.fp16:
-            self.bf16 = has_fast_bf16(self.use_cpu)
+            launched = launched_precision()
+            self.bf16 = launched == "bf16" or (launched == "no" and has_fast_bf16(self.use_cpu))
         if self.activation_checkpointing is None:
             self.activation_checkpointing = self.gradient_checkpointing  # the new name, which transformers warns to use
-        if self.model_init_kwargs:
-            raise InputError(
-                "--model_init_kwargs is not used, the recipe loads the model; give --preset or --from_weight"
-            )
-        if self.eval_steps is not None or self.eval_strategy not in ("no", IntervalStrategy.NO):
-            raise InputError("--eval_steps and --eval_strategy are set by --eval_interval N (steps; 0 is off)")
-        if self.resume_from_checkpoint is not None:
-            raise InputError("--resume_from_checkpoint is set by --resume auto or --resume CHECKPOINT")
         try:
             super().__post_init__()
-        except (ImportError, ValueError) as error:  # an ImportError where an engine's package is missing
-            raise InputError(str(error)) from error
+        except InputError:
+            raise
+        except _REFUSALS as error:
+            raise InputError(" ".join(str(error).split()) or first_line(error)) from error
+        given = self.learning_rate  # where there is none, the model's size tells it later; any will do for the checks
+        self.learning_rate = 1e-3 if given is None else given
+        problems = list(self.late_problems())
+        self.learning_rate = given
+        raise_all(problems)
         refuse_other_launch(self)
         load_models_whole()
+
+    def problems(self) -> Iterator[str]:
+        """One line for each combination of options that makes no sense, or that the launcher contradicts."""
+        yield from launch_problems(self)
+        if self.save_strategy == SaveStrategy.BEST and self.metric_for_best_model is None:
+            self.metric_for_best_model = "loss"  # as transformers takes it for --load_best_model_at_end
+        yield from self._best_model_problems()
+        if self.dataloader_num_workers == 0:
+            for name in ("persistent_workers", "prefetch_factor", "multiprocessing_context"):
+                if getattr(self, f"dataloader_{name}"):
+                    yield f"--dataloader_{name} is for a run with --dataloader_num_workers 1 or more"
+        backend = self.torch_compile_backend
+        if backend is not None and backend not in (known := torch.compiler.list_backends(exclude_tags=())):
+            yield f"--torch_compile_backend {backend!r} is not known{nearest(backend, known, listed=True)}"
+
+    def machine_problems(self) -> Iterator[str]:
+        """One line for each option that this machine cannot follow; a plan may be for another one."""
+        if problem := folder_problem(self.output_dir):
+            yield f"--output_dir {self.output_dir}: {problem}"
+        if self.use_cpu and self.fp16:
+            yield "--fp16: a CPU cannot train in it; leave it out (bf16 is on where the CPU is fast at it)"
+        if self.use_cpu and getattr(self, "activation_offloading", False):
+            yield "--activation_offloading moves activations from a GPU to the CPU, and there is no GPU"
+        if getattr(self, "use_vllm", False) and importlib.util.find_spec("vllm") is None:
+            yield "--use_vllm: vLLM is not installed: pip install 'minimind-trl[vllm]'"
+
+    def _best_model_problems(self) -> Iterator[str]:
+        evaluates = self.eval_strategy != IntervalStrategy.NO
+        wants = [f"--lr_scheduler_type {self.lr_scheduler_type}"] * (self.lr_scheduler_type in _BY_EVALUATION)
+        wants += ["--save_strategy best"] * (self.save_strategy == SaveStrategy.BEST)
+        wants += ["--load_best_model_at_end"] * self.load_best_model_at_end
+        if wants and not evaluates:
+            yield f"{', '.join(wants)} goes by evaluations: set --eval_interval N"
+            return
+        if not self.load_best_model_at_end or self.save_strategy == SaveStrategy.BEST:
+            return
+        if self.save_strategy != IntervalStrategy.STEPS:
+            yield "--load_best_model_at_end needs checkpoints to choose from: --save_strategy steps or best"
+        elif self.save_steps < 1 or self.save_steps % self.eval_steps:
+            fitting = max(round(self.save_steps / self.eval_steps), 1) * int(self.eval_steps)
+            yield (
+                f"--save_steps {self.save_steps:g} is no multiple of --eval_interval {self.eval_steps:g}, as "
+                f"--load_best_model_at_end needs it: set --save_steps {fitting}, or --save_strategy best"
+            )
+
+    def late_problems(self) -> Iterator[str]:
+        """What transformers would say when training begins: makes the optimizer and its schedule, for one number."""
+        for key in set(self.activation_checkpointing_kwargs or ()) - set(_CHECKPOINTING):
+            hint = nearest(str(key), _CHECKPOINTING, listed=True)
+            yield f"--activation_checkpointing_kwargs: {key!r} is not known{hint}"
+        number = torch.nn.Parameter(torch.zeros(1))
+        try:
+            make, options = Trainer.get_optimizer_cls_and_kwargs(self)
+            make([number], **options)
+        except ImportError as error:
+            yield f"--optim {self.optim.value}: {first_line(error)}"
+        except Exception as error:  # whatever a package makes of options that are not its own
+            if not self.optim.value.startswith(("galore", "apollo", "lomo", "adalomo")):  # made from the model's layers
+                given = f" --optim_args {self.optim_args}" if self.optim_args else ""
+                yield f"--optim {self.optim.value}{given}: {first_line(error)}"
+        steps = self.max_steps if self.max_steps > 0 else 10**6
+        try:
+            get_scheduler(
+                self.lr_scheduler_type,
+                torch.optim.SGD([number], lr=self.learning_rate),
+                num_warmup_steps=self.get_warmup_steps(steps),
+                num_training_steps=steps,
+                scheduler_specific_kwargs=self.lr_scheduler_kwargs,
+            )
+        except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
+            kwargs = f" --lr_scheduler_kwargs {self.lr_scheduler_kwargs}" if self.lr_scheduler_kwargs else ""
+            yield f"--lr_scheduler_type {self.lr_scheduler_type.value}{kwargs}: {first_line(error)}"
+
+
+# What transformers, TRL and torch.utils.checkpoint know of `activation_checkpointing_kwargs`.
+_CHECKPOINTING = (
+    *("every_n_layers", "offload", "selective", "use_reentrant"),
+    *("preserve_rng_state", "context_fn", "determinism_check", "debug", "early_stop"),
+)
+_BY_EVALUATION = ("reduce_lr_on_plateau", "greedy")
+# What TRL, transformers and accelerate raise for options that they refuse.
+_REFUSALS = (ImportError, ValueError, TypeError, OSError, RuntimeError, LookupError, AssertionError)
+
+
+def raise_all(problems: Iterable[str]) -> None:
+    """Raise `InputError` where there are any, one line each."""
+    if lines := list(problems):
+        raise InputError("\n".join(lines))
 
 
 @dataclass
@@ -164,16 +270,38 @@ class MachineDefaults(Machine):
     )
 
 
+# Of the recipes that evaluate by themselves, so that figures are weighted by tokens and `eval` repeats them.
+OWN_EVALUATION = dict.fromkeys(
+    ("prediction_loss_only", "eval_accumulation_steps", "eval_do_concat_batches", "eval_use_gather_object"),
+    "evaluation is the recipe's own: --eval_interval, --eval_batches, --per_device_eval_batch_size",
+)
+NO_LENGTHS = {"length_column_name": "pairs have no one length to group them by"}
+_PAIRS = {"train_sampling_strategy": one_of("random", "sequential")}
+_DPO_LOSSES = (
+    *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired"),
+    *("apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"),
+)
+
+
 @dataclass
 class PretrainConfig(MachineDefaults, SFTConfig):
     """Plain text: the loss counts on every token."""
 
     stage: ClassVar[str] = "pretrain"  # of the table of learning rates
     project: ClassVar[str] = "Pretrain"  # of --use_wandb, by default
+    refused_options: ClassVar[dict[str, str | None]] = OWN_EVALUATION | {
+        "assistant_only_loss": "is for recipes/sft.py: plain text has no turns",
+        "chat_template_path": "is for recipes/sft.py: plain text has no turns",
+    }
 
     packing: bool = field(
         default=True, metadata={"help": "Several rows in one of max_length, which do not see each other: no padding."}
     )
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.padding_free and not self.packing:
+            yield "--padding_free without --packing would not cut rows at --max_length: add --packing"
 
 
 @dataclass
@@ -182,6 +310,7 @@ class ConversationConfig(PretrainConfig):
 
     stage: ClassVar[str] = "sft"
     project: ClassVar[str] = "SFT"
+    refused_options: ClassVar[dict[str, str | None]] = OWN_EVALUATION
 
     assistant_only_loss: bool = field(default=True, metadata={"help": "Loss on the assistant's turns only."})
 
@@ -191,6 +320,16 @@ class PreferenceConfig(MachineDefaults, DPOConfig):
     """Direct preference optimisation."""
 
     stage = "dpo"
+    option_ranges: ClassVar[dict[str, Any]] = _PAIRS | {"beta": MORE_THAN_0, "loss_type": one_of(*_DPO_LOSSES)}
+    refused_options: ClassVar[dict[str, str | None]] = NO_LENGTHS | {
+        "label_smoothing_factor": "has no effect here: use --label_smoothing",
+        "padding_free": "has no effect: TRL's DPO pads in any case",
+    }
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if "robust" in self.loss_type and self.label_smoothing >= 0.5:
+            yield f"--label_smoothing {self.label_smoothing}: must be below 0.5 for --loss_type robust"
 
 
 @dataclass
@@ -199,36 +338,131 @@ class RewardModelConfig(MachineDefaults, RewardConfig):
 
     stage = "reward"
 
+    option_ranges: ClassVar[dict[str, Any]] = _PAIRS
+    refused_options: ClassVar[dict[str, str | None]] = NO_LENGTHS | {
+        "label_smoothing_factor": "has no effect on preferences",
+    }
+
+
+class _Parser(TrlParser):
+    """TrlParser that tells of everything wrong at once, and checks what a YAML file says as well."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.problems: list[str] = []
+        for each in (each for kind in self.dataclass_types for each in dataclasses.fields(kind)):
+            if each.init and each.default is not dataclasses.MISSING:
+                self.set_defaults(**{each.name: each.default})  # transformers' parser forgets that of a list
+        for action in self._actions:
+            if action.type is string_to_bool:  # `--bf16` as well as `--bf16 true`, whatever the default
+                action.nargs, action.const = "?", True
+
+    def error(self, message: str):
+        raise InputError("\n".join([*self.problems, message]))
+
+    def _get_value(self, action: argparse.Action, text: str) -> Any:
+        try:
+            return super()._get_value(action, text)
+        except (argparse.ArgumentError, ValueError, TypeError):
+            return text  # `check_options` says what is wrong with it
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        pass  # as well
+
+    def set_defaults_with_config(self, **values) -> list[str]:
+        unknown = super().set_defaults_with_config(**values)
+        self._refuse_unknown(unknown[::2])
+        return []
+
+    def parse_args_into_dataclasses(self, args: list[str], return_remaining_strings: bool = False) -> tuple:
+        for action in self._actions:
+            action.required = False  # `check_options` asks for what must be given
+        namespace, unknown = self.parse_known_args(args)
+        self._refuse_unknown(option for option in unknown if option.startswith("-"))
+        if unknown and not self.problems:
+            self.problems.append(f"{unknown[0]!r} belongs to no option")
+        values = []
+        for kind in self.dataclass_types:
+            names = [each.name for each in dataclasses.fields(kind) if each.init]
+            checked, problems = check_options(kind, {name: getattr(namespace, name) for name in names})
+            values.append(checked)
+            self.problems += problems
+        raise_all(self.problems)
+        return self._made(values)
+
+    def _made(self, values: list[dict[str, Any]]) -> tuple:
+        interval = values[0]["eval_interval"]
+        made = []
+        for kind, fields in zip(self.dataclass_types, values, strict=True):
+            if interval and "eval_strategy" in fields:  # here, because much of what transformers checks depends on it
+                fields |= {"eval_strategy": "steps", "eval_steps": interval}
+            if "hub_token" in fields:
+                fields["hub_token"] = keep_token(fields["hub_token"])
+            try:
+                made.append(kind(**fields))
+            except InputError as error:
+                self.problems.append(str(error))
+        raise_all(self.problems)
+        return tuple(made)
+
+    def _refuse_unknown(self, options) -> None:
+        known = [option for action in self._actions for option in action.option_strings]
+        names = [option.lstrip("-").partition("=")[0] for option in options]
+        self.problems += [f"unknown option --{name}{nearest(f'--{name}', known)}" for name in names]
+
 
 def parse_arguments(
     config: type, *, lora: bool = True, arguments: type = RecipeArguments, options: list[str] | None = None
 ) -> tuple:
     """Command line and `--config FILE` (YAML) into `arguments`, the config and, with `lora`, `LoraArguments`.
 
-    The command line wins. `options` are in place of the program's own.
+    The command line wins. `options` are in place of the program's own. A Hub token among them becomes the
+    environment's HF_TOKEN and stays nowhere else.
 
     Raises:
-        InputError: an option that does not exist (with the nearest one that does), or an unreadable config file.
+        InputError: one line for each option that does not exist (with the nearest one that does) or cannot have its
+            value, for each combination that makes no sense, for a tracker or the Hub that cannot be reached; or an
+            unreadable config file.
     """
     wanted = (arguments, config, LoraArguments) if lora else (arguments, config)
     about = (sys.modules["__main__"].__doc__ or "").partition("\n")[0]
     usage = "%(prog)s [--config FILE.yaml] [--option VALUE ...]"
     # without allow_abbrev, `--learning_rat` would pass for `--learning_rate`
-    parser = TrlParser(wanted, allow_abbrev=False, usage=usage, description=about)
-    given, options = _config_file(sys.argv[1:] if options is None else options)
+    parser = _Parser(wanted, allow_abbrev=False, usage=usage, description=about)
+    words = [part for word in (sys.argv[1:] if options is None else options) for part in _split_config(word)]
+    if options is None:
+        take_out_secrets(sys.argv)
+    given, words = _config_file(words)
     try:
-        unknown = parser.set_defaults_with_config(**given)
-        args, config, *rest = parser.parse_args_into_dataclasses(options)
-        if unknown:
-            raise ValueError(f"unknown arguments in the config file: {unknown}")
-    except ValueError as error:
+        parser.set_defaults_with_config(**given)
+        args, config, *rest = parser.parse_args_into_dataclasses(words)
+    except (TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        known = [option for action in parser._actions for option in action.option_strings]
-        unknown = re.findall(r"'--?([\w-]+)", str(error)) if "argument" in str(error) else []
-        hints = [f"--{name}{nearest(f'--{name}', known)}" for name in unknown]
-        raise InputError(f"unknown option {'; '.join(hints)}" if hints else str(error)) from error
+        raise InputError(first_line(error)) from error
+    if getattr(config, "chat_template_path", None):
+        args.chat_template, config.chat_template_path = _chat_template(config.chat_template_path), None
+    if arguments is RecipeArguments:
+        raise_all([*config.machine_problems(), *service_problems(config, args.use_wandb)])
     return (args, config, *rest)
+
+
+def _split_config(word: str) -> list[str]:
+    return ["--config", word.removeprefix("--config=")] if word.startswith("--config=") else [word]
+
+
+def _os_reason(error: OSError) -> str:
+    return "no such file" if isinstance(error, FileNotFoundError) else (error.strerror or first_line(error)).lower()
+
+
+def _chat_template(path: str) -> str:
+    """The template of `--chat_template_path`: a Jinja file, or a folder that has one, such as a tokenizer's."""
+    file = Path(path) / CHAT_TEMPLATE_FILE if Path(path).is_dir() else Path(path)
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = _os_reason(error) if isinstance(error, OSError) else first_line(error)
+        raise InputError(f"--chat_template_path {file}: {reason}; give a .jinja file, or a folder with one") from error
 
 
 def _config_file(options: list[str]) -> tuple[dict[str, Any], list[str]]:
@@ -299,10 +533,6 @@ def report_to_wandb(args: RecipeArguments, config, recipe: str) -> None:
     """Turn `--use_wandb` into transformers' settings; the project can only be given by the environment."""
     if not args.use_wandb:
         return
-    try:
-        import wandb  # noqa: F401
-    except ImportError as error:
-        raise InputError("--use_wandb needs WandB: pip install 'minimind-trl[wandb]'") from error
     config.report_to = [*(name for name in config.report_to if name not in ("none", "wandb")), "wandb"]
     os.environ["WANDB_PROJECT"] = args.wandb_project or f"MiniMind-{recipe}"
 

@@ -1,8 +1,10 @@
 """Distillation, by the GKD trainer that TRL keeps among its experiments; apart, because only its recipe loads these."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset, DatasetDict, IterableDataset
@@ -14,9 +16,10 @@ from ..models import MiniMindForCausalLM, load_model
 from ..models.stored import NATIVE_SUFFIXES
 from ..tokenization import with_training_template
 from ..trainers import AnswersCollator
-from .arguments import MachineDefaults
+from .arguments import OWN_EVALUATION, MachineDefaults
 from .learning_rates import settle_learning_rate
-from .training import HeldOutEvaluation, adapter_for, capped, run, settle, tell_dropped, with_labels
+from .option_ranges import SHARE
+from .training import HeldOutEvaluation, adapter_for, capped, refusals, run, settle, tell_dropped, with_labels
 
 # TRL warns of its experimental parts, which may change; the lock holds the version that this was tested with.
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
@@ -38,17 +41,23 @@ class DistillationConfig(MachineDefaults, GKDConfig):
     )
     assistant_only_loss: bool = field(default=True, metadata={"help": "Only True: the assistant's turns are imitated."})
 
-    def __post_init__(self):
-        super().__post_init__()
+    option_ranges: ClassVar[dict[str, Any]] = {"beta": SHARE}
+    refused_options: ClassVar[dict[str, str | None]] = OWN_EVALUATION | {
+        "packing": "distillation has no --packing",
+        "padding_free": "distillation has no --padding_free",
+        "assistant_only_loss": "distillation imitates the assistant's turns only",
+        "loss_type": "distillation's loss is set by --beta",
+        "label_smoothing_factor": "the teacher's probabilities are imitated as they are",
+        "packing_strategy": "distillation has no --packing",
+    }
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
         if not self.teacher_model_name_or_path:
-            raise InputError(
+            yield (
                 "give the teacher: --teacher_model_name_or_path (a directory, a Hub id or a .pth); to learn from a "
                 "teacher's written answers, as of data_configs/distill/reasoning.yaml, use recipes/sft.py"
             )
-        if self.packing or self.padding_free or not self.assistant_only_loss:
-            raise InputError("distillation has no --packing or --padding_free and trains the assistant's turns only")
-        if self.teacher_model_init_kwargs:
-            raise InputError("--teacher_model_init_kwargs is not used, the recipe loads the teacher")
 
 
 def load_teacher(name: str, student: MiniMindForCausalLM) -> MiniMindForCausalLM:
@@ -107,16 +116,17 @@ def train_distillation(args, config, lora, model, teacher, tokenizer, data: Data
     with config.main_process_first(desc="tokenizing"):  # the others find its rows in the cache of `datasets`
         train = _answers(data["train"], tokenizer, config.max_length, config.dataset_num_proc)
     held_out = capped(args, config, data.get("validation"))
-    trainer = RecipeGKDTrainer(
-        model=model,
-        teacher_model=teacher,
-        args=config,
-        processing_class=with_training_template(tokenizer),
-        data_collator=AnswersCollator(tokenizer.pad_token_id),
-        train_dataset=train,
-        eval_dataset=held_out and _answers(held_out, tokenizer, config.max_length),
-        peft_config=adapter_for(args, lora, model),
-    )
+    with refusals(config.output_dir):
+        trainer = RecipeGKDTrainer(
+            model=model,
+            teacher_model=teacher,
+            args=config,
+            processing_class=with_training_template(tokenizer),
+            data_collator=AnswersCollator(tokenizer.pad_token_id),
+            train_dataset=train,
+            eval_dataset=held_out and _answers(held_out, tokenizer, config.max_length),
+            peft_config=adapter_for(args, lora, model),
+        )
     trainer.held_out, trainer.eval_batches = data.get("validation"), args.eval_batches
     tell_dropped(trainer, data["train"], train=len(data["train"]) - len(train) if isinstance(train, Dataset) else 0)
     return run(trainer, args, tokenizer, data, mixer)

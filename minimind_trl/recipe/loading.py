@@ -12,6 +12,7 @@ from ..data.streaming import share_of
 from ..errors import InputError
 from ..models import MiniMindConfig, MiniMindForCausalLM, MiniMindForSequenceClassification, load_model
 from ..models.checkpoints import check_vocabulary, load_tokenizer_of, tokenizer_folder
+from ..models.names import check_name
 from ..models.stored import NATIVE_SUFFIXES
 from ..tokenization import TINY_TOKENIZER_DIR
 from .arguments import RecipeArguments
@@ -27,8 +28,7 @@ def load_tokenizer(args: RecipeArguments) -> PreTrainedTokenizerBase:
     if args.from_weight and Path(args.from_weight).suffix in NATIVE_SUFFIXES and not Path(args.from_weight).exists():
         raise InputError(f"--from_weight {args.from_weight}: no such file")
     name = args.tokenizer or args.from_weight
-    if Path(name or "").is_absolute() and not Path(name).exists():
-        raise InputError(f"{name}: no such file or directory")
+    check_name(name or "", "--tokenizer" if args.tokenizer else "--from_weight")
     if args.tokenizer is None:
         if args.preset in ("nano", "tiny"):
             name = str(TINY_TOKENIZER_DIR)
@@ -37,7 +37,10 @@ def load_tokenizer(args: RecipeArguments) -> PreTrainedTokenizerBase:
                 f"{args.preset or name} brings no tokenizer; give --tokenizer DIR (upstream's for its checkpoints, or "
                 "one made by `minimind-trl tokenizer train`)"
             )
-    return load_tokenizer_of(name)
+    tokenizer = load_tokenizer_of(name)
+    if args.chat_template is not None:
+        tokenizer.chat_template = args.chat_template
+    return tokenizer
 
 
 def load_or_create_model(args: RecipeArguments, tokenizer: PreTrainedTokenizerBase, seed: int) -> MiniMindForCausalLM:

@@ -1,5 +1,6 @@
 """Online RL as the recipes run it: rewards, the trainers of `minimind_trl.trainers`, and a flight check of its own."""
 
+import inspect
 import json
 import math
 import time
@@ -7,12 +8,13 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from datasets import DatasetDict, IterableDataset
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers.utils import is_hqq_available, is_optimum_quanto_available
 
 from ..data import DatasetMixer
 from ..errors import InputError, nearest
@@ -25,7 +27,7 @@ from ..trainers.ppo_config import PPOConfig
 from ..trainers.rollout_config import RolloutConfig
 from ..trainers.rollout_trainer import TEMPLATE_KWARGS
 from ..trainers.spo_config import SPOConfig
-from .arguments import Machine, RecipeArguments
+from .arguments import OWN_EVALUATION, Machine, RecipeArguments
 from .flight_check import (
     SAMPLE,
     overlap_problems,
@@ -35,7 +37,8 @@ from .flight_check import (
     tokenizer_problems,
 )
 from .learning_rates import settle_learning_rate
-from .training import adapter_for, capped, remove_if_empty, run, settle
+from .option_ranges import check_options
+from .training import adapter_for, capped, refusals, run, settle
 
 _TRIALS = 4  # batches that are answered before training
 _EXAMPLES = 2
@@ -70,17 +73,58 @@ class OnlineDefaults(Machine):
         metadata={"help": "Start although the reward seems to be a constant."},
     )
 
+    refused_options: ClassVar[dict[str, str | None]] = OWN_EVALUATION | {
+        "remove_unused_columns": "rewards read the columns of the rows",
+        "label_smoothing_factor": "has no effect on rewards",
+        "train_sampling_strategy": "prompts are drawn by the trainer",
+        "length_column_name": "prompts are drawn by the trainer",
+    }
+
     def __post_init__(self):
         if not 0 <= self.thinking_ratio <= 1:
             raise InputError(f"--thinking_ratio {self.thinking_ratio}: a share, between 0 and 1")
+        if self.metric_for_best_model is None and self.load_best_model_at_end:
+            self.metric_for_best_model = "reward"  # the loss of a rollout says nothing about how good the policy is
+        # TRL wants evaluation batches of whole groups; ours takes one prompt after the other.
+        count, self.num_generations_eval = self.num_generations_eval, 1
         try:
             super().__post_init__()
         except InputError as error:
             raise InputError(f"{error}{self._hint(str(error))}") from error
+        self.num_generations_eval = count
         if self.thinking_ratio and "open_thinking" in (self.chat_template_kwargs or {}):
             raise InputError(
                 "--thinking_ratio sets open_thinking prompt by prompt: leave it out of chat_template_kwargs"
             )
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.max_completion_length is None:
+            yield "--max_completion_length none: an answer must end somewhere; give a number of tokens"
+        if self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
+            yield f"--lr_scheduler_type {self.lr_scheduler_type} goes by a loss that falls, and there is none here"
+
+    def late_problems(self) -> Iterator[str]:
+        yield from super().late_problems()
+        if self.cache_implementation == "quantized" and not (is_optimum_quanto_available() or is_hqq_available()):
+            yield "--cache_implementation quantized: its package is not installed: pip install optimum-quanto"
+        own = {"messages", *inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters}
+        for name in own & {*(self.chat_template_kwargs or ())}:
+            yield f"--chat_template_kwargs: {name!r} is the trainer's to give"
+        if self.use_vllm or not self.generation_kwargs:
+            return  # vLLM knows others
+        known = GenerationConfig().to_dict()
+        for name in self.generation_kwargs:
+            if name not in known:
+                yield f"--generation_kwargs: {name!r} is not known{nearest(str(name), known)}"
+        for name in {"num_beams", "num_return_sequences"} & self.generation_kwargs.keys():
+            yield f"--generation_kwargs: {name} has no place here: an answer is one sample of the policy"
+        if "stop_strings" in self.generation_kwargs:
+            yield "--generation_kwargs: stop_strings needs the tokenizer, which TRL does not pass on"
+        own = {name: value for name, value in self.generation_kwargs.items() if name in self.__dataclass_fields__}
+        yield from (
+            f"--generation_kwargs: {problem.removeprefix('--')}" for problem in check_options(type(self), own)[1]
+        )
 
     def _hint(self, message: str) -> str:
         if "requires at least 2 generations" in message:
@@ -142,7 +186,7 @@ def train_online(args, config, lora, model, rewards, tokenizer, data: DatasetDic
         raise InputError("\n".join(problems))
     if isinstance(data["train"], IterableDataset):
         config.shuffle_dataset = False  # the mixer has, and rows in a second buffer would be lost to a resumed run
-    try:
+    with refusals(config.output_dir):
         trainer = trainer_class(
             model,
             rewards,
@@ -152,9 +196,6 @@ def train_online(args, config, lora, model, rewards, tokenizer, data: DatasetDic
             processing_class=tokenizer,
             peft_config=adapter_for(args, lora, model),
         )
-    except InputError:
-        remove_if_empty(config.output_dir)
-        raise
     trainer.add_callback(RLDoctor())
     return run(trainer, args, tokenizer, data, mixer, check=online_check)
 

@@ -22,13 +22,8 @@ def refuse_other_launch(config) -> None:
     """Refuse a launch that is silently another one than it was asked for.
 
     Raises:
-        InputError: accelerate would train a sharded model unsharded, or has started one process of several.
+        InputError: accelerate has started one process of several.
     """
-    if config.use_cpu and _is_set("ACCELERATE_USE_FSDP"):
-        raise InputError(
-            "FSDP is for accelerators: on a CPU accelerate would train by DDP without a word; launch with "
-            "accelerate_configs/cpu/ddp.yaml, or to shard the model with accelerate_configs/cpu/zero3.yaml"
-        )
     # The launcher of a single process gives it an address to meet others at if it was told of others.
     alone = "WORLD_SIZE" not in os.environ and config.world_size == 1
     if alone and _is_set("ACCELERATE_USE_CPU") and "MASTER_ADDR" in os.environ:
@@ -36,6 +31,38 @@ def refuse_other_launch(config) -> None:
             "accelerate was told to start several processes and started one, as it does for MULTI_CPU and --cpu: "
             "launch with --config_file accelerate_configs/cpu_ddp.yaml --num_processes N"
         )
+
+
+def launched_precision() -> str:
+    """What `accelerate launch --mixed_precision` was given: "no", "bf16", "fp16" or "fp8"."""
+    return os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+
+
+def launch_problems(config) -> Iterator[str]:
+    """One line for each option that contradicts the launcher, or needs another one.
+
+    Args:
+        config: transformers' settings, as given; `bf16` is None where it was not.
+    """
+    launched = launched_precision()
+    if launched == "bf16" and (config.bf16 is False or config.fp16):
+        given = "--fp16" if config.fp16 else "--bf16 false"
+        yield f"{given} contradicts the launcher's --mixed_precision bf16: leave one of them out"
+    if launched in ("fp16", "fp8") and config.bf16:
+        yield f"--bf16 contradicts the launcher's --mixed_precision {launched}: leave one of them out"
+    if config.use_cpu and (_is_set("ACCELERATE_USE_FSDP") or config.fsdp):
+        yield (
+            "FSDP is for accelerators: on a CPU accelerate would train by DDP without a word; launch with "
+            "accelerate_configs/cpu/ddp.yaml, or to shard the model with accelerate_configs/cpu/zero3.yaml"
+        )
+    if config.ddp_backend and "LOCAL_RANK" not in os.environ:
+        yield "--ddp_backend is for several processes: start them by accelerate launch or torchrun"
+    for engine, name in (("deepspeed", "zero2"), ("fsdp", "fsdp2")):
+        if getattr(config, engine) and "LOCAL_RANK" not in os.environ:
+            yield (
+                f"--{engine} needs a launcher, which starts the processes: accelerate launch --config_file "
+                f"accelerate_configs/{name}.yaml, or torchrun"
+            )
 
 
 def load_models_whole() -> None:

@@ -12,6 +12,7 @@ import transformers
 import trl
 
 from ..data import DatasetMixer
+from .secrets import take_out_secrets
 
 RECIPE = "recipe.json"
 # Settings, by how their names begin, that change neither the data nor the weights.
@@ -24,7 +25,6 @@ _NO_MATTER = (
 )
 _VOLATILE = ("transformers_version", "_name_or_path", "dtype", "architectures", "auto_map", "use_cache")
 _COMPARED = ("trainer", "start", "options", "processes", "model", "lora", "data")
-_SECRET_OPTIONS = ("--hub_token", "--push_to_hub_token")
 
 
 def run_record(trainer, args, mixer: DatasetMixer) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def run_record(trainer, args, mixer: DatasetMixer) -> dict[str, Any]:
     record = {
         "trainer": type(trainer).__name__,
         "command": command_line(),
-        "start": {name: getattr(args, name) for name in ("preset", "from_weight", "tokenizer")},
+        "start": {name: getattr(args, name) for name in ("preset", "from_weight", "tokenizer", "chat_template")},
         "options": _without(trainer.args.to_dict(), _NO_MATTER),
         "processes": trainer.args.world_size,
         "model": _without(model.config.to_dict(), _VOLATILE),
@@ -63,12 +63,7 @@ def differences(folder: Path, now: dict[str, Any]) -> list[str]:
 
 def command_line() -> str:
     """The command that runs this process, as one would type it, without secrets."""
-    words = list(sys.argv)
-    for i, word in enumerate(words):
-        option, _, value = word.partition("=")
-        if option in _SECRET_OPTIONS:
-            at = (i, f"{option}=...") if value else (i + 1, "...")
-            words[at[0] : at[0] + 1] = [at[1]]
+    words = take_out_secrets(list(sys.argv))
     launcher = ["accelerate", "launch"] if "ACCELERATE_MIXED_PRECISION" in os.environ else ["python"]
     return shlex.join([*launcher, *words])
 

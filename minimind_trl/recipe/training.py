@@ -4,8 +4,8 @@ import copy
 import os
 import shutil
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from accelerate import PartialState
@@ -14,10 +14,11 @@ from peft import LoraConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import TensorBoardCallback
 from transformers.integrations.integration_utils import default_logdir
+from transformers.trainer_utils import IntervalStrategy
 from trl import DPOTrainer, RewardTrainer, SFTTrainer, pack_dataset
 
 from ..data import LOCK, DatasetMixer
-from ..errors import InputError, TrainingInterrupted
+from ..errors import InputError, TrainingInterrupted, first_line, nearest
 from ..evaluation import held_out_figures
 from ..evaluation.held_out import evaluating, tokenize_rows
 from ..evaluation.measures import main_figures
@@ -182,15 +183,16 @@ def train_sft(args, config, lora, model, tokenizer, data: DatasetDict, mixer: Da
     """Train with TRL's SFTTrainer; of `run`'s arguments and results."""
     settle(args, config, config.project)
     settle_learning_rate(args, config, lora, model)
-    trainer = RecipeSFTTrainer(
-        model=model,
-        args=config,
-        processing_class=with_training_template(tokenizer) if config.assistant_only_loss else tokenizer,
-        train_dataset=data["train"],
-        eval_dataset=capped(args, config, data.get("validation")),
-        peft_config=adapter_for(args, lora, model),
-        on_long=mixer.on_long,
-    )
+    with refusals(config.output_dir):
+        trainer = RecipeSFTTrainer(
+            model=model,
+            args=config,
+            processing_class=with_training_template(tokenizer) if config.assistant_only_loss else tokenizer,
+            train_dataset=data["train"],
+            eval_dataset=capped(args, config, data.get("validation")),
+            peft_config=adapter_for(args, lora, model),
+            on_long=mixer.on_long,
+        )
     trainer.held_out, trainer.eval_batches = data.get("validation"), args.eval_batches
     tell_dropped(trainer, data["train"], train=trainer.rows_without_target)
     return run(trainer, args, tokenizer, data, mixer)
@@ -201,16 +203,17 @@ def train_dpo(args, config, lora, model, tokenizer, data: DatasetDict, mixer: Da
     settle(args, config, "DPO")
     held_out = capped(args, config, data.get("validation"))
     settle_learning_rate(args, config, lora, model)
-    trainer = RecipeDPOTrainer(
-        model=model,
-        # With LoRA the reference is the model without its adapter.
-        ref_model=None if lora.use_peft or config.precompute_ref_log_probs else copy.deepcopy(model),
-        args=config,
-        processing_class=tokenizer,
-        train_dataset=data["train"],
-        eval_dataset=held_out,
-        peft_config=adapter_for(args, lora, model),
-    )
+    with refusals(config.output_dir):
+        trainer = RecipeDPOTrainer(
+            model=model,
+            # With LoRA the reference is the model without its adapter.
+            ref_model=None if lora.use_peft or config.precompute_ref_log_probs else copy.deepcopy(model),
+            args=config,
+            processing_class=tokenizer,
+            train_dataset=data["train"],
+            eval_dataset=held_out,
+            peft_config=adapter_for(args, lora, model),
+        )
     _tell_dropped_pairs(trainer, data["train"], held_out)
     return run(trainer, args, tokenizer, data, mixer)
 
@@ -220,14 +223,15 @@ def train_reward(args, config, lora, model, tokenizer, data: DatasetDict, mixer:
     settle(args, config, "Reward")
     held_out = capped(args, config, data.get("validation"))
     settle_learning_rate(args, config, lora, model)
-    trainer = RecipeRewardTrainer(
-        model=model,
-        args=config,
-        processing_class=tokenizer,
-        train_dataset=data["train"],
-        eval_dataset=held_out,
-        peft_config=adapter_for(args, lora, model),
-    )
+    with refusals(config.output_dir):
+        trainer = RecipeRewardTrainer(
+            model=model,
+            args=config,
+            processing_class=tokenizer,
+            train_dataset=data["train"],
+            eval_dataset=held_out,
+            peft_config=adapter_for(args, lora, model),
+        )
     _tell_dropped_pairs(trainer, data["train"], held_out)
     return run(trainer, args, tokenizer, data, mixer)
 
@@ -279,7 +283,6 @@ def take_output_folder(args: RecipeArguments, config) -> None:
         InputError: the folder is used, by another run or one before, or read-only, or the checkpoint to resume from is
             missing or damaged.
     """
-    _refuse_read_only(Path(config.output_dir))
     lock_output_folder(args, config)
     config.resume_from_checkpoint = _checkpoint_to_resume(args, config)
 
@@ -289,8 +292,24 @@ def settle(args: RecipeArguments, config, name: str) -> None:
     limit_waiting(None)  # in the trainer's constructor, where TRL tokenizes; see `run`
     report_to_wandb(args, config, name)
     name_project(args, config, name)
-    if args.eval_interval:
-        config.eval_strategy, config.eval_steps = "steps", args.eval_interval
+    config.eval_strategy = IntervalStrategy.STEPS if args.eval_interval else IntervalStrategy.NO
+
+
+@contextmanager
+def refusals(output_dir: str) -> Iterator[None]:
+    """Around a trainer's constructor: what it refuses is the user's to mend, and leaves no empty folder behind.
+
+    Raises:
+        InputError: of the constructor; or what TRL, transformers, accelerate or PEFT say to the options in its place.
+    """
+    try:
+        yield
+    except InputError:
+        remove_if_empty(output_dir)
+        raise
+    except (ImportError, NotImplementedError, ValueError) as error:
+        remove_if_empty(output_dir)
+        raise InputError(" ".join(str(error).split()) or first_line(error)) from error
 
 
 def run(
@@ -328,6 +347,7 @@ def run(
     if args.eval_interval:
         at_end.put_first()
         metrics["before"] = _evaluate_first(trainer)
+        _check_best_metric(trainer.args, metrics["before"])
     trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
     if args.eval_interval:
         metrics["after"] = at_end.figures
@@ -365,6 +385,17 @@ def _evaluate_first(trainer) -> dict[str, float]:
 def _lock(mixer: DatasetMixer, record: dict) -> dict:
     """The mixture's lock, with what the trainer has made of its rows."""
     return mixer.lock() | ({"training": record["rows"]} if record["rows"] else {})
+
+
+def _check_best_metric(config, figures: dict[str, float]) -> None:
+    """transformers would look for it only after the first evaluation within training, and end in a traceback."""
+    name = config.metric_for_best_model
+    if name is None or not figures or f"eval_{name.removeprefix('eval_')}" in figures:
+        return
+    known = [figure.removeprefix("eval_") for figure in figures if figure.startswith("eval_")]
+    remove_if_empty(config.output_dir)
+    hint = nearest(name, known, listed=True)
+    raise InputError(f"--metric_for_best_model {name}: evaluation has no such figure{hint}")
 
 
 def _leave_results(trainer, args, mixer: DatasetMixer, metrics: dict, record: dict) -> None:
@@ -414,9 +445,6 @@ def capped(args: RecipeArguments, config, rows: Dataset | None) -> Dataset | Non
 def _checkpoint_to_resume(args: RecipeArguments, config) -> str | None:
     output_dir = config.output_dir
     folder = Path(output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--output_dir {output_dir} is a file; give a folder")
-    _refuse_read_only(folder)
     if args.resume == "auto":
         return _of_numbers(_newest_whole(folder, config.process_index))
     if args.resume is not None and not Path(args.resume).is_dir():
@@ -433,12 +461,6 @@ def _of_numbers(checkpoint: str | None) -> str | None:
     if checkpoint is not None:
         check_finite_files(Path(checkpoint))
     return checkpoint
-
-
-def _refuse_read_only(folder: Path) -> None:
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not os.access(existing, os.W_OK):
-        raise InputError(f"--output_dir {folder}: {existing} cannot be written to; give another folder")
 
 
 def _newest_whole(folder: Path, process: int) -> str | None:

@@ -71,7 +71,7 @@ def test_explain_follows_a_row_to_its_end(write, capsys, row, told):
         (["--row", "400"], "no row at line 400 (the last is 90)"),
         (["--row", "1", "--source", "aa"], "no source 'aa'; did you mean 'a'?"),
         (["--row", "1", "--file", "2"], "--file 2: a has 1 file(s)"),
-        (["--row", "1", "--tokenizer", "/nowhere"], "no tokenizer at /nowhere"),
+        (["--row", "1", "--tokenizer", "/nowhere"], "--tokenizer /nowhere: no such file or directory"),
     ],
 )
 def test_explain_names_what_is_not_there(write, capsys, arguments, message):

@@ -266,7 +266,7 @@ def test_convert_takes_the_tokenizer_along(checkpoints, tmp_path):
     [
         (["{missing}", "{new}", "--to", "hf"], "no such checkpoint directory"),
         (["{missing}.pth", "{new}", "--to", "hf"], "no such file"),
-        (["nothing/nowhere", "{new}", "--to", "hf"], "cannot be loaded"),
+        (["nothing/nowhere", "{new}", "--to", "hf"], "no such folder here, and it is not in the cache"),
         (["{empty}", "{new}", "--to", "hf"], "cannot be loaded"),
         (["{corrupt}", "{new}", "--to", "hf"], "cannot be loaded"),
         (["{dense3}", "{new}", "--to", "hf", "--num_attention_heads", "2"], "for a native .pth file only"),

@@ -85,7 +85,7 @@ REFUSED = [
     ("sft", ["--preset", "minimind4", *SFT], "'minimind4' is unknown; did you mean 'minimind3'?; choose one of nano"),
     ("sft", ["--config", "missing.yaml"], "--config missing.yaml: no such file"),
     ("sft", ["--config"], "--config needs a file"),
-    ("sft", [*SCRATCH, "--eval_steps", "5"], "are set by --eval_interval"),
+    ("sft", [*SCRATCH, "--eval_steps", "5"], "is set by --eval_interval"),
     ("sft", [*SCRATCH, "--num_attention_heads", "2"], "--num_attention_heads is for a native .pth file"),
     ("sft", [*SCRATCH, "--lora_r", "4"], "--lora_r: for a run with --use_peft"),
     ("sft", [*SCRATCH, "--wandb_project", "x"], "--wandb_project is for a run with --use_wandb"),

@@ -1,0 +1,107 @@
+"""Trackers and the Hub: whether a run will reach what it reports to, found out before its data is built."""
+
+import importlib.util
+import netrc
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.parse import urlsplit
+
+from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import httpx
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.utils import ENV_VARS_TRUE_VALUES
+
+from ..errors import first_line, nearest
+
+# Packages of trackers, where they have another name.
+_PACKAGES = {"azure_ml": "azureml", "flyte": "flytekit", "kubeflow": None}
+_EXTRAS = ("tensorboard", "wandb")  # of this package
+_WITHOUT_KEY = ("offline", "disabled", "dryrun")
+
+
+def service_problems(config, use_wandb: bool = False) -> Iterator[str]:
+    """One line for each tracker that cannot be reported to, and for a Hub that nothing can be pushed to.
+
+    Args:
+        config: transformers' settings.
+        use_wandb: whether to report to WandB beside `config.report_to`.
+    """
+    names = [*config.report_to, *(["wandb"] if use_wandb and "wandb" not in config.report_to else [])]
+    for name in names:
+        option = "--use_wandb" if name == "wandb" and use_wandb else f"--report_to {name}"
+        if problem := _tracker_problem(name):
+            yield f"{option}: {problem}"
+    for option in ("push_to_hub", "log_completions_hub_repo", "trackio_space_id"):
+        if getattr(config, option, None) and (problem := _hub_problem()):
+            yield f"--{option}: {problem}"
+
+
+def folder_problem(folder: str) -> str | None:
+    """Why a run could not write to a folder, which need not be there; nothing is left behind."""
+    path = Path(folder).absolute()
+    try:
+        existing = next(each for each in (path, *path.parents) if each.exists())
+    except OSError as error:  # a name that is too long
+        return f"{first_line(error)}; give another folder"
+    if not existing.is_dir():
+        return f"{existing} is a file; give a folder"
+    try:
+        with TemporaryDirectory(dir=existing):
+            return None
+    except OSError:
+        return f"{existing} cannot be written to; give another folder"
+
+
+def _tracker_problem(name: str) -> str | None:
+    if name not in INTEGRATION_TO_CALLBACK:
+        return f"no such tracker{nearest(name, INTEGRATION_TO_CALLBACK, listed=True)}"
+    package = _PACKAGES.get(name, name)
+    if package and not any(map(importlib.util.find_spec, (package, "tensorboardX")[: 1 + (name == "tensorboard")])):
+        wanted = f"'minimind-trl[{name}]'" if name in _EXTRAS else package
+        return f"its package is not installed: pip install {wanted}"
+    if name == "wandb" and not _has_wandb_key():
+        return "WandB has no key: run `wandb login`, set WANDB_API_KEY, or WANDB_MODE=offline to keep the figures here"
+    return None
+
+
+def _has_wandb_key() -> bool:
+    """Whether WandB can start without asking; it would ask only when training begins."""
+    from wandb.sdk import wandb_setup
+
+    settings = wandb_setup.singleton().settings  # of the environment and its files; starts nothing
+    disabled = os.environ.get("WANDB_DISABLED", "").upper() in ENV_VARS_TRUE_VALUES
+    if disabled or os.environ.get("WANDB_MODE", settings.mode) in _WITHOUT_KEY:
+        return True
+    if settings.api_key or any(os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")):
+        return True
+    files = [os.environ.get("NETRC"), "~/.netrc", "~/_netrc"]
+    host = urlsplit(settings.base_url).netloc
+    return any(_has_entry(Path(file).expanduser(), host) for file in files if file)
+
+
+def _has_entry(file: Path, host: str) -> bool:
+    try:
+        return netrc.netrc(file).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _hub_problem() -> str | None:
+    if constants.is_offline_mode():
+        return "needs the Hub, and HF_HUB_OFFLINE is set: unset it, or leave the option out"
+    if get_token() is None:
+        return "the Hub wants a token: log in with `hf auth login`, or set HF_TOKEN"
+    if os.environ.get("RANK", "0") != "0":
+        return None  # the first process asks for all
+    try:
+        HfApi().whoami(cache=True)
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        refused = "refuses the token: log in with `hf auth login`, or set HF_TOKEN"
+        return f"the Hub {refused if status in (401, 403) else f'answers {status}'}"
+    except (httpx.HTTPError, OSError) as error:  # never its text, which may quote the header that holds the token
+        return f"the Hub ({constants.ENDPOINT}) cannot be reached ({type(error).__name__})"
+    return None
