@@ -25,6 +25,7 @@ from tests.recipes.launching import as_options
 MIB = 2**20
 SMALL = ["--preset", "nano", "--max_length", "32", "--per_device_train_batch_size", "2", "--bf16", "false"]
 ANSWERS = ["--preset", "nano", "--longest_row", "24", "--bf16", "false", "--max_completion_length", "8"]
+ANSWERS += ["--gradient_accumulation_steps", "1"]
 OPTIONS = {
     **{recipe: SMALL for recipe in RECIPES},
     "grpo": [*ANSWERS, "--num_generations", "4"],

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import MixtureError, nearest
 from ..models.checkpoints import load_tokenizer_of
+from ..models.names import check_name
 from ..tokenization import pieces, tiny_tokenizer, tokenize_conversation, tokenize_text, with_training_template
 from . import schemas
 from .mixer import DatasetMixer
@@ -54,6 +55,7 @@ def load_tokenizer(name: str | None) -> PreTrainedTokenizerBase | None:
     """
     if name is None or name == "tiny":
         return tiny_tokenizer() if name else None
+    check_name(name, "--tokenizer")
     return load_tokenizer_of(name)
 
 

@@ -85,7 +85,7 @@ def load_model(
         raise CheckpointError(
             f"{name_or_path}: no such checkpoint directory; give a directory, a Hub id or a .pth file"
         )
-    _check_name(name_or_path)
+    _check_name(name_or_path, kwargs.get("cache_dir"))
     if adapter_config_file(name_or_path, **_only(kwargs, *_HUB_KWARGS)):
         return _load_adapter(name_or_path, model_class, dtype, config_overrides, merge, kwargs)
     if config_overrides:
@@ -118,9 +118,9 @@ def load_tokenizer_of(name_or_path: str | os.PathLike, *, trust_remote_code: boo
         raise CheckpointError(f"no tokenizer at {name_or_path}: {one_line(error)}") from error
 
 
-def _check_name(name: str | os.PathLike) -> None:
+def _check_name(name: str | os.PathLike, cache_dir: str | None = None) -> None:
     try:
-        check_name(name)
+        check_name(name, cache_dir=cache_dir)
     except InputError as error:
         raise CheckpointError(str(error)) from error
 

@@ -13,7 +13,7 @@ from ..errors import InputError
 _SECONDS = 5  # to wait for the Hub; the libraries behind `from_pretrained` wait and try again for minutes
 
 
-def check_name(name: str | os.PathLike, option: str = "") -> None:
+def check_name(name: str | os.PathLike, option: str = "", cache_dir: str | None = None) -> None:
     """Refuse a name that nothing can be loaded from, within seconds.
 
     A name that has a path's form is never looked up on the Hub. Where the Hub cannot be reached, a repository is taken
@@ -22,6 +22,7 @@ def check_name(name: str | os.PathLike, option: str = "") -> None:
     Args:
         name: a local path, or `owner/name` on the Hub.
         option: what the message begins with, such as `--from_weight`.
+        cache_dir: of the Hub's files; by default huggingface_hub's.
 
     Raises:
         InputError: no such path, no possible name, no such repository, or neither reachable nor cached.
@@ -32,7 +33,7 @@ def check_name(name: str | os.PathLike, option: str = "") -> None:
     shown = f"{option} {text}".strip()
     if has_path_form(text):
         raise InputError(f"{shown}: no such file or directory")
-    if problem := _hub_problem(text):
+    if problem := _hub_problem(text, cache_dir):
         raise InputError(f"{shown}: no such folder here, and {problem}")
 
 
@@ -48,13 +49,14 @@ def has_path_form(name: str) -> bool:
 
 
 @cache
-def _hub_problem(repo: str) -> str | None:
+def _hub_problem(repo: str, cache_dir: str | None) -> str | None:
     try:
         validate_repo_id(repo)
     except HFValidationError:
         return "no model of the Hub can have this name"
     if constants.is_offline_mode():
-        return None if _is_cached(repo) else "it is not in the cache (HF_HUB_OFFLINE is set); load it online once"
+        is_cached = _is_cached(repo, cache_dir)
+        return None if is_cached else "it is not in the cache (HF_HUB_OFFLINE is set); load it online once"
     try:
         HfApi().model_info(repo, timeout=_SECONDS)
     except GatedRepoError:
@@ -64,14 +66,14 @@ def _hub_problem(repo: str) -> str | None:
     except HfHubHTTPError as error:
         return f"the Hub answers {error.response.status_code} when asked for it"
     except (httpx.HTTPError, OSError) as error:  # never its text, which may quote the header that holds the token
-        if not _is_cached(repo):
+        if not _is_cached(repo, cache_dir):
             return f"the Hub ({constants.ENDPOINT}) cannot be reached ({type(error).__name__}); give a local folder"
         constants.HF_HUB_OFFLINE = True  # or every file that is not cached would be asked for again and again
     return None
 
 
-def _is_cached(repo: str) -> bool:
+def _is_cached(repo: str, cache_dir: str | None) -> bool:
     try:
-        return bool(snapshot_download(repo, local_files_only=True))
+        return bool(snapshot_download(repo, cache_dir=cache_dir, local_files_only=True))
     except (OSError, ValueError):
         return False

@@ -363,9 +363,13 @@ class MeteredTrainer:
 
     def _maybe_log_save_evaluate(self, *args, **kwargs) -> None:
         self._in_step, self._inputs = False, None
-        self._completed = _Completed(self.state.global_step, self.progress_made())
+        self._note_progress()
         super()._maybe_log_save_evaluate(*args, **kwargs)
-        self._completed = _Completed(self.state.global_step, self.progress_made())
+        self._note_progress()
+
+    def _note_progress(self) -> None:
+        if self.state.global_step > self._session.step:  # else an epoch has ended that had no step
+            self._completed = _Completed(self.state.global_step, self.progress_made())
 
     def _leave(self, signal_name: str) -> None:
         folder = Path(self._get_output_dir(trial=None)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"

@@ -40,7 +40,7 @@ QUICK = {
     "disable_tqdm": True,
 }
 LORA = {"use_peft": True, "lora_target_modules": "all-linear", "lora_r": 4}
-ONLINE = {"max_completion_length": 4, "per_device_train_batch_size": 8}
+ONLINE = {"max_completion_length": 4, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
 
 
 def user(text):

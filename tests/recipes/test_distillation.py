@@ -29,8 +29,8 @@ def test_a_mixture_of_experts_is_balanced_while_it_learns(tmp_path, items):
     )
     trainer.current_gradient_accumulation_steps = 2
     batch = trainer.data_collator(list(rows))
-    learning = trainer.compute_loss(student.train(), batch, num_items_in_batch=items)
-    measured, outputs = trainer.compute_loss(student.eval(), batch, return_outputs=True, num_items_in_batch=items)
+    learning, outputs = trainer.compute_loss(student.train(), batch, return_outputs=True, num_items_in_batch=items)
+    measured = trainer.compute_loss(student.eval(), batch, num_items_in_batch=items)
     share = 1 if items is None else 2
     expected = student.config.router_aux_loss_coef * outputs.aux_loss / share
     torch.testing.assert_close(learning - measured, expected, rtol=1e-2, atol=1e-6)

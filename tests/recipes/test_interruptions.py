@@ -15,6 +15,7 @@ import yaml
 from filelock import FileLock
 
 from minimind_trl.imports import imported
+from minimind_trl.recipe import services
 from minimind_trl.recipe.output_folder import RUN_LOCK
 from minimind_trl.trainers import callbacks
 from minimind_trl.trainers.checkpoints import checkpoint_problem, checkpoints_in
@@ -61,6 +62,7 @@ def sft(folder: Path, **more) -> dict:
 def grpo(folder: Path, **more) -> dict:
     options = QUICK | {"data_config": folder / "mixture.yaml", "output_dir": folder / "run"}
     options |= {"max_completion_length": 4, "per_device_train_batch_size": 8, "num_generations": 4}
+    options |= {"gradient_accumulation_steps": 1}
     return run("grpo", as_options(**options | more))
 
 
@@ -269,6 +271,7 @@ def trackers(monkeypatch) -> SimpleNamespace:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
     monkeypatch.setattr(torch.utils, "tensorboard", board, raising=False)
     monkeypatch.setitem(sys.modules, "trackio", trackio)
+    monkeypatch.setitem(services._PACKAGES, "tensorboard", "torch")  # whose module it is a part of here
     for name in ("is_tensorboard_available", "is_trackio_available"):
         monkeypatch.setattr(integrations, name, lambda: True)
     return SimpleNamespace(boards=Writer.made, runs=runs)

@@ -76,7 +76,7 @@ def sparse(prompts, completions, **_) -> list[float]:
 
 def test_a_sparse_reward_starts_with_a_warning(tmp_path, capsys):
     checked(tmp_path, Reward(sparse, "sparse", 0, 1))
-    lines = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().err.splitlines()
     assert "warning: all of 16 trial answers got the lowest reward, 0." in lines[-1]
     assert "success rate of about 17% or more" in lines[-1]
 
@@ -86,7 +86,7 @@ def test_a_constant_starts_on_request_alone(tmp_path, capsys):
     with pytest.raises(InputError, match="--allow_equal_rewards true goes on anyway"):
         checked(tmp_path, constant)
     checked(tmp_path, constant, allow_equal_rewards=True)
-    assert "warning: the reward is 1 for all of 16 answers" in capsys.readouterr().out
+    assert "warning: the reward is 1 for all of 16 answers" in capsys.readouterr().err
 
 
 def test_right_answers_that_no_reward_can_read_are_counted_before_training(tmp_path, capsys):

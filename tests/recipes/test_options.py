@@ -21,6 +21,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import TrainingArguments
+from wandb.sdk import wandb_setup
 
 from minimind_trl.errors import InputError, first_line
 from minimind_trl.models.names import check_name, has_path_form
@@ -322,6 +323,7 @@ def test_a_tracker_that_cannot_be_reported_to_is_found_first(monkeypatch, tmp_pa
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(wandb_setup, "_singleton", None)  # which keeps the environment of an earlier test
     assert refusal("sft", "--use_wandb")[0].startswith("--use_wandb: WandB has no key: run `wandb login`")
     assert refusal("sft", "--report_to", "tensorbord")[0].startswith("--report_to tensorbord: no such tracker; did you")
     assert refusal("sft", "--report_to", "comet_ml") == [
