@@ -49,6 +49,11 @@ def described(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {says}".split()).removesuffix(":")
 
 
+def one_line(error: BaseException) -> str:
+    """The message of somebody else's error, its lines joined; its type where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message that says something, else the error's type; for messages of one line."""
     lines = (line.strip() for line in str(error).splitlines())

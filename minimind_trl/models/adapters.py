@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, ADAPTER_WEIGHTS_NAME
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from ..errors import CheckpointError, InputError, nearest
+from ..errors import CheckpointError, InputError, nearest, one_line
 from .modeling_minimind import MiniMindForCausalLM, MiniMindForSequenceClassification, MiniMindForTokenClassification
-from .stored import NATIVE_SUFFIXES, UNREADABLE, check_finite, file_of, one_line, read_object, stored_shapes
+from .stored import NATIVE_SUFFIXES, UNREADABLE, check_finite, file_of, read_object, stored_shapes
 
 ALL_LINEAR = "all-linear"
 _EMBEDDINGS = re.compile(r"(embed_tokens|lm_head)(\.base_layer)?\.weight$")  # which PEFT puts beside some adapters

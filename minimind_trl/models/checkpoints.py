@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 
-from ..errors import CheckpointError, InputError
+from ..errors import CheckpointError, InputError, one_line
 from ..files import atomic_path
 from .adapters import Adapter, adapter_config_file, chain_of, class_of_adapter
 from .configuration_minimind import FAMILY_DEFAULTS, MiniMindConfig
@@ -27,7 +27,6 @@ from .stored import (
     check_finite,
     common_size,
     count_numbered,
-    one_line,
     read_config,
     read_native_state,
     size_problems,

@@ -26,7 +26,7 @@ from transformers.utils import (
 )
 from transformers.utils import logging as transformers_logging
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, first_line
 
 NATIVE_SUFFIXES = (".pth", ".pt", ".safetensors")
 # What reading and building from somebody else's files can raise; huge numbers end in a RuntimeError or OverflowError.
@@ -38,16 +38,6 @@ UNREADABLE = (
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _NAMED = 5  # tensors that a message lists
 Shapes = dict[str, tuple[int, ...]]
-
-
-def first_line(error: Exception) -> str:
-    """The message of somebody else's error, cut after its first line; its type where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def one_line(error: Exception) -> str:
-    """The message of somebody else's error, its lines joined; its type where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 @contextmanager

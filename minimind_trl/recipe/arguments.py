@@ -23,7 +23,7 @@ from transformers.utils import CHAT_TEMPLATE_FILE
 from trl import DPOConfig, ModelConfig, RewardConfig, SFTConfig, TrlParser
 from trl.scripts._hf_argparser import string_to_bool
 
-from ..errors import InputError, TrainingError, TrainingInterrupted, described, first_line, nearest
+from ..errors import InputError, TrainingError, TrainingInterrupted, described, first_line, nearest, one_line
 from ..files import full_disk
 from ..hardware import has_fast_bf16
 from ..models import PRESETS
@@ -163,7 +163,7 @@ class Machine:
         except InputError:
             raise
         except _REFUSALS as error:
-            raise InputError(" ".join(str(error).split()) or first_line(error)) from error
+            raise InputError(one_line(error)) from error
         given = self.learning_rate  # where there is none, the model's size tells it later; any will do for the checks
         self.learning_rate = 1e-3 if given is None else given
         problems = list(self.late_problems())

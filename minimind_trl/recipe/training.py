@@ -18,7 +18,7 @@ from transformers.trainer_utils import IntervalStrategy
 from trl import DPOTrainer, RewardTrainer, SFTTrainer, pack_dataset
 
 from ..data import LOCK, DatasetMixer
-from ..errors import InputError, TrainingInterrupted, first_line, nearest
+from ..errors import InputError, TrainingInterrupted, nearest, one_line
 from ..evaluation import held_out_figures
 from ..evaluation.held_out import evaluating, tokenize_rows
 from ..evaluation.measures import main_figures
@@ -309,7 +309,7 @@ def refusals(output_dir: str) -> Iterator[None]:
         raise
     except (ImportError, NotImplementedError, ValueError) as error:
         remove_if_empty(output_dir)
-        raise InputError(" ".join(str(error).split()) or first_line(error)) from error
+        raise InputError(one_line(error)) from error
 
 
 def run(

@@ -9,11 +9,11 @@ import torch
 from accelerate import PartialState
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 
-from ..errors import CheckpointError, InputError
+from ..errors import CheckpointError, InputError, one_line
 from ..models import MiniMindForSequenceClassification, load_model
 from ..models.adapters import Adapter, chain_of
 from ..models.checkpoints import OWN_TYPES, architecture_of, load_tokenizer_of, rows_of
-from ..models.stored import NATIVE_SUFFIXES, UNREADABLE, check_finite, one_line, read_config, without_report
+from ..models.stored import NATIVE_SUFFIXES, UNREADABLE, check_finite, read_config, without_report
 from .reward import answer_of, text_of
 
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
