@@ -20,7 +20,7 @@ def test_the_demo_learns_its_skills(demo):
     exact = {stage: figures["all"]["exact_match"] for stage, figures in report["exact_match"].items()}
     assert exact["untrained"] < 0.05 and exact["pretrain"] < 0.1 and exact["sft"] >= 0.6 and exact["dpo"] >= 0.6
     after = {stage["stage"]: stage["after"] for stage in report["stages"]}
-    assert after["dpo"]["eval_rewards/accuracies"] > 0.8 and after["reward"]["eval_accuracy"] > 0.9
+    assert after["dpo"]["eval_rewards/accuracies"] > 0.8 and after["reward"]["eval_accuracy"] > 0.8
     before = {stage["stage"]: stage["before"] for stage in report["stages"]}
     for stage in ("grpo", "ppo", "spo"):  # from a checkpoint that is mostly right
         assert after[stage]["eval_reward"] > before[stage]["eval_reward"] - 0.03 and exact[stage] >= 0.6
