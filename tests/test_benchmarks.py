@@ -12,7 +12,7 @@ from tests.conftest import REPOSITORY
 @pytest.mark.timeout(2400)
 def test_online_methods_gain_held_out_reward(demo):
     """The short form of the benchmark, which exits with 1 where one does not gain."""
-    command = [sys.executable, "benchmarks/rl.py", "--quick", "--jobs", "1", "--from_weight", str(demo / "pretrain")]
+    command = [sys.executable, "benchmarks/rl.py", "--quick", "--from_weight", str(demo / "pretrain")]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("+0.") >= 3

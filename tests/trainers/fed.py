@@ -49,7 +49,7 @@ def main(method: str, folder: Path) -> None:
         "figures": [figures, trainer.evaluate()],
         "world": trainer.args.world_size,
         "wrapper": type(trainer.model_wrapped).__name__,
-        "state": trainer.trainer_state() if method == "spo" else {},
+        "state": trainer.packed_state(trainer.trainer_state()) if method == "spo" else {},
     }
     torch.save(result, folder / f"rank-{trainer.args.process_index}.pt")
 

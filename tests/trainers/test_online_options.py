@@ -24,9 +24,9 @@ CONFIGS = {"grpo": RolloutConfig, "ppo": PPOConfig, "spo": SPOConfig}
 BASE = {"rows": prompts(16), "per_device_train_batch_size": 8, "max_steps": 2}
 # Three steps on one rollout, so that what is clipped has moved.
 AGAIN = {
-    "grpo": {"num_iterations": 3, "max_steps": 3},
+    "grpo": {"num_iterations": 3, "max_steps": 3, "learning_rate": 1e-2},
     "ppo": {"num_ppo_epochs": 3, "max_steps": 3},
-    "spo": {"num_iterations": 3, "max_steps": 3},
+    "spo": {"num_iterations": 3, "max_steps": 3, "learning_rate": 1e-2},
 }
 ADAPTIVE = {"use_adaptive_entropy": True, "entropy_target": 10.0, "max_steps": 4}  # above what there is: always on
 REFERENCE = {"beta": 0.5}
@@ -58,7 +58,8 @@ def shared(method: str) -> dict[str, Any]:
     again = AGAIN[method]
     sapo, vespo = again | {"loss_type": "sapo"}, again | {"loss_type": "vespo"}
     # The entropy falls below its target at the second step: before, the coefficient shrinks, and after, it acts.
-    crossing = again | ADAPTIVE | {"entropy_target": 6.14, "learning_rate": 3e-2}
+    target = 6.12 if method == "ppo" else 6.14
+    crossing = again | ADAPTIVE | {"entropy_target": target, "learning_rate": 3e-2}
     crossing |= {"entropy_coef": 1.0, "entropy_coef_delta": 0.5, "entropy_coef_max": 5.0}
     undrawn = {"prioritized_sampling": False} if method == "spo" else {}
     return {
