@@ -199,7 +199,7 @@ class Machine:
 
     def _best_model_problems(self) -> Iterator[str]:
         evaluates = self.eval_strategy != IntervalStrategy.NO
-        wants = [f"--lr_scheduler_type {self.lr_scheduler_type}"] * (self.lr_scheduler_type in _BY_EVALUATION)
+        wants = [f"--lr_scheduler_type {self.lr_scheduler_type}"] * (self.lr_scheduler_type in BY_EVALUATION)
         wants += ["--save_strategy best"] * (self.save_strategy == SaveStrategy.BEST)
         wants += ["--load_best_model_at_end"] * self.load_best_model_at_end
         if wants and not evaluates:
@@ -250,7 +250,7 @@ _CHECKPOINTING = (
     *("every_n_layers", "offload", "selective", "use_reentrant"),
     *("preserve_rng_state", "context_fn", "determinism_check", "debug", "early_stop"),
 )
-_BY_EVALUATION = ("reduce_lr_on_plateau", "greedy")
+BY_EVALUATION = ("reduce_lr_on_plateau", "greedy")
 # What TRL, transformers and accelerate raise for options that they refuse.
 _REFUSALS = (ImportError, ValueError, TypeError, OSError, RuntimeError, LookupError, AssertionError)
 

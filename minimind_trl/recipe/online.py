@@ -27,7 +27,7 @@ from ..trainers.ppo_config import PPOConfig
 from ..trainers.rollout_config import RolloutConfig
 from ..trainers.rollout_trainer import TEMPLATE_KWARGS
 from ..trainers.spo_config import SPOConfig
-from .arguments import OWN_EVALUATION, Machine, RecipeArguments
+from .arguments import BY_EVALUATION, OWN_EVALUATION, Machine, RecipeArguments
 from .flight_check import (
     SAMPLE,
     overlap_problems,
@@ -81,8 +81,6 @@ class OnlineDefaults(Machine):
     }
 
     def __post_init__(self):
-        if not 0 <= self.thinking_ratio <= 1:
-            raise InputError(f"--thinking_ratio {self.thinking_ratio}: a share, between 0 and 1")
         if self.metric_for_best_model is None and self.load_best_model_at_end:
             self.metric_for_best_model = "reward"  # the loss of a rollout says nothing about how good the policy is
         # TRL wants evaluation batches of whole groups; ours takes one prompt after the other.
@@ -92,16 +90,16 @@ class OnlineDefaults(Machine):
         except InputError as error:
             raise InputError(f"{error}{self._hint(str(error))}") from error
         self.num_generations_eval = count
-        if self.thinking_ratio and "open_thinking" in (self.chat_template_kwargs or {}):
-            raise InputError(
-                "--thinking_ratio sets open_thinking prompt by prompt: leave it out of chat_template_kwargs"
-            )
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
         if self.max_completion_length is None:
             yield "--max_completion_length none: an answer must end somewhere; give a number of tokens"
-        if self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
+        if not 0 <= self.thinking_ratio <= 1:
+            yield f"--thinking_ratio {self.thinking_ratio}: a share, between 0 and 1"
+        if self.thinking_ratio and "open_thinking" in (self.chat_template_kwargs or {}):
+            yield "--thinking_ratio sets open_thinking prompt by prompt: leave it out of chat_template_kwargs"
+        if self.lr_scheduler_type in BY_EVALUATION:
             yield f"--lr_scheduler_type {self.lr_scheduler_type} goes by a loss that falls, and there is none here"
 
     def late_problems(self) -> Iterator[str]:
