@@ -84,7 +84,7 @@ def train(method: str, model, tokenizer, rows: list[dict], options: dict, second
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    from minimind_trl.recipe.training import RecipeSFTTrainer
+    from minimind_trl.run.training import RecipeSFTTrainer
     from minimind_trl.trainers.metered import count_tokens
 
     class Clock(TrainerCallback):
@@ -181,7 +181,7 @@ def loss_difference(args: argparse.Namespace) -> float:
     from trl import SFTConfig
 
     from minimind_trl.models import MiniMindConfig, MiniMindForCausalLM
-    from minimind_trl.recipe.training import RecipeSFTTrainer
+    from minimind_trl.run.training import RecipeSFTTrainer
     from minimind_trl.tokenization import with_training_template
 
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer, trust_remote_code=False)

@@ -5,12 +5,12 @@ import sys
 
 from transformers.utils.logging import disable_progress_bar
 
-from .data import commands
+from .commands import convert
+from .commands import data as commands
+from .commands import eval as evaluation
 from .errors import InputError
-from .evaluation import command as evaluation
 from .files import full_disk
-from .models import convert
-from .tokenization import training
+from .tokenization import tokenizer_training as training
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _plan(args: argparse.Namespace) -> None:
-    from . import planning  # imports TRL's trainers, which no other verb should wait for
+    from .commands import plan as planning
 
     planning.run(args.others)
 

@@ -11,8 +11,8 @@ answers instead, such as reasoning in <think> tags, give them to recipes/sft.py.
 Exit codes: 0 done, 2 bad input (one line says what), 1 crash.
 """
 
-from minimind_trl.recipe import load_data, load_or_create_model, load_tokenizer, parse_arguments, run_recipe
-from minimind_trl.recipe.distillation import DistillationConfig, load_teacher, train_distillation
+from minimind_trl.run import load_data, load_or_create_model, load_tokenizer, parse_arguments, run_recipe
+from minimind_trl.trainers.distillation import DistillationConfig, load_teacher, train_distillation
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ Assumes: a checkpoint (`--from_weight`: directory, Hub id or upstream's `.pth`),
 mixture of phase dpo or reward. Exit codes: 0 done, 2 bad input (one line says what), 1 crash.
 """
 
-from minimind_trl.recipe import (
+from minimind_trl.run import (
     PreferenceConfig,
     load_data,
     load_or_create_model,

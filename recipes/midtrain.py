@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from minimind_trl.errors import InputError
-from minimind_trl.recipe import (
+from minimind_trl.run import (
     PretrainConfig,
     load_data,
     load_or_create_model,

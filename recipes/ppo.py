@@ -11,8 +11,8 @@ Assumes: a checkpoint that is sometimes right, a mixture of phase rlaif, and the
 Exit codes: 0 done, 2 bad input (one line says what), 1 crash.
 """
 
-from minimind_trl.recipe import load_data, load_or_create_model, load_tokenizer, parse_arguments, run_recipe
-from minimind_trl.recipe.online import PPORecipeConfig, load_reward_funcs, train_online
+from minimind_trl.run import load_data, load_or_create_model, load_tokenizer, parse_arguments, run_recipe
+from minimind_trl.run.online import PPORecipeConfig, load_reward_funcs, train_online
 
 
 def main() -> None:

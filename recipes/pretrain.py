@@ -9,7 +9,7 @@ every option of TRL's SFTConfig; held-out loss before, during and after training
 Assumes: a mixture of phase pretrain or midtrain. Exit codes: 0 done, 2 bad input (one line says what), 1 crash.
 """
 
-from minimind_trl.recipe import (
+from minimind_trl.run import (
     PretrainConfig,
     load_data,
     load_or_create_model,

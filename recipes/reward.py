@@ -9,7 +9,7 @@ Assumes: a checkpoint (`--from_weight`: directory, Hub id or upstream's `.pth`) 
 Exit codes: 0 done, 2 bad input (one line says what), 1 crash.
 """
 
-from minimind_trl.recipe import (
+from minimind_trl.run import (
     RewardModelConfig,
     as_reward_model,
     load_data,

@@ -10,7 +10,7 @@ Assumes: a mixture of phase sft or distill, and a tokenizer with a chat template
 Exit codes: 0 done, 2 bad input (one line says what), 1 crash.
 """
 
-from minimind_trl.recipe import (
+from minimind_trl.run import (
     ConversationConfig,
     load_data,
     load_or_create_model,

@@ -80,7 +80,7 @@ def demo(once) -> Path:
     """What `make demo` leaves, with less of its RL: benchmarks/rl.py --quick shows what that learns."""
 
     def run(folder: Path) -> None:
-        command = [sys.executable, "-m", "minimind_trl.pipeline", "--output_dir", str(folder), "--rl_steps", "30"]
+        command = [sys.executable, "-m", "minimind_trl.commands.demo", "--output_dir", str(folder), "--rl_steps", "30"]
         result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
 

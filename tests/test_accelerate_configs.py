@@ -11,7 +11,7 @@ from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataP
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
 from minimind_trl.models import MiniMindForCausalLM
-from minimind_trl.recipe import PretrainConfig
+from minimind_trl.run import PretrainConfig
 from tests.conftest import REPOSITORY, small_config
 
 FOLDER = REPOSITORY / "accelerate_configs"

@@ -14,7 +14,7 @@ from minimind_trl.tokenization.templates import (
     training_template,
     with_training_template,
 )
-from minimind_trl.tokenization.training import (
+from minimind_trl.tokenization.tokenizer_training import (
     MIN_VOCAB_SIZE,
     TokenizerTrainingError,
     bytes_per_token,

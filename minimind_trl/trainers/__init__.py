@@ -4,11 +4,11 @@ import importlib
 from typing import Any
 
 from .callbacks import RecipeProgress, StopOnSignal
-from .checkpoints import checkpoint_problem, last_good_checkpoint
 from .collators import AnswersCollator, PackedRowsCollator
 from .curves import write_curves
 from .lm_head import add_learned_positions_head
 from .metered import MeteredTrainer
+from .safe_checkpoints import checkpoint_problem, last_good_checkpoint
 
 # Imported when asked for: they take seconds.
 _ONLINE = {

@@ -26,7 +26,8 @@ from ..errors import InputError, SavingError, TrainingError, TrainingInterrupted
 from ..files import atomic_path, write_json
 from ..hardware import COUNTED_MODELS, peak_flops, train_flops_per_token
 from .callbacks import RecipeProgress, StopOnSignal
-from .checkpoints import (
+from .endless_stream import EndlessStream, stream_state
+from .safe_checkpoints import (
     checkpoint_problem,
     contents_problem,
     processes_of,
@@ -35,7 +36,6 @@ from .checkpoints import (
     what_is_safe,
     write_checksums,
 )
-from .streams import EndlessStream, stream_state
 
 _STAGING = ".saving-"
 _LEFTOVERS = (f"{_STAGING}*", f".{PREFIX_CHECKPOINT_DIR}-*")  # of a run that was killed while it saved

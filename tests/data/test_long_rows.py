@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from minimind_trl.cli import main
+from minimind_trl.commands.data import marked_row
 from minimind_trl.data import LOCK, DatasetMixer, MixtureError, load_mixture
-from minimind_trl.data.commands import marked_row
 from minimind_trl.data.report import describe_long_rows
 from minimind_trl.tokenization import pieces, tiny_tokenizer
 from tests.data.test_mixer import build, chat, texts

@@ -7,7 +7,7 @@ import pytest
 
 from minimind_trl.data import DatasetMixer
 from minimind_trl.tokenization import inference_template, tiny_tokenizer
-from tests.data.test_commands import run
+from tests.commands.test_data import run
 
 MOVED = "reasoning_content written as <think> into the content, because the chat template leaves it out"
 

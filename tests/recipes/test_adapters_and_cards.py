@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from minimind_trl.cli import main
 from minimind_trl.evaluation.measures import main_figures, short_number
 from minimind_trl.models import load_model
-from minimind_trl.recipe import training
-from minimind_trl.recipe.model_card import _imports
 from minimind_trl.rewards import RewardModel
+from minimind_trl.run import training
+from minimind_trl.run.model_card import _imports
 from minimind_trl.trainers import write_curves
 from tests.conftest import REPOSITORY
 from tests.recipes.launching import as_options
@@ -318,6 +318,6 @@ def test_numbers_have_the_digits_that_mean_something(value, text):
 def test_each_stage_reports_to_its_own_project(runs, base, monkeypatch, recipe, phase, options, project):
     monkeypatch.setenv("WANDB_MODE", "offline")
     projects = []
-    monkeypatch.setattr("minimind_trl.recipe.training.run", lambda *_: projects.append(os.environ["WANDB_PROJECT"]))
+    monkeypatch.setattr("minimind_trl.run.training.run", lambda *_: projects.append(os.environ["WANDB_PROJECT"]))
     runs(recipe, f"project-{recipe}", phase, from_weight=base, use_wandb=True, **options)
     assert projects == [project]

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from minimind_trl.commands.plan import make_plan
 from minimind_trl.errors import InputError
-from minimind_trl.planning import make_plan
-from minimind_trl.recipe import ConversationConfig, parse_arguments
-from minimind_trl.recipe.arguments import found_from
-from minimind_trl.recipe.distillation import DistillationConfig
-from minimind_trl.recipe.online import GRPORecipeConfig
+from minimind_trl.run import ConversationConfig, parse_arguments
+from minimind_trl.run.arguments import found_from
+from minimind_trl.run.online import GRPORecipeConfig
+from minimind_trl.trainers.distillation import DistillationConfig
 from tests.conftest import REPOSITORY
 from tests.test_yaml_files import BOMBS
 

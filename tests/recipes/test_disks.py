@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from minimind_trl.recipe import run_recipe
+from minimind_trl.run import run_recipe
 from tests.recipes.launching import as_options, launch_program
 
 RUN = {"preset": "nano", "data_config": "data_configs/tiny/sft.yaml", "max_steps": 2, "eval_interval": 0}

@@ -5,9 +5,9 @@ import torch
 from datasets import Dataset
 
 from minimind_trl.models import MiniMindForCausalLM
-from minimind_trl.recipe.distillation import DistillationConfig, RecipeGKDTrainer
 from minimind_trl.tokenization import tiny_tokenizer, with_training_template
 from minimind_trl.trainers import AnswersCollator
+from minimind_trl.trainers.distillation import DistillationConfig, RecipeGKDTrainer
 from tests.conftest import small_config
 
 

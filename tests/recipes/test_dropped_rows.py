@@ -6,7 +6,7 @@ import re
 import pytest
 import yaml
 
-from minimind_trl.recipe import (
+from minimind_trl.run import (
     PreferenceConfig,
     RewardModelConfig,
     as_reward_model,

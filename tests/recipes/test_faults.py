@@ -17,7 +17,7 @@ import pytest
 
 from minimind_trl.models import MiniMindConfig, MiniMindForCausalLM
 from minimind_trl.tokenization import tiny_tokenizer
-from minimind_trl.trainers.checkpoints import checkpoint_problem, checkpoints_in
+from minimind_trl.trainers.safe_checkpoints import checkpoint_problem, checkpoints_in
 from tests.conftest import REPOSITORY
 from tests.forking import LIMIT, start
 from tests.recipes.launching import as_options, weights

@@ -4,11 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from minimind_trl.planning import make_plan
-from minimind_trl.recipe import ConversationConfig, LoraArguments, PreferenceConfig, PretrainConfig, RewardModelConfig
-from minimind_trl.recipe.distillation import DistillationConfig
-from minimind_trl.recipe.learning_rates import RATES, settle_learning_rate, usual_rate
-from minimind_trl.recipe.online import GRPORecipeConfig, PPORecipeConfig, SPORecipeConfig
+from minimind_trl.commands.plan import make_plan
+from minimind_trl.run import ConversationConfig, LoraArguments, PreferenceConfig, PretrainConfig, RewardModelConfig
+from minimind_trl.run.learning_rates import RATES, settle_learning_rate, usual_rate
+from minimind_trl.run.online import GRPORecipeConfig, PPORecipeConfig, SPORecipeConfig
+from minimind_trl.trainers.distillation import DistillationConfig
 from tests.conftest import REPOSITORY
 
 SCRATCH, TRAINED = SimpleNamespace(preset="minimind3"), SimpleNamespace(preset=None)

@@ -8,8 +8,8 @@ from datasets import Dataset, IterableDataset
 
 from minimind_trl.evaluation import held_out_figures
 from minimind_trl.models import MiniMindForCausalLM
-from minimind_trl.recipe import PretrainConfig
-from minimind_trl.recipe.training import RecipeSFTTrainer, pieces_of
+from minimind_trl.run import PretrainConfig
+from minimind_trl.run.training import RecipeSFTTrainer, pieces_of
 from minimind_trl.tokenization import pieces, tiny_tokenizer
 from tests.conftest import small_config
 

@@ -6,8 +6,9 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from minimind_trl.errors import InputError
-from minimind_trl.recipe import parse_arguments
-from minimind_trl.recipe.online import (
+from minimind_trl.rewards import Reward, load_rewards
+from minimind_trl.run import parse_arguments
+from minimind_trl.run.online import (
     GRPORecipeConfig,
     PPORecipeConfig,
     SPORecipeConfig,
@@ -17,7 +18,6 @@ from minimind_trl.recipe.online import (
     online_check,
     reward_problem,
 )
-from minimind_trl.rewards import Reward, load_rewards
 from minimind_trl.tokenization import inference_template, tiny_tokenizer
 from minimind_trl.trainers import RolloutTrainer
 from tests.conftest import REPOSITORY

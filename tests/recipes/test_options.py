@@ -25,7 +25,7 @@ from wandb.sdk import wandb_setup
 
 from minimind_trl.errors import InputError, first_line
 from minimind_trl.models.names import check_name, has_path_form
-from minimind_trl.recipe import (
+from minimind_trl.run import (
     ConversationConfig,
     LoraArguments,
     PreferenceConfig,
@@ -35,12 +35,12 @@ from minimind_trl.recipe import (
     load_tokenizer,
     parse_arguments,
 )
-from minimind_trl.recipe.arguments import raise_all
-from minimind_trl.recipe.distillation import DistillationConfig
-from minimind_trl.recipe.online import GRPORecipeConfig, PPORecipeConfig, SPORecipeConfig
-from minimind_trl.recipe.option_ranges import RANGES, REFUSED, check_options
-from minimind_trl.recipe.records import command_line
-from minimind_trl.recipe.secrets import take_out_secrets
+from minimind_trl.run.arguments import raise_all
+from minimind_trl.run.online import GRPORecipeConfig, PPORecipeConfig, SPORecipeConfig
+from minimind_trl.run.option_ranges import RANGES, REFUSED, check_options
+from minimind_trl.run.records import command_line
+from minimind_trl.run.secrets import take_out_secrets
+from minimind_trl.trainers.distillation import DistillationConfig
 from tests.conftest import REPOSITORY
 from tests.forking import run as run_forked
 

@@ -115,7 +115,7 @@ def test_the_others_wait_for_what_one_prepares_beyond_the_time_limit(tmp_path):
     script.write_text(
         "import time\n"
         "from transformers import TrainingArguments\n"
-        "from minimind_trl.recipe.processes import limit_waiting\n"
+        "from minimind_trl.run.processes import limit_waiting\n"
         f"args = TrainingArguments(output_dir={str(tmp_path)!r}, use_cpu=True, ddp_timeout=4)\n"
         "for limit in (None, args.ddp_timeout):\n"
         "    limit_waiting(limit)\n"

@@ -10,16 +10,16 @@ import pytest
 import yaml
 
 from minimind_trl.models import load_model, save_native
-from minimind_trl.recipe import (
+from minimind_trl.run import (
     ConversationConfig,
     PreferenceConfig,
     PretrainConfig,
     RewardModelConfig,
     parse_arguments,
 )
-from minimind_trl.recipe.distillation import DistillationConfig
-from minimind_trl.recipe.online import GRPORecipeConfig, PPORecipeConfig, SPORecipeConfig
+from minimind_trl.run.online import GRPORecipeConfig, PPORecipeConfig, SPORecipeConfig
 from minimind_trl.tokenization import inference_template, tiny_tokenizer
+from minimind_trl.trainers.distillation import DistillationConfig
 from tests.conftest import REPOSITORY
 from tests.forking import run as run_forked
 from tests.recipes.launching import (

@@ -7,11 +7,11 @@ from minimind_trl.data.config import Source
 from minimind_trl.data.rows import RowConverter
 from minimind_trl.evaluation.held_out import tokenize_rows
 from minimind_trl.models import MiniMindForCausalLM
-from minimind_trl.recipe import ConversationConfig, PretrainConfig
-from minimind_trl.recipe.distillation import _answers
-from minimind_trl.recipe.training import RecipeSFTTrainer
+from minimind_trl.run import ConversationConfig, PretrainConfig
+from minimind_trl.run.training import RecipeSFTTrainer
 from minimind_trl.tokenization import tiny_tokenizer, with_training_template
 from minimind_trl.trainers import AnswersCollator
+from minimind_trl.trainers.distillation import _answers
 from tests.conftest import small_config
 
 ROWS = 6

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from minimind_trl.tokenization import compare_prompts, inference_template, tiny_tokenizer, with_training_template
-from minimind_trl.tokenization.training import PLAIN_ADDED_TOKENS, SPECIAL_TOKENS
+from minimind_trl.tokenization.tokenizer_training import PLAIN_ADDED_TOKENS, SPECIAL_TOKENS
 
 CASES = Path(__file__).resolve().parents[2] / ".." / "shared" / "cases"
 

@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from minimind_trl.errors import InputError, TrainingError
 from minimind_trl.rewards import Reward
 from minimind_trl.trainers import last_good_checkpoint
-from minimind_trl.trainers.checkpoints import checkpoint_problem, checkpoints_in
+from minimind_trl.trainers.safe_checkpoints import checkpoint_problem, checkpoints_in
 from tests.forking import run
 from tests.trainers.online import low_ids, online, prompts
 from tests.trainers.test_accidents import At, same, weights

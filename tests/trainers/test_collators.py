@@ -5,8 +5,8 @@ import torch
 from datasets import Dataset
 
 from minimind_trl.models import MiniMindForCausalLM
-from minimind_trl.recipe import ConversationConfig
-from minimind_trl.recipe.training import RecipeSFTTrainer
+from minimind_trl.run import ConversationConfig
+from minimind_trl.run.training import RecipeSFTTrainer
 from minimind_trl.tokenization import tiny_tokenizer, with_training_template
 from minimind_trl.trainers import AnswersCollator, PackedRowsCollator
 from tests.conftest import small_config

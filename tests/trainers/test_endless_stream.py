@@ -6,7 +6,7 @@ from itertools import islice
 import pytest
 from datasets import IterableDataset
 
-from minimind_trl.trainers.streams import EndlessStream
+from minimind_trl.trainers.endless_stream import EndlessStream
 
 
 def numbers(files):

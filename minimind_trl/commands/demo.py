@@ -1,6 +1,6 @@
 """The stages in order on the embedded data, each one measured before and after: what `make demo` runs.
 
-    python -m minimind_trl.pipeline --output_dir runs/demo
+    python -m minimind_trl.commands.demo --output_dir runs/demo
 
 Must be started in the repository, where the recipes and their configs are.
 """
@@ -18,13 +18,13 @@ from rich.console import Console
 from rich.table import Table
 from transformers import logging as transformers_logging
 
-from .data import DatasetMixer
-from .errors import InputError
-from .evaluation import exact_match_by_skill
-from .files import atomic_path
-from .models import MiniMindConfig, MiniMindForCausalLM, load_model
-from .recipe import run_recipe
-from .tokenization import tiny_tokenizer
+from ..data import DatasetMixer
+from ..errors import InputError
+from ..evaluation import exact_match_by_skill
+from ..files import atomic_path
+from ..models import MiniMindConfig, MiniMindForCausalLM, load_model
+from ..run import run_recipe
+from ..tokenization import tiny_tokenizer
 
 _PROMPTS = "data_configs/tiny/sft.yaml"  # whose held-out prompts every stage is asked
 # Of each stage: the one that it goes on from, and its held-out figure.

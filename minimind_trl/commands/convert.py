@@ -14,10 +14,10 @@ from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 
 from ..errors import CheckpointError
 from ..files import atomic_path
-from .checkpoints import check_vocabulary, load_model, load_tokenizer_of, save_native, tokenizer_folder
-from .modeling_minimind import MiniMindForCausalLM
-from .stored import file_of
-from .twins import to_twin, twin_type
+from ..models.checkpoints import check_vocabulary, load_model, load_tokenizer_of, save_native, tokenizer_folder
+from ..models.modeling_minimind import MiniMindForCausalLM
+from ..models.stored import file_of
+from ..models.twins import to_twin, twin_type
 
 FORMATS = ("hf", "native", "llama", "qwen3")
 # Overrides for what a native file does not tell, offered as command-line options.

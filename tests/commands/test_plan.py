@@ -12,12 +12,12 @@ import yaml
 from transformers import Trainer
 
 from minimind_trl import cli
+from minimind_trl.commands.plan import RECIPES, Sharding, make_plan, spread
 from minimind_trl.errors import InputError
-from minimind_trl.memory import Memory, MemoryCounter
 from minimind_trl.models import MiniMindConfig, MiniMindForCausalLM, load_model
-from minimind_trl.planning import RECIPES, Sharding, make_plan, spread
-from minimind_trl.recipe import PretrainConfig
-from minimind_trl.recipe.flight_check import _memory_line
+from minimind_trl.run import PretrainConfig
+from minimind_trl.run.flight_check import _memory_line
+from minimind_trl.run.memory import Memory, MemoryCounter
 from minimind_trl.tokenization import tiny_tokenizer
 from tests.conftest import REPOSITORY, small_config
 from tests.recipes.launching import as_options
@@ -301,7 +301,7 @@ def peak_of(*command: str) -> int:
 
 @pytest.fixture(scope="module")
 def imports() -> int:
-    return peak_of("-c", "import minimind_trl.planning")
+    return peak_of("-c", "import minimind_trl.commands.plan")
 
 
 def longest_row(data: str) -> int:

@@ -20,16 +20,16 @@ from transformers import PreTrainedTokenizerBase
 from transformers.training_args import OptimizerNames
 from trl import DPOConfig
 
+from ..commands.data import marked_row
 from ..data import DatasetMixer
-from ..data.commands import marked_row
 from ..data.report import FEW, describe_long_rows
 from ..data.schemas import Row, plain_text
 from ..errors import InputError
 from ..evaluation.held_out import tokenize_rows
 from ..evaluation.pairs import tokenize_answers
-from ..memory import checkpoint_activations, state_memory
 from ..tokenization import compare_prompts
 from .arguments import RecipeArguments
+from .memory import checkpoint_activations, state_memory
 from .records import differences, run_record
 
 SAMPLE = 256  # training rows that are looked at

@@ -35,7 +35,7 @@ from ..trainers import (
     write_curves,
 )
 from ..trainers.callbacks import EvaluateAtEnd
-from ..trainers.checkpoints import checkpoints_in, saving
+from ..trainers.safe_checkpoints import checkpoints_in, saving
 from .arguments import RecipeArguments, name_project, report_to_wandb
 from .flight_check import flight_check
 from .learning_rates import settle_learning_rate

@@ -23,11 +23,11 @@ from torch.utils._pytree import tree_iter
 from transformers import DynamicCache, PretrainedConfig, Trainer
 from trl.trainer.utils import add_fused_lm_head
 
-from .errors import InputError, first_line
-from .models import MiniMindForCausalLM, MiniMindForSequenceClassification, MiniMindForTokenClassification
-from .models.adapters import lora_config
-from .trainers.critic import attach_critic, critic_config
-from .trainers.lm_head import add_learned_positions_head, base_model, unpatched_copy
+from ..errors import InputError, first_line
+from ..models import MiniMindForCausalLM, MiniMindForSequenceClassification, MiniMindForTokenClassification
+from ..models.adapters import lora_config
+from ..trainers.critic import attach_critic, critic_config
+from ..trainers.lm_head import add_learned_positions_head, base_model, unpatched_copy
 
 ONLINE = ("grpo", "ppo", "spo")
 PAIRS = ("dpo", "reward")  # two rows of tokens to a row of the data set
@@ -353,7 +353,7 @@ class Work:
         return loss
 
     def _divergence(self, batch: dict[str, Tensor]) -> Tensor:
-        from .recipe.distillation import GKDTrainer
+        from ..trainers.distillation import GKDTrainer
 
         student = self._forward(self.model, **batch)
         with torch.no_grad():

@@ -18,17 +18,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..data import DatasetMixer
 from ..data.schemas import PHASES
 from ..errors import InputError
+from ..evaluation.answers import answer_measures, guessing_measures
+from ..evaluation.harness import check_installed, harness_measures
+from ..evaluation.held_out import held_out_figures
+from ..evaluation.measures import Measure, short_number
+from ..evaluation.pairs import pair_log_probs, preference_measures, reward_measures
 from ..files import write_json
 from ..hardware import has_fast_bf16
 from ..models import MiniMindForCausalLM, MiniMindForSequenceClassification, load_model
 from ..models.adapters import is_native
 from ..models.checkpoints import architecture_of, check_vocabulary, load_tokenizer_of, tokenizer_folder
 from ..tokenization import tiny_tokenizer
-from .answers import answer_measures, guessing_measures
-from .harness import check_installed, harness_measures
-from .held_out import held_out_figures
-from .measures import Measure, short_number
-from .pairs import pair_log_probs, preference_measures, reward_measures
 
 _AS_TRAINED = ("max_length", "batch_size", "eval_batches", "bf16", "assistant_only_loss", "beta")
 _HARNESS_OPTIONS = ("apply_chat_template", "num_fewshot", "limit")  # as lm-eval's own command line has them

@@ -14,12 +14,12 @@ from ..errors import InputError
 from ..evaluation.held_out import evaluating
 from ..models import MiniMindForCausalLM, load_model
 from ..models.stored import NATIVE_SUFFIXES
+from ..run.arguments import OWN_EVALUATION, MachineDefaults
+from ..run.learning_rates import settle_learning_rate
+from ..run.option_ranges import SHARE
+from ..run.training import HeldOutEvaluation, adapter_for, capped, refusals, run, settle, tell_dropped, with_labels
 from ..tokenization import with_training_template
-from ..trainers import AnswersCollator
-from .arguments import OWN_EVALUATION, MachineDefaults
-from .learning_rates import settle_learning_rate
-from .option_ranges import SHARE
-from .training import HeldOutEvaluation, adapter_for, capped, refusals, run, settle, tell_dropped, with_labels
+from . import AnswersCollator
 
 # TRL warns of its experimental parts, which may change; the lock holds the version that this was tested with.
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")

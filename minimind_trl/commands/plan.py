@@ -13,11 +13,10 @@ from accelerate.commands.config.config_args import load_config_from_file
 from rich.console import Console
 from rich.table import Table
 
-from .data import load_mixture
-from .errors import InputError, nearest
-from .memory import ONLINE, Memory, Work
-from .models import MiniMindConfig, load_model
-from .recipe import (
+from ..data import load_mixture
+from ..errors import InputError, nearest
+from ..models import MiniMindConfig, load_model
+from ..run import (
     ConversationConfig,
     PreferenceConfig,
     PretrainConfig,
@@ -27,8 +26,9 @@ from .recipe import (
     load_tokenizer,
     parse_arguments,
 )
-from .recipe.online import GRPORecipeConfig, PPORecipeConfig, SPORecipeConfig, load_reward_funcs
-from .yaml_files import load_yaml
+from ..run.memory import ONLINE, Memory, Work
+from ..run.online import GRPORecipeConfig, PPORecipeConfig, SPORecipeConfig, load_reward_funcs
+from ..yaml_files import load_yaml
 
 RECIPES = {
     "pretrain": PretrainConfig,
@@ -297,7 +297,7 @@ def _counted(work: Work, sharding: Sharding, device_memory: float | None) -> Pla
 def _config_class(recipe: str) -> type:
     if recipe != "distill":
         return RECIPES[recipe]
-    from .recipe.distillation import DistillationConfig
+    from ..trainers.distillation import DistillationConfig
 
     return DistillationConfig
 

@@ -24,7 +24,7 @@ from minimind_trl.tokenization import (
     train_tokenizer,
     training_template,
 )
-from minimind_trl.tokenization.training import add_cli
+from minimind_trl.tokenization.tokenizer_training import add_cli
 
 from .conftest import TEXTS, UPSTREAM
 

@@ -385,15 +385,15 @@ def test_the_harness_is_told_how_to_ask(checkpoints, capsys, tmp_path, monkeypat
         told.update(given)
         return {"task/acc": Measure(0.5)}, {}
 
-    monkeypatch.setattr("minimind_trl.evaluation.command.check_installed", lambda: None)
-    monkeypatch.setattr("minimind_trl.evaluation.command.harness_measures", harness)
+    monkeypatch.setattr("minimind_trl.commands.eval.check_installed", lambda: None)
+    monkeypatch.setattr("minimind_trl.commands.eval.harness_measures", harness)
     report, _ = evaluate(capsys, tmp_path, checkpoints["dense3"], "--lm_eval", "task", *options)
     assert {name: told[name] for name in expected} == expected
     assert {name: report["options"][name] for name in expected} == expected
 
 
 def test_a_chat_template_that_is_not_there_is_not_applied(checkpoints, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("minimind_trl.evaluation.command.check_installed", lambda: None)
+    monkeypatch.setattr("minimind_trl.commands.eval.check_installed", lambda: None)
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = None
     tokenizer.save_pretrained(tmp_path)

@@ -13,8 +13,8 @@ from ..errors import InputError, nearest
 from ..imports import imported, refuse_foreign
 from ..yaml_files import load_yaml
 from . import functions
-from .models import RewardModel, is_reward_model
 from .reward import Reward
+from .reward_models import RewardModel, is_reward_model
 
 _SHARE = (0, 1)
 _CALLED = "a reward is called as function(prompts=..., completions=..., completion_ids=..., **every_column)"

@@ -10,17 +10,17 @@ from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
+from ..data import schemas
+from ..data.mixer import DatasetMixer
+from ..data.prepared import LOCK, load_or_prepare
+from ..data.report import MOVED
+from ..data.rows import Traced
+from ..data.schemas import Row
+from ..data.sources import DataFile
 from ..errors import MixtureError, nearest
 from ..models.checkpoints import load_tokenizer_of
 from ..models.names import check_name
 from ..tokenization import pieces, tiny_tokenizer, tokenize_conversation, tokenize_text, with_training_template
-from . import schemas
-from .mixer import DatasetMixer
-from .prepared import LOCK, load_or_prepare
-from .report import MOVED
-from .rows import Traced
-from .schemas import Row
-from .sources import DataFile
 
 _EXAMPLES = 2
 

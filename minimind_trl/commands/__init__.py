@@ -1,0 +1,1 @@
+"""The verbs of `minimind-trl`, one file each, and the demo."""
