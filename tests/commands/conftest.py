@@ -1,0 +1,1 @@
+from tests.data.conftest import fresh_cache, write  # noqa: F401
