@@ -2,8 +2,9 @@
 
 The rest of the package uses public names only: a section below gives each private one a public name, as a mixin whose
 methods a trainer overrides, a property, or a function. `moved()` compares the whole list with the installed libraries;
-`tests/test_internals.py` runs it, so that an upgrade reports in plain lines what has moved. `modeling_minimind.py` and
-`configuration_minimind.py` are exempt: they travel with a checkpoint, and use only what transformers documents for models.
+`tests/test_internals.py` runs it, so that an upgrade reports in plain lines what has moved. Exempt are
+`modeling_minimind.py` and `configuration_minimind.py`: they travel with a checkpoint, and use only what transformers
+documents for models.
 
 Nothing heavy is imported at the top: any part of the package may import this module.
 """
