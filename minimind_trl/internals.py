@@ -12,6 +12,7 @@ Nothing heavy is imported at the top: any part of the package may import this mo
 import importlib
 import importlib.metadata
 import inspect
+import sys
 from dataclasses import dataclass
 
 SEEN_IN = {"accelerate": "1.15.0", "datasets": "5.2.0", "transformers": "5.23.0", "trl": "1.16.0"}
@@ -68,7 +69,16 @@ DATASETS: tuple[PrivateName, ...] = ()
 
 # --- torch and accelerate ---------------------------------------------------------------------------------------------
 
-ENGINES: tuple[PrivateName, ...] = ()
+ENGINES: tuple[PrivateName, ...] = (PrivateName("accelerate.utils.other", "is_deepspeed_available"),)
+
+
+def unwrap_without_importing_deepspeed() -> None:
+    """Keep accelerate from importing DeepSpeed, wherever it is installed, to take a model out of its wrapper.
+
+    That import prints and takes seconds. A model can only be in DeepSpeed's wrapper once DeepSpeed has been imported.
+    """
+    importlib.import_module("accelerate.utils.other").is_deepspeed_available = lambda: "deepspeed" in sys.modules
+
 
 # --- transformers' Trainer --------------------------------------------------------------------------------------------
 
