@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils.memory import clear_device_cache
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..errors import InputError, SavingError, TrainingError, TrainingInterrupted, described
+from ..errors import InputError, SavingError, TrainingError, TrainingInterrupted, described, one_line
 from ..files import atomic_path, write_json
 from ..hardware import COUNTED_MODELS, peak_flops, train_flops_per_token
 from .callbacks import RecipeProgress, StopOnSignal
@@ -44,7 +44,7 @@ _OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 
 
 class MeteredTrainer:
-    """A mixin for TRL's trainers: `class RecipeSFTTrainer(MeteredTrainer, SFTTrainer)`.
+    """A mixin for TRL's trainers: `class MiniMindSFTTrainer(MeteredTrainer, SFTTrainer)`.
 
     Logs of training get, beside the trainer's own loss, grad_norm, learning_rate and epoch:
 
@@ -72,12 +72,26 @@ class MeteredTrainer:
     `split_dataset_by_node` gives it, and a resumed run goes on at its row.
     """
 
+    rows_dropped: dict[str, int] | None = None
+    """Rows of the mixture that the trainer has dropped, by split; None for a trainer that takes all."""
+    drop_reason: str
+    """Why it drops rows; `{}` stands for `max_length`."""
+
     _staging: Path | None = None
     _stream: EndlessStream | None = None
     _stream_at: dict[str, Any] | None = None  # where a checkpoint's rows end, if the stream has been read further
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, *positional, eval_batches: int | None = None, **kwargs):
+        if eval_batches is not None:
+            args = next(value for value in (*positional, *kwargs.values()) if isinstance(value, TrainingArguments))
+            kwargs["eval_dataset"] = first_batches(kwargs.get("eval_dataset"), args, eval_batches)
+        try:
+            super().__init__(*positional, **kwargs)
+        except InputError:
+            raise
+        except (ImportError, NotImplementedError, ValueError) as error:
+            raise InputError(one_line(error)) from error
+        self.row_counts: dict[str, Any] | None = None  # rows that are left and dropped, for `recipe.json`
         self.args.include_num_input_tokens_seen = "no"  # counted here instead, without a transfer in every batch
         self.records: dict[str, Callable[[], Any]] = {}  # JSON files for every checkpoint, by name
         self.complete_card: Callable[[], None] | None = None  # puts right what TRL drafts as the model card
@@ -498,6 +512,13 @@ class MeteredTrainer:
             write_checksums(staged)
             with atomic_path(final) as temporary:
                 staged.rename(temporary)
+
+
+def first_batches(rows: Dataset | None, args: TrainingArguments, batches: int | None) -> Dataset | None:
+    """The rows of the first `batches` evaluation batches of every process; all for None."""
+    if rows is None or batches is None:
+        return rows
+    return rows.select(range(min(batches * args.per_device_eval_batch_size * args.world_size, len(rows))))
 
 
 class Stopwatch:
