@@ -1,4 +1,4 @@
-"""Whether two checkouts train the same bits: ten steps of five recipes with a fixed seed, and hashes of what they leave.
+"""Whether two checkouts train the same bits: ten steps of five recipes with a fixed seed, hashed.
 
     python tests/same_bits.py FOLDER [CHECKOUT] > a.txt    # the checkout this file is in, unless another is given
     diff a.txt b.txt
@@ -32,9 +32,8 @@ def train(recipe: str, folder: Path, checkout: Path) -> None:
         options["config"] = folder / "sft.yaml"
         options["config"].write_text("\n".join(line for line in config if not line.startswith("from_weight")))
     words = [str(part) for name, value in options.items() if value is not None for part in (f"--{name}", value)]
-    done = subprocess.run(
-        [sys.executable, f"recipes/{recipe}.py", *words], cwd=checkout, capture_output=True, text=True
-    )
+    command = [sys.executable, f"recipes/{recipe}.py", *words]
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{recipe}: {done.stderr}")
 

@@ -26,6 +26,11 @@ _NO_MATTER = (
     "reward_errors",  # with which a run that an error of its reward has ended may go on
 )
 _VOLATILE = ("transformers_version", "_name_or_path", "dtype", "architectures", "auto_map", "use_cache")
+# Trainers under the names that earlier versions wrote.
+_RENAMED = {
+    **{f"Recipe{method}Trainer": f"MiniMind{method}Trainer" for method in ("SFT", "DPO", "Reward", "GKD")},
+    "RolloutTrainer": "MiniMindGRPOTrainer",
+}
 _COMPARED = ("trainer", "start", "options", "processes", "model", "lora", "data")
 
 
@@ -60,6 +65,7 @@ def differences(folder: Path, now: dict[str, Any]) -> list[str]:
         return []
     except (OSError, ValueError) as error:
         return [f"{folder / RECIPE} cannot be read ({error})"]
+    then["trainer"] = _RENAMED.get(then.get("trainer"), then.get("trainer"))
     return [line for name in _COMPARED for line in _differing(name, then.get(name), now[name])]
 
 
