@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils.memory import clear_device_cache
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..errors import InputError, SavingError, TrainingError, TrainingInterrupted, described
+from ..errors import InputError, SavingError, TrainingError, TrainingInterrupted, described, one_line
 from ..files import atomic_path, write_json
 from ..hardware import COUNTED_MODELS, peak_flops, train_flops_per_token
 from .callbacks import RecipeProgress, StopOnSignal
@@ -70,14 +70,32 @@ class MeteredTrainer:
 
     A stream is trained on pass after pass, each process on its part of every batch or on the share that
     `split_dataset_by_node` gives it, and a resumed run goes on at its row.
+
+    Args:
+        eval_batches: how many batches of each process to evaluate on: later rows of `eval_dataset` are dropped. None:
+            all rows. `eval_dataset` must be given by name then.
+
+    Raises:
+        InputError: the options that TRL, transformers, accelerate or PEFT refuse.
     """
 
     _staging: Path | None = None
     _stream: EndlessStream | None = None
     _stream_at: dict[str, Any] | None = None  # where a checkpoint's rows end, if the stream has been read further
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args, eval_batches: int | None = None, **kwargs):
+        if eval_batches is not None:
+            if "eval_dataset" not in kwargs:
+                raise TypeError("with eval_batches, give eval_dataset by name")
+            config = next(given for given in (*args, *kwargs.values()) if isinstance(given, TrainingArguments))
+            count = eval_batches * config.per_device_eval_batch_size * config.world_size
+            kwargs["eval_dataset"] = first_rows(kwargs["eval_dataset"], count)
+        try:
+            super().__init__(*args, **kwargs)
+        except InputError:
+            raise
+        except (ImportError, NotImplementedError, ValueError) as error:
+            raise InputError(one_line(error)) from error
         self.args.include_num_input_tokens_seen = "no"  # counted here instead, without a transfer in every batch
         self.records: dict[str, Callable[[], Any]] = {}  # JSON files for every checkpoint, by name
         self.complete_card: Callable[[], None] | None = None  # puts right what TRL drafts as the model card
@@ -498,6 +516,13 @@ class MeteredTrainer:
             write_checksums(staged)
             with atomic_path(final) as temporary:
                 staged.rename(temporary)
+
+
+def first_rows(rows: Any, count: int) -> Any:
+    """The first `count` rows of a data set, or of each of several by name; a stream or None stays as it is."""
+    if isinstance(rows, dict):
+        return {name: first_rows(part, count) for name, part in rows.items()}
+    return rows.select(range(min(count, len(rows)))) if isinstance(rows, Dataset) else rows
 
 
 class Stopwatch:
