@@ -70,6 +70,13 @@ class MeteredTrainer:
 
     A stream is trained on pass after pass, each process on its part of every batch or on the share that
     `split_dataset_by_node` gives it, and a resumed run goes on at its row.
+
+    Args:
+        eval_batches: how many batches of each process to evaluate on: later rows of `eval_dataset` are dropped. None:
+            all rows. `eval_dataset` must be given by name then.
+
+    Raises:
+        InputError: the options that TRL, transformers, accelerate or PEFT refuse.
     """
 
     rows_dropped: dict[str, int] | None = None
@@ -83,8 +90,10 @@ class MeteredTrainer:
 
     def __init__(self, *positional, eval_batches: int | None = None, **kwargs):
         if eval_batches is not None:
+            if "eval_dataset" not in kwargs:
+                raise TypeError("with eval_batches, give eval_dataset by name")
             args = next(value for value in (*positional, *kwargs.values()) if isinstance(value, TrainingArguments))
-            kwargs["eval_dataset"] = first_batches(kwargs.get("eval_dataset"), args, eval_batches)
+            kwargs["eval_dataset"] = first_batches(kwargs["eval_dataset"], args, eval_batches)
         try:
             super().__init__(*positional, **kwargs)
         except InputError:
@@ -514,9 +523,14 @@ class MeteredTrainer:
                 staged.rename(temporary)
 
 
-def first_batches(rows: Dataset | None, args: TrainingArguments, batches: int | None) -> Dataset | None:
-    """The rows of the first `batches` evaluation batches of every process; all for None."""
-    if rows is None or batches is None:
+def first_batches(rows: Any, args: TrainingArguments, batches: int | None) -> Any:
+    """The rows of the first `batches` evaluation batches of every process, of each of several data sets by name.
+
+    A stream or None stays as it is, and everything does with `batches=None`.
+    """
+    if isinstance(rows, dict):
+        return {name: first_batches(part, args, batches) for name, part in rows.items()}
+    if batches is None or not isinstance(rows, Dataset):
         return rows
     return rows.select(range(min(batches * args.per_device_eval_batch_size * args.world_size, len(rows))))
 
