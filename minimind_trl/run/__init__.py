@@ -1,15 +1,12 @@
-"""What the recipes share: arguments, loading, training with evaluation, saving."""
+"""What a recipe needs before and after its trainer: options, model, data, checks, records."""
 
 from ..imports import lazy_names
 
-# Imported on first use, so that `--help` needs the arguments alone.
+# Imported on first use, so that options can be read without what a run needs.
 _HOMES = {
-    "arguments": [
-        *("ConversationConfig", "LoraArguments", "PreferenceConfig", "PretrainConfig", "RecipeArguments"),
-        *("RewardModelConfig", "parse_arguments", "run_recipe"),
-    ],
-    "loading": ["as_reward_model", "load_data", "load_or_create_model", "load_tokenizer"],
-    "training": ["train_dpo", "train_reward", "train_sft"],
+    "arguments": ["LoraArguments", "RecipeArguments", "parse_arguments"],
+    "recipe_configs": ["DPORecipeConfig", "PretrainRecipeConfig", "RewardRecipeConfig", "SFTRecipeConfig"],
+    "recipe_run": ["Run", "run_recipe"],
 }
 __all__ = sorted(name for names in _HOMES.values() for name in names)
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

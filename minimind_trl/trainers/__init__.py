@@ -1,23 +1,26 @@
-"""What the recipes add to TRL's trainers, and the trainers that TRL does not have."""
+"""TRL's trainers as the recipes use them, and the trainers that TRL does not have."""
 
 from ..imports import lazy_names
 from ..internals import unwrap_without_importing_deepspeed
 
 unwrap_without_importing_deepspeed()
 
-# Imported on first use: a recipe needs one trainer, and its `--help` none.
+# Imported on first use, since some of them take seconds.
 _HOMES = {
     "callbacks": ["RecipeProgress", "StopOnSignal"],
     "collators": ["AnswersCollator", "PackedRowsCollator"],
     "curves": ["write_curves"],
     "doctor": ["RLDoctor"],
+    "gkd_trainer": ["MiniMindGKDTrainer"],
     "lm_head": ["add_learned_positions_head"],
     "metered": ["MeteredTrainer"],
     "ppo_config": ["PPOConfig"],
     "ppo_trainer": ["PPOTrainer"],
+    "preference_trainers": ["MiniMindDPOTrainer", "MiniMindRewardTrainer"],
     "rollout_config": ["RolloutConfig"],
     "rollout_trainer": ["Rollout", "RolloutTrainer"],
     "safe_checkpoints": ["checkpoint_problem", "last_good_checkpoint"],
+    "sft_trainer": ["MiniMindSFTTrainer"],
     "spo_config": ["SPOConfig"],
     "spo_trainer": ["SPOTrainer"],
 }
