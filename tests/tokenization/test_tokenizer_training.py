@@ -16,11 +16,11 @@ from minimind_trl.tokenization import (
     TINY_TOKENIZER_DIR,
     TokenizerTrainingError,
     bytes_per_token,
+    inference_template,
     iter_texts,
     save_tokenizer,
     tiny_tokenizer,
     train_tokenizer,
-    training_template,
 )
 
 from .conftest import TEXTS, UPSTREAM
@@ -119,7 +119,7 @@ def of_chats():
     return train_tokenizer(["Yes\n\nNo\n\n  x\n    return 1\n\n\tx\r\n\r\n" * 20] * 20, vocab_size=MIN_VOCAB_SIZE + 12)
 
 
-@pytest.mark.parametrize("twin", [training_template, training_template])
+@pytest.mark.parametrize("twin", [training_template, inference_template])
 @pytest.mark.parametrize("generation", GENERATIONS)
 @pytest.mark.parametrize("text", BEGINNINGS)
 def test_a_generation_prompt_has_the_tokens_that_its_row_begins_with(of_chats, text, generation, twin):
