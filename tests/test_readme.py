@@ -10,7 +10,6 @@ from contextlib import redirect_stdout
 from functools import cache
 from io import StringIO
 from itertools import product
-from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
