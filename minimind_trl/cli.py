@@ -5,19 +5,18 @@ import sys
 
 from transformers.utils.logging import disable_progress_bar
 
-from .commands import convert
+from .commands import convert, tokenizer
 from .commands import data as commands
 from .commands import eval as evaluation
 from .errors import InputError
 from .files import full_disk
-from .tokenization import tokenizer_training as training
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="minimind-trl", description="MiniMind on the Hugging Face stack")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     convert.add_cli(verbs)
-    training.add_cli(verbs)
+    tokenizer.add_cli(verbs)
     commands.add_cli(verbs)
     evaluation.add_cli(verbs)
     plan = verbs.add_parser("plan", help="what a recipe will need of memory, before it starts", add_help=False)

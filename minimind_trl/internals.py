@@ -12,7 +12,11 @@ Nothing heavy is imported at the top: any part of the package may import this mo
 import importlib
 import importlib.metadata
 import inspect
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
 
 SEEN_IN = {"accelerate": "1.15.0", "datasets": "5.2.0", "transformers": "5.23.0", "trl": "1.16.0"}
 """The versions in which the names below were last seen."""
@@ -54,8 +58,24 @@ def _problem(entry: PrivateName) -> str | None:
         return None if _assigns(owner, entry.name) else f"{where}: no longer set"
     if not hasattr(owner, entry.name):
         return f"{where}: no longer there"
+    if not entry.parameters:
+        return None
     missing = set(entry.parameters) - set(inspect.signature(getattr(owner, entry.name)).parameters)
     return f"{where}: no parameter {', '.join(sorted(missing))}" if missing else None
+
+
+def bridged(mixin: type, owner: str) -> tuple[PrivateName, ...]:
+    """The private methods that a mixin defines, as names of `owner`, with the parameters that the mixin names."""
+    return tuple(
+        PrivateName(owner, name, tuple(inspect.getfullargspec(method).args[1:]))
+        for name, method in vars(mixin).items()
+        if re.match("_[a-z]", name)
+    )
+
+
+def collisions(mixin: type, library_class: type) -> list[str]:
+    """The public names of a mixin that a library's class has, too: our mixin would replace them."""
+    return [name for name in vars(mixin) if not name.startswith("_") and hasattr(library_class, name)]
 
 
 def _assigns(owner: type, name: str) -> bool:
@@ -68,11 +88,197 @@ DATASETS: tuple[PrivateName, ...] = ()
 
 # --- torch and accelerate ---------------------------------------------------------------------------------------------
 
-ENGINES: tuple[PrivateName, ...] = ()
+ENGINES: tuple[PrivateName, ...] = (
+    PrivateName("torch.distributed.distributed_c10d", "_get_default_store"),
+    PrivateName("torch.distributed.distributed_c10d", "_set_pg_timeout", ("timeout",)),
+)
+
+
+def set_process_group_timeout(timeout: timedelta) -> None:
+    """Let processes wait for each other this long from here on; `torch.distributed` must be initialized."""
+    from torch.distributed.distributed_c10d import _get_default_store, _set_pg_timeout
+
+    _set_pg_timeout(timeout)
+    _get_default_store().set_timeout(timeout)  # where NCCL's processes first meet
+
 
 # --- transformers' Trainer --------------------------------------------------------------------------------------------
 
-TRANSFORMERS: tuple[PrivateName, ...] = ()
+
+class TrainerHooks:
+    """Public names for the private methods of transformers' Trainer that our trainers override.
+
+    Our mixins derive from this class and stand before TRL's trainer: `class MiniMindSFTTrainer(OurMixin, SFTTrainer)`.
+    Trainer calls `self._save_checkpoint`, which calls our `save_checkpoint`; the last `super().save_checkpoint` of our
+    mixins arrives here, and calls the `_save_checkpoint` of TRL's trainer or of Trainer.
+    """
+
+    # Steps
+
+    def _run_epoch(self, **kwargs) -> None:
+        self.run_epoch(**kwargs)
+
+    def run_epoch(self, **kwargs) -> None:
+        """One pass over the training data; `kwargs` as of Trainer's method, all by name."""
+        super()._run_epoch(**kwargs)
+
+    def _prepare_inputs(self, inputs: Any) -> dict[str, Any]:
+        return self.prepare_inputs(inputs)
+
+    def prepare_inputs(self, inputs: Any) -> dict[str, Any]:
+        """A batch of the data loader, on the model's device; for online trainers also with its completions."""
+        return super()._prepare_inputs(inputs)
+
+    def _track_num_input_tokens(self, inputs: Any) -> None:
+        self.track_num_input_tokens(inputs)
+
+    def track_num_input_tokens(self, inputs: Any) -> None:
+        """Called after the backward pass of every batch."""
+        super()._track_num_input_tokens(inputs)
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        return self.clip_grad_norm(model)
+
+    def clip_grad_norm(self, model: Any) -> Any:
+        """Clip the gradients to `max_grad_norm`; returns their norm before."""
+        return super()._clip_grad_norm(model)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        return self.get_grad_norm(model, grad_norm)
+
+    def get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """The norm to log; `grad_norm` is that of `clip_grad_norm`, None without clipping."""
+        return super()._get_grad_norm(model, grad_norm=grad_norm)
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs) -> None:
+        self.maybe_log_save_evaluate(*args, **kwargs)
+
+    def maybe_log_save_evaluate(self, *args, **kwargs) -> None:
+        """Called after every step and every epoch."""
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    # Data
+
+    def _get_dataloader(
+        self, dataset, description, batch_size, sampler_fn=None, is_training=False, dataloader_key=None
+    ) -> Any:
+        return self.get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
+
+    def get_dataloader(
+        self, dataset, description, batch_size, sampler_fn=None, is_training=False, dataloader_key=None
+    ) -> Any:
+        """The data loader of training, evaluation or prediction."""
+        return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return self.get_train_sampler(train_dataset)
+
+    def get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """The sampler of the training rows; None for a stream."""
+        return super()._get_train_sampler(train_dataset)
+
+    def collator_without_unused_columns(self, collator: Callable, description: str) -> Callable:
+        """A collator that drops the columns which the model does not take, if `remove_unused_columns` says so."""
+        return super()._get_collator_with_removed_columns(collator, description)
+
+    # Checkpoints
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self.get_run_dir(trial)
+
+    def get_run_dir(self, trial: Any = None) -> str:
+        """The folder that checkpoints are written to."""
+        return super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self.save_checkpoint(model, trial)
+
+    def save_checkpoint(self, model: Any, trial: Any = None) -> None:
+        """Write `checkpoint-STEP` with all that a resumed run needs, and delete older ones."""
+        super()._save_checkpoint(model, trial)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        self.push_from_checkpoint(checkpoint_folder)
+
+    def push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Push a checkpoint to the Hub, if `hub_strategy` says so."""
+        super()._push_from_checkpoint(checkpoint_folder)
+
+    def save_without_push(self, output_dir: str | None = None) -> None:
+        """Save model and tokenizer as `save_model` does, even with `push_to_hub` only on the disk."""
+        self.save_model(output_dir, _internal_call=True)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        self.write_model(output_dir, state_dict)
+
+    def write_model(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Write the weights, the tokenizer and the training arguments to a folder."""
+        super()._save(output_dir, state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self.load_from_checkpoint(resume_from_checkpoint, model)
+
+    def load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load the weights of a checkpoint."""
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        self.load_best_model()
+
+    def load_best_model(self) -> None:
+        """Load the weights of the best checkpoint at the end of training."""
+        super()._load_best_model()
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        self.save_optimizer_and_scheduler(output_dir)
+
+    def save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        self.load_optimizer_and_scheduler(checkpoint)
+
+    def load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Also called without a checkpoint, when a new training begins."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        self.save_rng_state(output_dir)
+
+    def save_rng_state(self, output_dir: str) -> None:
+        """Save the random states of this process."""
+        super()._save_rng_state(output_dir)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        self.load_rng_state(checkpoint)
+
+    def load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+
+    # What TRL's trainers set
+
+    @property
+    def metrics_to_log(self) -> dict[str, dict[str, list[float]]]:
+        """Figures that TRL's trainers average into their next log, by name, under "train" and "eval"."""
+        return getattr(self, "_metrics", {})
+
+
+def attention_implementation(model: Any) -> str:
+    """Such as "sdpa" or "flash_attention_2"."""
+    return model.config._attn_implementation
+
+
+_TRAINER = "transformers.trainer:Trainer"
+TRANSFORMERS: tuple[PrivateName, ...] = (
+    *bridged(TrainerHooks, _TRAINER),
+    PrivateName(
+        _TRAINER, "_run_epoch", ("epoch", "epochs_trained", "resume_from_checkpoint", "steps_trained_in_current_epoch")
+    ),
+    PrivateName(_TRAINER, "_get_collator_with_removed_columns", ("data_collator", "description")),
+    PrivateName(_TRAINER, "save_model", ("_internal_call",)),
+    PrivateName("transformers:PreTrainedConfig", "_attn_implementation"),
+    PrivateName("trl:SFTTrainer", "_metrics", assigned=True),
+)
 
 # --- TRL --------------------------------------------------------------------------------------------------------------
 

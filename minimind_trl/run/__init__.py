@@ -1,32 +1,17 @@
-"""What the recipes share: arguments, loading, training with evaluation, saving."""
+"""What a recipe needs before and after its trainer: options, model, data, checks, records."""
 
-from .arguments import (
-    ConversationConfig,
-    LoraArguments,
-    PreferenceConfig,
-    PretrainConfig,
-    RecipeArguments,
-    RewardModelConfig,
-    parse_arguments,
-    run_recipe,
-)
-from .loading import as_reward_model, load_data, load_or_create_model, load_tokenizer
-from .training import train_dpo, train_reward, train_sft
+from .arguments import LoraArguments, RecipeArguments, parse_arguments
+from .recipe_configs import DPORecipeConfig, PretrainRecipeConfig, RewardRecipeConfig, SFTRecipeConfig
+from .recipe_run import Run, run_recipe
 
 __all__ = [
-    "ConversationConfig",
+    "DPORecipeConfig",
     "LoraArguments",
-    "PreferenceConfig",
-    "PretrainConfig",
+    "PretrainRecipeConfig",
     "RecipeArguments",
-    "RewardModelConfig",
-    "as_reward_model",
-    "load_data",
-    "load_or_create_model",
-    "load_tokenizer",
+    "RewardRecipeConfig",
+    "Run",
+    "SFTRecipeConfig",
     "parse_arguments",
     "run_recipe",
-    "train_dpo",
-    "train_reward",
-    "train_sft",
 ]

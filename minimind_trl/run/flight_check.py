@@ -11,6 +11,7 @@ import sys
 import time
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,13 +25,15 @@ from ..commands.data import marked_row
 from ..data import DatasetMixer
 from ..data.report import FEW, describe_long_rows
 from ..data.schemas import Row, plain_text
-from ..errors import InputError
+from ..errors import InputError, raise_all
 from ..evaluation.held_out import tokenize_rows
 from ..evaluation.pairs import tokenize_answers
 from ..tokenization import compare_prompts
-from .arguments import RecipeArguments
 from .memory import checkpoint_activations, state_memory
 from .records import differences, run_record
+
+if TYPE_CHECKING:
+    from .recipe_run import Run
 
 SAMPLE = 256  # training rows that are looked at
 _COMPARED = 100_000  # training rows that are compared with the validation rows
@@ -38,28 +41,26 @@ _EXAMPLES = 2
 _TIMED_STEPS = 3
 
 
-def flight_check(
-    trainer, args: RecipeArguments, tokenizer: PreTrainedTokenizerBase, data: DatasetDict, mixer: DatasetMixer
-) -> None:
+def flight_check(trainer, run: "Run") -> None:
     """Refuse what would train on nothing or on the wrong thing; print mixture, two examples, plan, memory and time.
 
     Raises:
         InputError: one line for each reason, with the nearest setting that works.
     """
-    rows = list(islice(data["train"], SAMPLE))
+    rows = list(islice(run.data["train"], SAMPLE))
     boundary = compare_prompts(rows, trainer.processing_class)
-    problems = [
-        *tokenizer_problems(trainer, args, tokenizer),
-        *boundary.problems(),
-        *(_length_problems(trainer, rows, tokenizer) or _batch_problems(trainer, data)),
-        *overlap_problems(data),
-        *resume_problems(trainer, args, mixer),
-    ]
-    if problems:
-        raise InputError("\n".join(problems))
+    raise_all(
+        [
+            *tokenizer_problems(trainer, run),
+            *boundary.problems(),
+            *(_length_problems(trainer, rows, run.tokenizer) or _batch_problems(trainer, run.data)),
+            *overlap_problems(run.data),
+            *resume_problems(trainer, run),
+        ]
+    )
     seconds = _seconds_per_step(trainer)  # all processes together: the loss gathers figures
     if trainer.is_world_process_zero():
-        _print_plan(trainer, rows, tokenizer, mixer, seconds)
+        _print_plan(trainer, rows, run.tokenizer, run.mixer, seconds)
         print_warnings(boundary.warnings())
 
 
@@ -68,8 +69,8 @@ def print_warnings(warnings: list[str]) -> None:
         print(f"warning: {warning}", file=sys.stderr)
 
 
-def tokenizer_problems(trainer, args: RecipeArguments, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    problems = []
+def tokenizer_problems(trainer, run: "Run") -> list[str]:
+    args, tokenizer, problems = run.args, run.tokenizer, []
     if tokenizer.eos_token_id is None:
         problems.append("the tokenizer has no end-of-sequence token: set eos_token in its tokenizer_config.json")
     if tokenizer.pad_token_id is None:
@@ -146,9 +147,9 @@ def overlap_problems(data: DatasetDict) -> list[str]:
     return [f"{shared} training rows are among the validation rows as well: build the mixture again"] if shared else []
 
 
-def resume_problems(trainer, args: RecipeArguments, mixer: DatasetMixer) -> list[str]:
+def resume_problems(trainer, run: "Run") -> list[str]:
     checkpoint = trainer.args.resume_from_checkpoint
-    changed = differences(Path(checkpoint), run_record(trainer, args, mixer)) if checkpoint else []
+    changed = differences(Path(checkpoint), run_record(trainer, run)) if checkpoint else []
     if not changed:
         return []
     return [
@@ -196,13 +197,13 @@ def _print_plan(
         console.rule(f"train row {number}, from {row['source']}")
         console.print(marked_row(row, tokenizer, limit, mixer.on_long), markup=False)
     print_model(console, trainer)
-    steps = _steps(trainer)
+    steps, dropped_why = _steps(trainer), trainer.drop_reason.format(limit)
     packed = "packed rows" if getattr(config, "packing", False) else "rows"
     console.print(
         f"plan: {steps:,} steps of {_rows_per_step(config)} {packed} in {config.world_size} process(es), at most "
         f"{limit} tokens each; {learned}{long_rows.rows / len(whole):.1%} of the rows are longer"
         + (f": {long_rows.told()}" if long_rows.rows else "")
-        + (f"; {no_room.mean():.1%} of the rows are dropped: {trainer.drops.format(limit)}" if no_room.any() else "")
+        + (f"; {no_room.mean():.1%} of the rows are dropped: {dropped_why}" if no_room.any() else "")
     )
     if mixer.report is None and long_rows.share > FEW:  # of a mixture at rest the mixer has said it
         print(

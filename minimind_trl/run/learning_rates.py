@@ -73,7 +73,7 @@ def usual_rate(stage: str, parameters: int, *, scratch: bool = False, lora: bool
     return rate, source
 
 
-def settle_learning_rate(args, config, lora: Any, model: PreTrainedModel) -> None:
+def set_learning_rate(args, config, lora: Any, model: PreTrainedModel) -> None:
     """Set the learning rate where none is given, and print it; warn of one for fine-tuning in a run from scratch.
 
     Args:

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import is_peft_model
 from huggingface_hub import ModelCard, ModelCardData
@@ -16,6 +16,9 @@ from ..files import atomic_path
 from ..models import MiniMindForSequenceClassification
 from ..models.stored import file_of
 
+if TYPE_CHECKING:
+    from .recipe_run import Run
+
 _HYPERPARAMETERS = (
     *("learning_rate", "lr_scheduler_type", "warmup_steps", "max_steps", "num_train_epochs"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "packing", "weight_decay"),
@@ -25,7 +28,7 @@ _OF_SCRATCH = "apache-2.0"  # of the model's code, which is saved beside the wei
 _TOLD_BY_NOBODY = "unknown"
 
 
-def complete_card(trainer, args, mixer: DatasetMixer, record: dict[str, Any], metrics: dict[str, dict]) -> None:
+def complete_card(trainer, run: "Run", record: dict[str, Any], metrics: dict[str, dict]) -> None:
     """Rewrite the model card that TRL has drafted in the output folder.
 
     Metadata and quick start are made anew: TRL's know neither local checkpoints nor adapters, and show a chat whatever
@@ -35,7 +38,7 @@ def complete_card(trainer, args, mixer: DatasetMixer, record: dict[str, Any], me
         record: of `run_record`.
         metrics: held-out figures `before` and `after` training, as far as they are there.
     """
-    folder = Path(trainer.args.output_dir)
+    args, mixer, folder = run.args, run.mixer, Path(trainer.args.output_dir)
     card = ModelCard.load(folder / "README.md")
     model = trainer.accelerator.unwrap_model(trainer.model)
     _set_metadata(card.data, model, args, trainer.args)

@@ -6,13 +6,15 @@ import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import transformers
 import trl
 
-from ..data import DatasetMixer
 from .secrets import take_out_secrets
+
+if TYPE_CHECKING:
+    from .recipe_run import Run
 
 RECIPE = "recipe.json"
 # Settings, by how their names begin, that change neither the data nor the weights.
@@ -24,23 +26,28 @@ _NO_MATTER = (
     "reward_errors",  # with which a run that an error of its reward has ended may go on
 )
 _VOLATILE = ("transformers_version", "_name_or_path", "dtype", "architectures", "auto_map", "use_cache")
+# Trainers under the names that earlier versions wrote.
+_RENAMED = {
+    **{f"Recipe{method}Trainer": f"MiniMind{method}Trainer" for method in ("SFT", "DPO", "Reward", "GKD")},
+    "RolloutTrainer": "MiniMindGRPOTrainer",
+}
 _COMPARED = ("trainer", "start", "options", "processes", "model", "lora", "data")
 
 
-def run_record(trainer, args, mixer: DatasetMixer) -> dict[str, Any]:
+def run_record(trainer, run: "Run") -> dict[str, Any]:
     """The content of `recipe.json`, as it reads back from a file."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     adapter = getattr(model, "peft_config", {}).get("default")
     record = {
         "trainer": type(trainer).__name__,
         "command": command_line(),
-        "start": {name: getattr(args, name) for name in ("preset", "from_weight", "tokenizer", "chat_template")},
+        "start": {name: getattr(run.args, name) for name in ("preset", "from_weight", "tokenizer", "chat_template")},
         "options": _without(trainer.args.to_dict(), _NO_MATTER),
         "processes": trainer.args.world_size,
         "model": _without(model.config.to_dict(), _VOLATILE),
         "lora": adapter and adapter.to_dict(),
-        "data": {name: value for name, value in mixer.lock()["made_from"].items() if name not in _CODE},
-        "rows": getattr(trainer, "row_counts", None),  # what the trainer has made of them; online trainers take all
+        "data": {name: value for name, value in run.mixer.lock()["made_from"].items() if name not in _CODE},
+        "rows": trainer.row_counts,  # what the trainer has made of them; online trainers take all
         "versions": {"trl": trl.__version__, "transformers": transformers.__version__},
     }
     return json.loads(json.dumps(record, default=_plain))
@@ -58,6 +65,7 @@ def differences(folder: Path, now: dict[str, Any]) -> list[str]:
         return []
     except (OSError, ValueError) as error:
         return [f"{folder / RECIPE} cannot be read ({error})"]
+    then["trainer"] = _RENAMED.get(then.get("trainer"), then.get("trainer"))
     return [line for name in _COMPARED for line in _differing(name, then.get(name), now[name])]
 
 

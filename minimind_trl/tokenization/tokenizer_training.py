@@ -1,11 +1,10 @@
-"""Training a tokenizer of MiniMind-3's kind on one's own text; the command `minimind-trl tokenizer train`."""
+"""Training a tokenizer of MiniMind-3's kind on one's own text."""
 
-import argparse
 import json
 import tempfile
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,6 @@ _TEXT_COLUMNS = (
 )
 _LOADERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow"}
 _BLOCK_CHARACTERS = 1 << 16
-_MEASURED_ROWS = 10_000
 
 
 class TokenizerTrainingError(InputError):
@@ -247,61 +245,20 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, output_dir: str | Path) -
     Raises:
         TokenizerTrainingError: `output_dir` holds something already.
     """
-    output_dir = _free_folder(output_dir)
+    output_dir = free_folder(output_dir)
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output_dir.name}-", dir=output_dir.parent) as temporary:
         tokenizer.save_pretrained(Path(temporary) / "new")
         (Path(temporary) / "new").rename(output_dir)
 
 
-def _free_folder(output_dir: str | Path) -> Path:
+def free_folder(output_dir: str | Path) -> Path:
+    """The absolute path of a folder that can be written.
+
+    Raises:
+        TokenizerTrainingError: something is there already that is not an empty folder.
+    """
     path = Path(output_dir).resolve()
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise TokenizerTrainingError(f"{output_dir}: exists and is not an empty folder: choose another --output_dir")
     return path
-
-
-def add_cli(subparsers: argparse._SubParsersAction) -> None:
-    """Register `tokenizer train` with the subparsers of `minimind-trl`.
-
-    Args:
-        subparsers: what `ArgumentParser.add_subparsers` gave. `args.run(args)` then runs the command.
-    """
-    tokenizer = subparsers.add_parser("tokenizer", help="train a tokenizer")
-    train = tokenizer.add_subparsers(required=True, metavar="train").add_parser(
-        "train",
-        help="train a tokenizer of MiniMind-3's kind on text",
-        description="Train a byte-level BPE tokenizer with MiniMind-3's special tokens and chat template.",
-    )
-    train.add_argument(
-        "data",
-        nargs="+",
-        metavar="DATA",
-        help="a .txt, .json, .jsonl, .csv, .parquet or .arrow file, a folder, or the id of a Hub data set",
-    )
-    train.add_argument("--vocab_size", type=int, required=True, help=f"tokens to reach, at least {MIN_VOCAB_SIZE}")
-    train.add_argument("--output_dir", required=True, help="a new or empty folder")
-    train.add_argument("--text_field", help="the column that holds the text (usually found without)")
-    train.add_argument(
-        "--max_rows",
-        type=int,
-        help="read at most this many rows of each DATA (of a .txt file: blocks of 64 KiB)",
-    )
-    train.add_argument("--model_max_length", type=int, default=131_072, help="default: %(default)s")
-    train.set_defaults(run=_run_train)
-
-
-def _run_train(args: argparse.Namespace) -> None:
-    if args.max_rows is not None and args.max_rows < 1:
-        raise TokenizerTrainingError(f"--max_rows {args.max_rows}: give at least 1, or leave it out to read all rows")
-    _free_folder(args.output_dir)  # before the work, not after it
-
-    def texts() -> Iterator[str]:
-        return chain.from_iterable(islice(iter_texts([source], args.text_field), args.max_rows) for source in args.data)
-
-    tokenizer = train_tokenizer(texts(), args.vocab_size, args.model_max_length)
-    measured = bytes_per_token(tokenizer, islice(texts(), _MEASURED_ROWS))
-    save_tokenizer(tokenizer, args.output_dir)
-    print(f"vocabulary: {len(tokenizer)} tokens")
-    print(f"bytes per token: {measured:.2f} (over at most the first {_MEASURED_ROWS} rows)")
-    print(f"saved to: {args.output_dir}")

@@ -1,42 +1,39 @@
-"""What the recipes add to TRL's trainers, and the trainers that TRL does not have."""
+"""TRL's trainers as the recipes use them, and the trainers that TRL does not have.
+
+Each name is imported when it is asked for, since some of them take seconds.
+"""
 
 import importlib
 from typing import Any
 
-from .callbacks import RecipeProgress, StopOnSignal
-from .collators import AnswersCollator, PackedRowsCollator
-from .curves import write_curves
-from .lm_head import add_learned_positions_head
-from .metered import MeteredTrainer
-from .safe_checkpoints import checkpoint_problem, last_good_checkpoint
-
-# Imported when asked for: they take seconds.
-_ONLINE = {
+_HOMES = {
+    "AnswersCollator": "collators",
+    "MeteredTrainer": "metered",
+    "MiniMindDPOTrainer": "preference_trainers",
+    "MiniMindGKDTrainer": "gkd_trainer",
+    "MiniMindRewardTrainer": "preference_trainers",
+    "MiniMindSFTTrainer": "sft_trainer",
     "PPOConfig": "ppo_config",
     "PPOTrainer": "ppo_trainer",
+    "PackedRowsCollator": "collators",
     "RLDoctor": "doctor",
+    "RecipeProgress": "callbacks",
     "Rollout": "rollout_trainer",
     "RolloutConfig": "rollout_config",
     "RolloutTrainer": "rollout_trainer",
     "SPOConfig": "spo_config",
     "SPOTrainer": "spo_trainer",
+    "StopOnSignal": "callbacks",
+    "add_learned_positions_head": "lm_head",
+    "checkpoint_problem": "safe_checkpoints",
+    "last_good_checkpoint": "safe_checkpoints",
+    "write_curves": "curves",
 }
 
-__all__ = [
-    "AnswersCollator",
-    "MeteredTrainer",
-    "PackedRowsCollator",
-    "RecipeProgress",
-    "StopOnSignal",
-    "add_learned_positions_head",
-    "checkpoint_problem",
-    "last_good_checkpoint",
-    "write_curves",
-    *_ONLINE,
-]
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _ONLINE:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_ONLINE[name]}", __name__), name)
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils.memory import clear_device_cache
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..errors import InputError, SavingError, TrainingError, TrainingInterrupted, described
+from ..errors import InputError, SavingError, TrainingError, TrainingInterrupted, described, one_line
 from ..files import atomic_path, write_json
 from ..hardware import COUNTED_MODELS, peak_flops, train_flops_per_token
 from .callbacks import RecipeProgress, StopOnSignal
@@ -44,7 +44,7 @@ _OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 
 
 class MeteredTrainer:
-    """A mixin for TRL's trainers: `class RecipeSFTTrainer(MeteredTrainer, SFTTrainer)`.
+    """A mixin for TRL's trainers: `class MiniMindSFTTrainer(MeteredTrainer, SFTTrainer)`.
 
     Logs of training get, beside the trainer's own loss, grad_norm, learning_rate and epoch:
 
@@ -70,14 +70,37 @@ class MeteredTrainer:
 
     A stream is trained on pass after pass, each process on its part of every batch or on the share that
     `split_dataset_by_node` gives it, and a resumed run goes on at its row.
+
+    Args:
+        eval_batches: how many batches of each process to evaluate on: later rows of `eval_dataset` are dropped. None:
+            all rows. `eval_dataset` must be given by name then.
+
+    Raises:
+        InputError: the options that TRL, transformers, accelerate or PEFT refuse.
     """
+
+    rows_dropped: dict[str, int] | None = None
+    """Rows of the mixture that the trainer has dropped, by split; None for a trainer that takes all."""
+    drop_reason: str
+    """Why it drops rows; `{}` stands for `max_length`."""
 
     _staging: Path | None = None
     _stream: EndlessStream | None = None
     _stream_at: dict[str, Any] | None = None  # where a checkpoint's rows end, if the stream has been read further
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, *positional, eval_batches: int | None = None, **kwargs):
+        if eval_batches is not None:
+            if "eval_dataset" not in kwargs:
+                raise TypeError("with eval_batches, give eval_dataset by name")
+            args = next(value for value in (*positional, *kwargs.values()) if isinstance(value, TrainingArguments))
+            kwargs["eval_dataset"] = first_batches(kwargs["eval_dataset"], args, eval_batches)
+        try:
+            super().__init__(*positional, **kwargs)
+        except InputError:
+            raise
+        except (ImportError, NotImplementedError, ValueError) as error:
+            raise InputError(one_line(error)) from error
+        self.row_counts: dict[str, Any] | None = None  # rows that are left and dropped, for `recipe.json`
         self.args.include_num_input_tokens_seen = "no"  # counted here instead, without a transfer in every batch
         self.records: dict[str, Callable[[], Any]] = {}  # JSON files for every checkpoint, by name
         self.complete_card: Callable[[], None] | None = None  # puts right what TRL drafts as the model card
@@ -498,6 +521,18 @@ class MeteredTrainer:
             write_checksums(staged)
             with atomic_path(final) as temporary:
                 staged.rename(temporary)
+
+
+def first_batches(rows: Any, args: TrainingArguments, batches: int | None) -> Any:
+    """The rows of the first `batches` evaluation batches of every process, of each of several data sets by name.
+
+    A stream or None stays as it is, and everything does with `batches=None`.
+    """
+    if isinstance(rows, dict):
+        return {name: first_batches(part, args, batches) for name, part in rows.items()}
+    if batches is None or not isinstance(rows, Dataset):
+        return rows
+    return rows.select(range(min(batches * args.per_device_eval_batch_size * args.world_size, len(rows))))
 
 
 class Stopwatch:

@@ -11,15 +11,15 @@ import yaml
 
 from minimind_trl.models import load_model, save_native
 from minimind_trl.run import (
-    ConversationConfig,
-    PreferenceConfig,
-    PretrainConfig,
-    RewardModelConfig,
+    DPORecipeConfig,
+    PretrainRecipeConfig,
+    RewardRecipeConfig,
+    SFTRecipeConfig,
     parse_arguments,
 )
-from minimind_trl.run.online import GRPORecipeConfig, PPORecipeConfig, SPORecipeConfig
+from minimind_trl.run.distill_config import DistillRecipeConfig
+from minimind_trl.run.online_configs import GRPORecipeConfig, PPORecipeConfig, SPORecipeConfig
 from minimind_trl.tokenization import inference_template, tiny_tokenizer
-from minimind_trl.trainers.distillation import DistillationConfig
 from tests.conftest import REPOSITORY
 from tests.forking import run as run_forked
 from tests.recipes.launching import (
@@ -130,17 +130,17 @@ def test_evaluating_more_often_does_not_change_training(pretrained, tmp_path):
 
 def test_every_config_that_comes_with_the_recipes_is_understood(monkeypatch):
     kinds = {
-        "pretrain": PretrainConfig,
-        "midtrain": PretrainConfig,
-        "dpo": PreferenceConfig,
-        "reward": RewardModelConfig,
+        "pretrain": PretrainRecipeConfig,
+        "midtrain": PretrainRecipeConfig,
+        "dpo": DPORecipeConfig,
+        "reward": RewardRecipeConfig,
     }
-    kinds |= {"distill": DistillationConfig, "grpo": GRPORecipeConfig, "ppo": PPORecipeConfig, "spo": SPORecipeConfig}
+    kinds |= {"distill": DistillRecipeConfig, "grpo": GRPORecipeConfig, "ppo": PPORecipeConfig, "spo": SPORecipeConfig}
     files = sorted((REPOSITORY / "recipes/configs").glob("*/*.yaml"))
     assert len(files) >= 10
     for file in files:
         monkeypatch.setattr(sys, "argv", [f"{file.parent.name}.py", "--config", str(file)])
-        args, *_ = parse_arguments(kinds.get(file.parent.name, ConversationConfig))
+        args, *_ = parse_arguments(kinds.get(file.parent.name, SFTRecipeConfig))
         assert (REPOSITORY / args.data_config).is_file(), file
 
 
