@@ -161,6 +161,13 @@ def test_modules_and_names_can_be_imported(page):
 
 
 @pytest.mark.parametrize("page", PAGES)
+def test_a_recipe_is_shown_as_it_is(page):
+    shown = [block for block in blocks(page) if block.startswith("def main")]
+    assert all(block in text_of("recipes/sft.py") for block in shown)
+    assert shown or page not in ("README.md", "README.zh-CN.md", "docs/training.md")
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_commands_exist_and_take_their_options(page):
     for command in commands(page):
         parts = parts_of(command)
