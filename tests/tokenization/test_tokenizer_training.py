@@ -256,7 +256,7 @@ def test_pipes_devices_and_folders_of_a_file_s_name_are_refused(tmp_path):
 
 
 def test_the_shipped_tokenizer_is_trained_on_the_embedded_tasks(tmp_path):
-    """The command in the README's "Tokens" section makes `minimind_trl/tokenization/tiny`, byte for byte."""
+    """The command in docs/models.md makes `minimind_trl/tokenization/tiny`, byte for byte."""
     data = Path(__file__).resolve().parents[2] / "data_configs" / "tiny" / "data"
     texts = iter_texts([data / f"{stage}_train.jsonl" for stage in ("pretrain", "midtrain", "sft")])
     save_tokenizer(train_tokenizer(texts, len(tiny_tokenizer()), model_max_length=2048), tmp_path / "tiny")
