@@ -12,9 +12,9 @@ from ..evaluation.held_out import evaluating
 from ..models import MiniMindForCausalLM, load_model
 from ..models.stored import NATIVE_SUFFIXES
 from .collators import AnswersCollator
-from .metered import first_batches
 from .sft_trainer import HeldOutEvaluation
 from .tokenized_rows import with_labels
+from .trainer_mixin import first_batches
 
 # TRL warns that its experimental parts may change; the lock holds the version that this was tested with.
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
@@ -94,7 +94,7 @@ class MiniMindGKDTrainer(HeldOutEvaluation, GKDTrainer):
         nats, tokens = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         with evaluating(self.model), self.compute_loss_context_manager():
             for batch in self.get_eval_dataloader():
-                batch = self._prepare_inputs(batch)
+                batch = self.prepare_inputs(batch)
                 count = (batch["labels"][:, 1:] != -100).sum()
                 nats += self.compute_loss(self.model, batch, num_items_in_batch=1).double()
                 tokens += count
