@@ -1,4 +1,4 @@
-"""A run of a recipe, from its options to what stays in its folder."""
+"""A run of a recipe, from its options to the results in its folder."""
 
 import os
 import shutil
@@ -41,7 +41,7 @@ class Splits(NamedTuple):
 
 
 class Run:
-    """What a recipe needs before its trainer, and what it does with the trainer.
+    """What a recipe needs before its trainer, and everything it does with the trainer.
 
     Args:
         args: our options.
@@ -50,11 +50,11 @@ class Run:
         reward_model: replace the model's language head by one that gives a single number.
 
     Attributes:
-        tokenizer: with the chat template for inference, as it is saved.
-        model: on the CPU, as the checkpoint or the preset gives it.
+        tokenizer: as it will be saved.
+        model: from the checkpoint or the preset, on the CPU.
         peft_config: the adapter of `--use_peft`, else None.
         data: the mixture's splits, after `load_data`.
-        mixer: what the mixture is made of, after `load_data`.
+        mixer: describes the mixture and how it was built, after `load_data`.
 
     Raises:
         InputError: from `load_tokenizer`, `load_or_create_model` and `adapter_for`.
@@ -77,9 +77,9 @@ class Run:
         return with_training_template(self.tokenizer) if self.config.assistant_only_loss else self.tokenizer
 
     def load_data(self, *phases: str) -> Splits:
-        """Build the mixture, or take it as prepared, and complete the config from it.
+        """Build the mixture or load it prepared, and complete the config.
 
-        Takes the output folder first, so that a second run in it ends before the work.
+        The output folder is locked first, so that a second run in it stops before the work.
 
         Raises:
             InputError: the mixture cannot be built or is for another phase; the options contradict it; or the output
@@ -129,9 +129,9 @@ class Run:
         return metrics
 
     def _save(self, trainer, metrics: dict[str, dict[str, float]], record: dict[str, Any]) -> None:
-        with trainer.signals:  # which wait until all is saved
+        with trainer.signals:  # a signal waits until all is saved
             with saving("the model", self.config.output_dir):
-                trainer.processing_class = self.tokenizer  # with the inference template, instead of the training twin
+                trainer.processing_class = self.tokenizer  # not a twin made for the training
                 trainer.save_without_push()  # until the results are there
                 if trainer.is_world_process_zero():
                     write_results(trainer, self, metrics, record)
@@ -145,14 +145,14 @@ class Run:
 
 
 def _evaluate_first(trainer) -> dict[str, float]:
-    """Held-out figures before the first step; TensorBoard's files begin here, in the run's folder."""
+    """Held-out figures before the first step. TensorBoard's files begin here, so they go to the run's folder."""
     boards = [part for part in trainer.callback_handler.callbacks if isinstance(part, TensorBoardCallback)]
     for board in boards:
-        # Set by the callback itself when training begins, which is later.
+        # The callback itself sets it when training begins, which is later.
         board.logging_dir = board.logging_dir or os.path.join(trainer.args.output_dir, default_logdir())
     try:
         return trainer.evaluate()
-    except BaseException:  # a Ctrl-C too: a run that has not begun leaves nothing
+    except BaseException:  # also Ctrl-C: a run that has not begun leaves nothing
         for board in boards:
             shutil.rmtree(board.logging_dir, ignore_errors=True)
             with suppress(OSError):  # a folder that holds something stays
@@ -161,7 +161,7 @@ def _evaluate_first(trainer) -> dict[str, float]:
 
 
 def _check_best_metric(config, figures: dict[str, float]) -> None:
-    """transformers would look for it only after the first evaluation within training, and end in a traceback."""
+    """Refuse an unknown metric; transformers would look for it only in training, and end in a traceback."""
     name = config.metric_for_best_model
     if name is None or not figures or f"eval_{name.removeprefix('eval_')}" in figures:
         return
@@ -171,10 +171,10 @@ def _check_best_metric(config, figures: dict[str, float]) -> None:
 
 
 def run_recipe(main: Callable[[], None]) -> None:
-    """Run a recipe's `main` and exit: 0 when done, 2 on bad input and 1 where training broke off, both with a message.
+    """Run a recipe's `main` and exit: 0 when done, 2 on bad input, 1 if training broke off, with a message.
 
-    A signal ends it with 128 + its number (130 for Ctrl-C), once the state is saved where there is one. All else,
-    `sys.exit()` in a function of the user's included, ends with 1 and says where it came from.
+    A signal exits with 128 + its number (130 for Ctrl-C), after the state is saved if there is one. Anything else,
+    such as `sys.exit()` in a user's function, exits with 1 and reports where it came from.
     """
     transformers_logging.disable_progress_bar()
     if not sys.stderr.isatty():
@@ -198,16 +198,16 @@ def run_recipe(main: Callable[[], None]) -> None:
         print(f"error: {described(end)} in {caller}, before the run was done", file=sys.stderr)
         sys.exit(1)
     except Exception as error:
-        if not (told := full_disk(error)):  # such as of the cache in which TRL keeps its tokens
+        if not (problem := full_disk(error)):  # for example in the cache of TRL's tokenized rows
             raise
-        print(f"error: {told}", file=sys.stderr)
+        print(f"error: {problem}", file=sys.stderr)
         sys.exit(1)
     finally:
         release_output_folders()
 
 
 def _caller_of_exit(end: SystemExit) -> str | None:
-    """Where sys.exit() was called; None for `--help`, which ends so."""
+    """Where sys.exit() was called; None for `--help`, which exits in this way."""
     frames = traceback.extract_tb(end.__traceback__)
     *_, last = [frame for frame in frames if "_sitebuiltins" not in frame.filename]  # exit() itself
     return None if Path(last.filename).name == "argparse.py" else f"{last.name} ({last.filename}:{last.lineno})"
