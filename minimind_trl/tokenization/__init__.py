@@ -18,7 +18,6 @@ from minimind_trl.tokenization.tokenizer_training import (
     MIN_VOCAB_SIZE,
     TokenizerTrainingError,
     bytes_per_token,
-    iter_texts,
     save_tokenizer,
     train_tokenizer,
 )
@@ -36,7 +35,6 @@ __all__ = [
     "escape_control_tokens",
     "find_control_tokens",
     "inference_template",
-    "iter_texts",
     "pieces",
     "save_tokenizer",
     "tiny_tokenizer",
