@@ -10,6 +10,7 @@ from minimind_trl.tokenization.prompt_boundary import PromptBoundary, compare_pr
 from minimind_trl.tokenization.templates import (
     GENERATIONS,
     ChatTemplateError,
+    decode_tools,
     inference_template,
     training_template,
     with_training_template,
@@ -32,6 +33,7 @@ __all__ = [
     "TokenizerTrainingError",
     "bytes_per_token",
     "compare_prompts",
+    "decode_tools",
     "escape_control_tokens",
     "find_control_tokens",
     "inference_template",
