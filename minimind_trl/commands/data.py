@@ -53,22 +53,6 @@ def _load(args: argparse.Namespace, progress: bool = False) -> tuple["DatasetMix
     return DatasetMixer.from_yaml(args.config), load_tokenizer(args.tokenizer)
 
 
-def load_tokenizer(name: str | None) -> "PreTrainedTokenizerBase | None":
-    """A tokenizer by directory or Hub id; "tiny" is the one that comes with the package.
-
-    Raises:
-        InputError: there is no such tokenizer.
-    """
-    from ..models.checkpoints import load_tokenizer_of
-    from ..models.names import check_name
-    from ..tokenization import tiny_tokenizer
-
-    if name is None or name == "tiny":
-        return tiny_tokenizer() if name else None
-    check_name(name, "--tokenizer")
-    return load_tokenizer_of(name)
-
-
 def _check(args: argparse.Namespace) -> None:
     mixer, tokenizer = _load(args)
     for line in mixer.validate_mixture(tokenizer):

@@ -12,6 +12,8 @@ from minimind_trl.tokenization.templates import (
     ChatTemplateError,
     decode_tools,
     inference_template,
+    prepared_for_engines,
+    prepared_for_trl,
     training_template,
     with_training_template,
 )
@@ -38,6 +40,8 @@ __all__ = [
     "find_control_tokens",
     "inference_template",
     "pieces",
+    "prepared_for_engines",
+    "prepared_for_trl",
     "save_tokenizer",
     "tiny_tokenizer",
     "tokenize_conversation",

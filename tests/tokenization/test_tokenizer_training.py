@@ -39,7 +39,7 @@ def test_the_tokenizer_is_of_minimind_3s_kind(trained):
         *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tts_text_bos_single>"),
         *("<tool_call>", "<think>", "</think>", "<|buffer9|>"),
     ]
-    assert trained.chat_template == inference_template("minimind3")
+    assert trained.chat_template == training_template("minimind3")
 
 
 def test_the_added_tokens_are_those_of_upstream(trained):
@@ -118,7 +118,7 @@ def of_chats():
     return train_tokenizer(["Yes\n\nNo\n\n  x\n    return 1\n\n\tx\r\n\r\n" * 20] * 20, vocab_size=MIN_VOCAB_SIZE + 12)
 
 
-@pytest.mark.parametrize("twin", [inference_template, training_template])
+@pytest.mark.parametrize("twin", [training_template, inference_template])
 @pytest.mark.parametrize("generation", GENERATIONS)
 @pytest.mark.parametrize("text", BEGINNINGS)
 def test_a_generation_prompt_has_the_tokens_that_its_row_begins_with(of_chats, text, generation, twin):
@@ -170,7 +170,7 @@ def test_options_that_cannot_work():
 
 
 def test_the_shipped_tokenizer_is_trained_on_the_embedded_tasks(tmp_path):
-    """The command in the README's "Tokens" section makes `minimind_trl/tokenization/tiny`, byte for byte."""
+    """The command in docs/models.md makes `minimind_trl/tokenization/tiny`, byte for byte."""
     data = Path(__file__).resolve().parents[2] / "data_configs" / "tiny" / "data"
     texts = iter_texts([data / f"{stage}_train.jsonl" for stage in ("pretrain", "midtrain", "sft")])
     save_tokenizer(train_tokenizer(texts, len(tiny_tokenizer()), model_max_length=2048), tmp_path / "tiny")
