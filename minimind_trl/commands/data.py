@@ -47,10 +47,11 @@ def _load(args: argparse.Namespace, progress: bool = False) -> tuple["DatasetMix
     import datasets
 
     from ..data import DatasetMixer
+    from ..tokenization import load_tokenizer
 
     if not progress:
         datasets.disable_progress_bars()
-    return DatasetMixer.from_yaml(args.config), load_tokenizer(args.tokenizer)
+    return DatasetMixer.from_yaml(args.config), load_tokenizer(args.tokenizer) if args.tokenizer else None
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from minimind_trl.tokenization.control_tokens import MessageError, escape_control_tokens, find_control_tokens
 from minimind_trl.tokenization.masks import pieces, tokenize_conversation, tokenize_text, untrained_spans
@@ -39,6 +39,7 @@ __all__ = [
     "escape_control_tokens",
     "find_control_tokens",
     "inference_template",
+    "load_tokenizer",
     "pieces",
     "prepared_for_engines",
     "prepared_for_trl",
@@ -62,3 +63,21 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         A fresh tokenizer, which the caller may change.
     """
     return PreTrainedTokenizerFast.from_pretrained(TINY_TOKENIZER_DIR)
+
+
+def load_tokenizer(name: str, option: str = "--tokenizer") -> PreTrainedTokenizerBase:
+    """Load a tokenizer by folder, checkpoint or Hub id; "tiny" is the one that comes with the package.
+
+    Args:
+        option: what error messages begin with.
+
+    Raises:
+        InputError: there is no such tokenizer.
+    """
+    from ..models.checkpoints import load_tokenizer_of  # brings torch
+    from ..models.names import check_name
+
+    if name == "tiny":
+        return tiny_tokenizer()
+    check_name(name, option)
+    return load_tokenizer_of(name)
