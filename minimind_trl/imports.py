@@ -1,12 +1,32 @@
-"""Functions of the user's own, named in YAML or on a command line."""
+"""Imports at run time: a package's names on first use, and functions that YAML or the command line names."""
 
 import functools
 import importlib
 import inspect
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from .errors import InputError, described, nearest
+
+
+def lazy_names(package: str, homes: dict[str, list[str]]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` of a package that imports its modules on first use (PEP 562).
+
+    Args:
+        package: the package's `__name__`.
+        homes: the public names by the module of the package that defines them.
+    """
+    home_of = {name: module for module, names in homes.items() for name in names}
+
+    def get(name: str) -> Any:
+        if name in homes:
+            return importlib.import_module(f".{name}", package)
+        if name not in home_of:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f".{home_of[name]}", package), name)
+
+    return get, lambda: sorted({*vars(sys.modules[package]), *home_of, *homes})
 
 
 @functools.cache

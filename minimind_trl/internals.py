@@ -13,6 +13,7 @@ import importlib
 import importlib.metadata
 import inspect
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -89,9 +90,20 @@ DATASETS: tuple[PrivateName, ...] = ()
 # --- torch and accelerate ---------------------------------------------------------------------------------------------
 
 ENGINES: tuple[PrivateName, ...] = (
+    PrivateName("accelerate.utils.other", "is_deepspeed_available"),
     PrivateName("torch.distributed.distributed_c10d", "_get_default_store"),
     PrivateName("torch.distributed.distributed_c10d", "_set_pg_timeout", ("timeout",)),
 )
+
+
+def unwrap_without_importing_deepspeed() -> None:
+    """Keep accelerate from importing DeepSpeed, wherever it is installed, to take a model out of its wrapper.
+
+    That import prints and takes seconds. A model can only be in DeepSpeed's wrapper once DeepSpeed has been imported.
+    """
+    import accelerate.utils.other
+
+    accelerate.utils.other.is_deepspeed_available = lambda: "deepspeed" in sys.modules
 
 
 def set_process_group_timeout(timeout: timedelta) -> None:

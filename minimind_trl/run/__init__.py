@@ -1,17 +1,12 @@
 """What a recipe needs before and after its trainer: options, model, data, checks, records."""
 
-from .arguments import LoraArguments, RecipeArguments, parse_arguments
-from .recipe_configs import DPORecipeConfig, PretrainRecipeConfig, RewardRecipeConfig, SFTRecipeConfig
-from .recipe_run import Run, run_recipe
+from ..imports import lazy_names
 
-__all__ = [
-    "DPORecipeConfig",
-    "LoraArguments",
-    "PretrainRecipeConfig",
-    "RecipeArguments",
-    "RewardRecipeConfig",
-    "Run",
-    "SFTRecipeConfig",
-    "parse_arguments",
-    "run_recipe",
-]
+# Imported on first use, so that options can be read without what a run needs.
+_HOMES = {
+    "arguments": ["LoraArguments", "RecipeArguments", "parse_arguments"],
+    "recipe_configs": ["DPORecipeConfig", "PretrainRecipeConfig", "RewardRecipeConfig", "SFTRecipeConfig"],
+    "recipe_run": ["Run", "run_recipe"],
+}
+__all__ = sorted(name for names in _HOMES.values() for name in names)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

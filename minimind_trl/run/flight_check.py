@@ -21,8 +21,8 @@ from transformers import PreTrainedTokenizerBase
 from transformers.training_args import OptimizerNames
 from trl import DPOConfig
 
-from ..commands.data import marked_row
 from ..data import DatasetMixer
+from ..data.marked_rows import marked_row
 from ..data.report import FEW, describe_long_rows
 from ..data.schemas import Row, plain_text
 from ..errors import InputError, raise_all

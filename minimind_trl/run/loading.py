@@ -17,7 +17,7 @@ from ..models.adapters import leaves_experts_out, lora_config
 from ..models.checkpoints import check_vocabulary, load_tokenizer_of, tokenizer_folder
 from ..models.names import check_name
 from ..models.stored import NATIVE_SUFFIXES
-from ..tokenization import TINY_TOKENIZER_DIR
+from ..tokenization import TINY_TOKENIZER_DIR, prepared_for_trl
 from .arguments import RecipeArguments
 
 
@@ -42,7 +42,7 @@ def load_tokenizer(args: RecipeArguments) -> PreTrainedTokenizerBase:
     tokenizer = load_tokenizer_of(name)
     if args.chat_template is not None:
         tokenizer.chat_template = args.chat_template
-    return tokenizer
+    return prepared_for_trl(tokenizer)  # as it is saved, so that TRL's own scripts go on from this run
 
 
 def load_or_create_model(args: RecipeArguments, tokenizer: PreTrainedTokenizerBase, seed: int) -> MiniMindForCausalLM:

@@ -11,6 +11,8 @@ from minimind_trl.tokenization.templates import (
     GENERATIONS,
     ChatTemplateError,
     inference_template,
+    prepared_for_engines,
+    prepared_for_trl,
     training_template,
     with_training_template,
 )
@@ -38,6 +40,8 @@ __all__ = [
     "inference_template",
     "iter_texts",
     "pieces",
+    "prepared_for_engines",
+    "prepared_for_trl",
     "save_tokenizer",
     "tiny_tokenizer",
     "tokenize_conversation",

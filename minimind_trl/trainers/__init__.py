@@ -1,39 +1,28 @@
-"""TRL's trainers as the recipes use them, and the trainers that TRL does not have.
+"""TRL's trainers as the recipes use them, and the trainers that TRL does not have."""
 
-Each name is imported when it is asked for, since some of them take seconds.
-"""
+from ..imports import lazy_names
+from ..internals import unwrap_without_importing_deepspeed
 
-import importlib
-from typing import Any
+unwrap_without_importing_deepspeed()
 
+# Imported on first use, since some of them take seconds.
 _HOMES = {
-    "AnswersCollator": "collators",
-    "MeteredTrainer": "metered",
-    "MiniMindDPOTrainer": "preference_trainers",
-    "MiniMindGKDTrainer": "gkd_trainer",
-    "MiniMindRewardTrainer": "preference_trainers",
-    "MiniMindSFTTrainer": "sft_trainer",
-    "PPOConfig": "ppo_config",
-    "PPOTrainer": "ppo_trainer",
-    "PackedRowsCollator": "collators",
-    "RLDoctor": "doctor",
-    "RecipeProgress": "callbacks",
-    "Rollout": "rollout_trainer",
-    "RolloutConfig": "rollout_config",
-    "RolloutTrainer": "rollout_trainer",
-    "SPOConfig": "spo_config",
-    "SPOTrainer": "spo_trainer",
-    "StopOnSignal": "callbacks",
-    "add_learned_positions_head": "lm_head",
-    "checkpoint_problem": "safe_checkpoints",
-    "last_good_checkpoint": "safe_checkpoints",
-    "write_curves": "curves",
+    "callbacks": ["RecipeProgress", "StopOnSignal"],
+    "collators": ["AnswersCollator", "PackedRowsCollator"],
+    "curves": ["write_curves"],
+    "doctor": ["RLDoctor"],
+    "gkd_trainer": ["MiniMindGKDTrainer"],
+    "lm_head": ["add_learned_positions_head"],
+    "metered": ["MeteredTrainer"],
+    "ppo_config": ["PPOConfig"],
+    "ppo_trainer": ["PPOTrainer"],
+    "preference_trainers": ["MiniMindDPOTrainer", "MiniMindRewardTrainer"],
+    "rollout_config": ["RolloutConfig"],
+    "rollout_trainer": ["Rollout", "RolloutTrainer"],
+    "safe_checkpoints": ["checkpoint_problem", "last_good_checkpoint"],
+    "sft_trainer": ["MiniMindSFTTrainer"],
+    "spo_config": ["SPOConfig"],
+    "spo_trainer": ["SPOTrainer"],
 }
-
-__all__ = list(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+__all__ = sorted(name for names in _HOMES.values() for name in names)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -21,7 +21,6 @@ from minimind_trl.tokenization import (
     save_tokenizer,
     tiny_tokenizer,
     train_tokenizer,
-    training_template,
 )
 
 from .conftest import TEXTS, UPSTREAM
@@ -41,7 +40,7 @@ def test_the_tokenizer_is_of_minimind_3s_kind(trained):
         *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tts_text_bos_single>"),
         *("<tool_call>", "<think>", "</think>", "<|buffer9|>"),
     ]
-    assert trained.chat_template == inference_template("minimind3")
+    assert trained.chat_template == training_template("minimind3")
 
 
 def test_the_added_tokens_are_those_of_upstream(trained):
@@ -120,7 +119,7 @@ def of_chats():
     return train_tokenizer(["Yes\n\nNo\n\n  x\n    return 1\n\n\tx\r\n\r\n" * 20] * 20, vocab_size=MIN_VOCAB_SIZE + 12)
 
 
-@pytest.mark.parametrize("twin", [inference_template, training_template])
+@pytest.mark.parametrize("twin", [training_template, inference_template])
 @pytest.mark.parametrize("generation", GENERATIONS)
 @pytest.mark.parametrize("text", BEGINNINGS)
 def test_a_generation_prompt_has_the_tokens_that_its_row_begins_with(of_chats, text, generation, twin):
