@@ -116,28 +116,28 @@ def _warn(mixer: "DatasetMixer") -> None:
 
 
 def _explain(args: argparse.Namespace) -> None:
+    from ..data.mixer import make_mix
+
     mixer, tokenizer = _load(args)
     by_name = {source.name: source for source in mixer.mixture.datasets}
     source = by_name.get(args.source or next(iter(by_name)))
     if source is None:
         raise MixtureError(f"{args.config}: no source {args.source!r}{nearest(args.source, list(by_name))}")
-    own = mixer.files(source, validation=True)
-    files = mixer.files(source) + own
+    reader = mixer.reader(tokenizer)
+    files = reader.files(source) + reader.files(source, validation=True)
     if not 1 <= args.file <= len(files):
         raise MixtureError(f"--file {args.file}: {source.name} has {len(files)} file(s)")
     raw = _read_row(files[args.file - 1], args.row)
-    converter = mixer.converter(source, files, tokenizer)
+    opened = reader.open(source)
     joined = raw
-    if converter.schema == "kto":  # with the other answer of its pair, which may be in any other row
-        rows = converter.read(files, held_out=len(own))
-        joined = next(row for index, number, row in rows if (index, number) == (args.file - 1, args.row))
-    [traced] = converter.trace([joined], lambda _: files[args.file - 1].at(args.row))
+    if opened.converter.schema == "kto":  # with the other answer of its pair, which may be in any other row
+        joined = next(row for index, number, row in opened.read() if (index, number) == (args.file - 1, args.row))
+    [traced] = opened.converter.trace([joined], lambda _: files[args.file - 1].at(args.row))
     console = Console()
     _print_step(console, f"row: {files[args.file - 1].at(args.row)}", json.dumps(raw, ensure_ascii=False, default=str))
     _print_steps(console, traced, tokenizer, mixer)
     if traced.reason is None and not mixer.mixture.streaming:
-        mixer.build(tokenizer)
-        _print_step(console, "mixture", mixer.fate(source, args.file - 1, args.row))
+        _print_step(console, "mixture", make_mix(reader).outcome(source, args.file - 1, args.row))
 
 
 def _read_row(file: "DataFile", wanted: int) -> dict:

@@ -33,6 +33,7 @@ from ..errors import MixtureError, nearest
 from ..files import file_digest
 from .config import Origin, Source, format_of
 from .hub import download_file, hub_errors, list_files, load_hub_split, remember_revision, resolve_revision
+from .tables import as_rows
 
 Row = dict[str, Any]
 Rows = Iterator[tuple[int, Row]]
@@ -379,6 +380,11 @@ def _cut_arrow(path: Path) -> list[Part]:
     return [Part(start, min(start + _BATCH, rows)) for start in range(0, rows, _BATCH)]
 
 
+def public_name(path: str) -> str:
+    """A path as a lock may show it: only the name of an absolute one."""
+    return Path(path).name if Path(path).is_absolute() else path
+
+
 def filled_rows(columns: dict[str, list]) -> list[Row]:
     """Rows of a table, without the empty fields that Arrow gives an object for the keys of all others."""
     return [_filled_row(row) for row in as_rows(columns)]
@@ -394,10 +400,6 @@ def _filled(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _filled(item) for name, item in value.items() if item is not None}
     return value
-
-
-def as_rows(columns: dict[str, list]) -> list[Row]:
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 _JSON = {"jsonl": _read_jsonl, "json": _read_json}

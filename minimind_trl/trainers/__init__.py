@@ -13,7 +13,6 @@ _HOMES = {
     "doctor": ["RLDoctor"],
     "gkd_trainer": ["MiniMindGKDTrainer"],
     "lm_head": ["add_learned_positions_head"],
-    "metered": ["MeteredTrainer"],
     "ppo_config": ["PPOConfig"],
     "ppo_trainer": ["PPOTrainer"],
     "preference_trainers": ["MiniMindDPOTrainer", "MiniMindRewardTrainer"],
@@ -23,6 +22,7 @@ _HOMES = {
     "sft_trainer": ["MiniMindSFTTrainer"],
     "spo_config": ["SPOConfig"],
     "spo_trainer": ["SPOTrainer"],
+    "trainer_mixin": ["TrainerMixin"],
 }
 __all__ = sorted(name for names in _HOMES.values() for name in names)
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -12,9 +12,9 @@ from ..evaluation.held_out import evaluating
 from ..models import MiniMindForCausalLM, load_model
 from ..models.stored import NATIVE_SUFFIXES
 from .collators import AnswersCollator
-from .metered import first_batches
 from .sft_trainer import HeldOutEvaluation
 from .tokenized_rows import with_labels
+from .trainer_mixin import first_batches
 
 # TRL warns that its experimental parts may change; the lock holds the version that this was tested with.
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")

@@ -4,10 +4,10 @@ from datasets import Dataset, IterableDataset
 from trl import DPOTrainer, RewardTrainer
 
 from .lm_head import add_learned_positions_head
-from .metered import MeteredTrainer, first_batches
+from .trainer_mixin import TrainerMixin, first_batches
 
 
-class PairsTrainer(MeteredTrainer):
+class PairsTrainer(TrainerMixin):
     """A mixin that counts the pairs which TRL's trainer drops."""
 
     def __init__(

@@ -45,7 +45,7 @@ from ..models.decoding import can_sample, sample
 from ..rewards import Reward, declared_range
 from .doctor import RLDoctor
 from .lm_head import add_learned_positions_head, base_model, unpatched_copy
-from .metered import MeteredTrainer, count_tokens
+from .trainer_mixin import TrainerMixin
 
 # What of GRPOTrainer this file leans on: methods with the parameters that are passed, and attributes.
 _METHODS = {
@@ -110,7 +110,7 @@ class Rollout:
         return ~self.rewards.isnan()
 
 
-class RolloutTrainer(MeteredTrainer, GRPOTrainer):
+class RolloutTrainer(TrainerMixin, GRPOTrainer):
     """GRPOTrainer with hooks, held-out evaluation that means something, and a resume that is exact at every step.
 
     Hooks for subclasses, all of which every process calls:
@@ -506,8 +506,7 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
         if not self.model.training:
             return
         ids, mask = whole(inputs)
-        counts = count_tokens({"input_ids": ids, "attention_mask": mask})
-        self._uncounted = counts if self._uncounted is None else self._uncounted + counts
+        self.add_tokens({"input_ids": ids, "attention_mask": mask})
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -538,9 +537,9 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
             return {name: value for part in parts for name, value in part.items()}
         rows, key = list(rows), metric_key_prefix
         if key not in self._frozen:
-            with self._clock.paused(), self._apart():
+            with self.untimed(), self._apart():
                 self._frozen[key] = self._sample_frozen(rows)
-        with self._clock.paused(), self._apart():
+        with self.untimed(), self._apart():
             figures = self._held_out(rows, self._frozen[key])
             figures = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
             self._metrics["eval"].clear()  # TRL's, which weigh batches and not completions equally
@@ -724,12 +723,12 @@ class RolloutTrainer(MeteredTrainer, GRPOTrainer):
                 torch.randperm(self._sampler.num_samples, generator=self._sampler.generator)
         super()._run_epoch(*args, **kwargs)
 
-    def progress_made(self) -> dict[str, Any]:
-        return super().progress_made() | {"rollout": self._rollout_state()}
+    def snapshot(self) -> dict[str, Any]:
+        return super().snapshot() | {"rollout": self._rollout_state()}
 
-    def restore_progress(self, progress: dict[str, Any]) -> None:
-        super().restore_progress(progress)
-        self._load_rollout_state(progress["rollout"])
+    def restore_snapshot(self, snapshot: dict[str, Any]) -> None:
+        super().restore_snapshot(snapshot)
+        self._load_rollout_state(snapshot["rollout"])
 
     def _rollout_state(self) -> dict[str, Any]:
         return {

@@ -9,11 +9,11 @@ from ..evaluation import held_out_figures
 from ..evaluation.held_out import evaluating
 from .collators import PackedRowsCollator
 from .lm_head import add_learned_positions_head
-from .metered import MeteredTrainer
 from .tokenized_rows import pieces_of, with_labels
+from .trainer_mixin import TrainerMixin
 
 
-class HeldOutEvaluation(MeteredTrainer):
+class HeldOutEvaluation(TrainerMixin):
     """A mixin for trainers of language models: the evaluation that `minimind-trl eval` repeats.
 
     Every token has the same weight, and each source gets its own figures.
@@ -31,7 +31,7 @@ class HeldOutEvaluation(MeteredTrainer):
         super().__init__(*args, eval_dataset=eval_dataset, eval_batches=eval_batches, **kwargs)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        with self._clock.paused():
+        with self.untimed():
             figures = self.held_out_figures()
         with evaluating(self.model):  # otherwise TRL takes this log for one of training, and empties that
             self.log(figures)

@@ -21,6 +21,7 @@ from minimind_trl.tokenization import (
     save_tokenizer,
     tiny_tokenizer,
     train_tokenizer,
+    training_template,
 )
 
 from .conftest import TEXTS, UPSTREAM

@@ -7,15 +7,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from transformers.integrations import WandbCallback
-from trl import SFTConfig
 
-from minimind_trl.errors import InputError
 from minimind_trl.hardware import peak_flops, train_flops_per_token
-from minimind_trl.tokenization import tiny_tokenizer
-from minimind_trl.trainers import metered
-from minimind_trl.trainers.metered import Stopwatch, count_tokens
+from minimind_trl.trainers import throughput
+from minimind_trl.trainers.throughput import Stopwatch, count_tokens
 from tests.forking import run
-from tests.trainers.tiny import QUICK, TRAINERS, MeteredSFT, dpo, gkd, reward, sft, text_rows, tiny_model
+from tests.trainers.tiny import TRAINERS, dpo, gkd, reward, sft, text_rows
 
 FIGURES = {
     "loss",
@@ -125,7 +122,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(metered, "time", clock)
+    monkeypatch.setattr(throughput, "time", clock)
     return clock
 
 
@@ -162,8 +159,8 @@ def test_mfu_is_flops_over_the_peak(tmp_path):
 def test_a_reward_model_is_not_charged_for_the_vocabulary(tmp_path):
     trainer = reward(tmp_path)
     config = trainer.model.config
-    assert trainer._flops_per_token(10) == train_flops_per_token(config, 10, output_size=1)
-    assert trainer._flops_per_token(10) < train_flops_per_token(config, 10)
+    assert trainer.flops_per_token(10) == train_flops_per_token(config, 10, output_size=1)
+    assert trainer.flops_per_token(10) < train_flops_per_token(config, 10)
 
 
 def test_parameters_that_zero_3_has_sharded_count(tmp_path):
@@ -171,14 +168,14 @@ def test_parameters_that_zero_3_has_sharded_count(tmp_path):
     trainer = sft(tmp_path)
     for parameter in trainer.model.get_input_embeddings().parameters():
         parameter.requires_grad_(False)
-    expected = trainer._flops_per_token(10)
+    expected = trainer.flops_per_token(10)
     for parameter in trainer.model.parameters():
         parameter.ds_numel, parameter.data = parameter.numel(), parameter.data.new_empty(0)
-    assert trainer._flops_per_token(10) == expected
+    assert trainer.flops_per_token(10) == expected
 
 
 def test_models_whose_flops_are_unknown_have_no_mfu(tmp_path, monkeypatch):
-    monkeypatch.setattr("minimind_trl.trainers.metered.COUNTED_MODELS", ())
+    monkeypatch.setattr("minimind_trl.trainers.throughput.COUNTED_MODELS", ())
     trainer = sft(tmp_path)
     trainer.train()
     assert FIGURES - training_logs(trainer)[-1].keys() == {"mfu_percent"}
@@ -248,23 +245,3 @@ def test_figures_are_those_of_all_processes(tmp_path):
     assert report["processes"] == 2
     assert report["logs"][-1]["num_input_tokens_seen"] == report["trl"] > 0
     assert report["logs"][0]["samples_per_second"] == pytest.approx(4 * report["logs"][0]["steps_per_second"])
-
-
-def limited(folder, loss_type="nll", **options):
-    args = SFTConfig(str(folder), per_device_eval_batch_size=2, loss_type=loss_type, **QUICK)
-    return MeteredSFT(tiny_model(), args, train_dataset=text_rows(), processing_class=tiny_tokenizer(), **options)
-
-
-def test_evaluation_can_be_limited_to_some_batches(tmp_path):
-    assert len(limited(tmp_path, eval_dataset=text_rows(9), eval_batches=2).eval_dataset) == 4
-    assert len(limited(tmp_path, eval_dataset=text_rows(9)).eval_dataset) == 9
-    rows = {"one": text_rows(9), "other": text_rows(3)}
-    parts = limited(tmp_path, eval_dataset=rows, eval_batches=2).eval_dataset
-    assert {name: len(part) for name, part in parts.items()} == {"one": 4, "other": 3}
-    with pytest.raises(TypeError, match="eval_dataset by name"):
-        limited(tmp_path, eval_batches=1)
-
-
-def test_what_trl_refuses_is_bad_input_in_one_line(tmp_path):
-    with pytest.raises(InputError, match=r"^Invalid `loss_type` none passed[^\n]*$"):
-        limited(tmp_path, loss_type="none")
