@@ -9,6 +9,7 @@ documents for models.
 Nothing heavy is imported at the top: any part of the package may import this module.
 """
 
+import argparse
 import importlib
 import importlib.metadata
 import inspect
@@ -300,4 +301,30 @@ TRANSFORMERS: tuple[PrivateName, ...] = (
 
 # --- TRL --------------------------------------------------------------------------------------------------------------
 
-TRL: tuple[PrivateName, ...] = ()
+
+class SFTHooks:
+    """Public names for the private methods of TRL's SFTTrainer that ours overrides; stands before it."""
+
+    def _prepare_dataset(
+        self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
+    ) -> Any:
+        return self.prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
+
+    def prepare_dataset(
+        self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
+    ) -> Any:
+        """Tokenize, cut and pack a split; `dataset_name` is "train" or the name of an evaluation set."""
+        return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
+
+
+def reads_boolean(action: argparse.Action) -> bool:
+    """Whether TRL's parser takes an option for a boolean, such as `--bf16 true`."""
+    from trl.scripts._hf_argparser import string_to_bool
+
+    return action.type is string_to_bool
+
+
+TRL: tuple[PrivateName, ...] = (
+    *bridged(SFTHooks, "trl:SFTTrainer"),
+    PrivateName("trl.scripts._hf_argparser", "string_to_bool"),
+)

@@ -10,9 +10,9 @@ from typing import Any
 
 from transformers.utils import CHAT_TEMPLATE_FILE
 from trl import ModelConfig, TrlParser
-from trl.scripts._hf_argparser import string_to_bool
 
 from ..errors import InputError, first_line, nearest, raise_all
+from ..internals import reads_boolean
 from ..models import PRESETS
 from ..models.adapters import is_native
 from .config_files import read_config_file
@@ -113,7 +113,7 @@ class _Parser(TrlParser):
             if each.init and each.default is not dataclasses.MISSING:
                 self.set_defaults(**{each.name: each.default})  # transformers' parser forgets that of a list
         for action in self._actions:
-            if action.type is string_to_bool:  # `--bf16` as well as `--bf16 true`, whatever the default
+            if reads_boolean(action):  # `--bf16` as well as `--bf16 true`, whatever the default
                 action.nargs, action.const = "?", True
 
     def error(self, message: str):

@@ -281,7 +281,7 @@ def _seconds_per_step(trainer) -> float | None:
     with torch.random.fork_rng():
         for batch in islice(trainer.get_train_dataloader(), _TIMED_STEPS):
             started = time.perf_counter()
-            inputs = trainer._prepare_inputs(batch)
+            inputs = trainer.prepare_inputs(batch)
             with trainer.accelerator.autocast():  # which train() puts into the model's forward pass, again later
                 loss = trainer.compute_loss(model, inputs)
             loss.backward()
@@ -289,6 +289,6 @@ def _seconds_per_step(trainer) -> float | None:
     model.zero_grad()
     model.train(was_training)
     random.setstate(python)
-    for figures in trainer._metrics.values():  # TRL's, for its next log
+    for figures in trainer.metrics_to_log.values():
         figures.clear()
     return sorted(times)[len(times) // 2] * trainer.args.gradient_accumulation_steps

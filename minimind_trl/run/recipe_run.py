@@ -132,7 +132,7 @@ class Run:
         with trainer.signals:  # which wait until all is saved
             with saving("the model", self.config.output_dir):
                 trainer.processing_class = self.tokenizer  # with the inference template, instead of the training twin
-                trainer.save_model(_internal_call=True)  # otherwise it is pushed before the results are there
+                trainer.save_without_push()  # until the results are there
                 if trainer.is_world_process_zero():
                     write_results(trainer, self, metrics, record)
             if self.config.push_to_hub:

@@ -94,7 +94,7 @@ class MiniMindGKDTrainer(HeldOutEvaluation, GKDTrainer):
         nats, tokens = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         with evaluating(self.model), self.compute_loss_context_manager():
             for batch in self.get_eval_dataloader():
-                batch = self._prepare_inputs(batch)
+                batch = self.prepare_inputs(batch)
                 count = (batch["labels"][:, 1:] != -100).sum()
                 nats += self.compute_loss(self.model, batch, num_items_in_batch=1).double()
                 tokens += count

@@ -7,6 +7,7 @@ from trl import SFTTrainer, pack_dataset
 
 from ..evaluation import held_out_figures
 from ..evaluation.held_out import evaluating
+from ..internals import SFTHooks, attention_implementation
 from .collators import PackedRowsCollator
 from .lm_head import add_learned_positions_head
 from .tokenized_rows import pieces_of, with_labels
@@ -53,7 +54,7 @@ class HeldOutEvaluation(TrainerMixin):
         )
 
 
-class MiniMindSFTTrainer(HeldOutEvaluation, SFTTrainer):
+class MiniMindSFTTrainer(HeldOutEvaluation, SFTHooks, SFTTrainer):
     """SFTTrainer on a mixture's rows, with the evaluation above.
 
     Rows are cut to `max_length` before they are packed, and rows left without a target are dropped. With
@@ -67,14 +68,15 @@ class MiniMindSFTTrainer(HeldOutEvaluation, SFTTrainer):
         add_learned_positions_head(self.model)
         if self.args.packing and self.padding_free and not self._attends_with_flash():
             self.padding_free = False
+            padding = self.processing_class.pad_token_id
             self.data_collator = PackedRowsCollator(
-                self._tokenizer.pad_token_id, return_position_ids=True, pad_to_multiple_of=self.args.pad_to_multiple_of
+                padding, return_position_ids=True, pad_to_multiple_of=self.args.pad_to_multiple_of
             )
 
     def _attends_with_flash(self) -> bool:
-        return "flash" in self.model.config._attn_implementation
+        return "flash" in attention_implementation(self.model)
 
-    def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
+    def prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         columns = set(dataset.column_names or next(iter(dataset)))
         if columns & {"messages", "untrained"} and "input_ids" not in columns:  # some turns may not be trained
             with args.main_process_first(desc="tokenizing"):
@@ -86,7 +88,7 @@ class MiniMindSFTTrainer(HeldOutEvaluation, SFTTrainer):
         limits = copy.copy(args)
         limits.max_length = None if in_pieces else args.max_length
         arguments = (dataset, processing_class, limits, packing and not pack_whole_rows, formatting_func, dataset_name)
-        prepared = super()._prepare_dataset(*arguments)
+        prepared = super().prepare_dataset(*arguments)
         if in_pieces:
             prepared = pieces_of(prepared, args.max_length)
         elif dataset_name == "train" and isinstance(prepared, Dataset) and (pack_whole_rows or not packing):
