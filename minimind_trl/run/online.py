@@ -25,7 +25,7 @@ from ..trainers import PPOTrainer, RolloutTrainer, SPOTrainer
 from ..trainers.doctor import RLDoctor
 from ..trainers.ppo_config import PPOConfig
 from ..trainers.rollout_config import RolloutConfig
-from ..trainers.rollout_trainer import TEMPLATE_KWARGS
+from ..trainers.rollout_engine import TEMPLATE_KWARGS
 from ..trainers.spo_config import SPOConfig
 from .arguments import BY_EVALUATION, OWN_EVALUATION, Machine, RecipeArguments
 from .flight_check import (
@@ -176,7 +176,7 @@ def load_reward_funcs(config: OnlineDefaults) -> list[Reward]:
 def train_online(args, config, lora, model, rewards, tokenizer, data: DatasetDict, mixer: DatasetMixer) -> dict:
     """Train with the trainer that belongs to the config; of `run`'s arguments and results."""
     trainer_class = _TRAINERS[type(config)]
-    settle(args, config, trainer_class._name)
+    settle(args, config, trainer_class.method)
     settle_learning_rate(args, config, lora, model)
     data = _with_tools(config, _with_thinking(config, data, tokenizer), tokenizer)
     problems = [*_column_problems(rewards, data), *_length_problems(config, model, tokenizer, data)]

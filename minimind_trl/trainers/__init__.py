@@ -12,10 +12,11 @@ from .safe_checkpoints import checkpoint_problem, last_good_checkpoint
 
 # Imported when asked for: they take seconds.
 _ONLINE = {
+    "MiniMindGRPOTrainer": "grpo_trainer",
     "PPOConfig": "ppo_config",
     "PPOTrainer": "ppo_trainer",
     "RLDoctor": "doctor",
-    "Rollout": "rollout_trainer",
+    "Rollout": "rollout",
     "RolloutConfig": "rollout_config",
     "RolloutTrainer": "rollout_trainer",
     "SPOConfig": "spo_config",

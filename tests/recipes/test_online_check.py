@@ -19,7 +19,7 @@ from minimind_trl.run.online import (
     reward_problem,
 )
 from minimind_trl.tokenization import inference_template, tiny_tokenizer
-from minimind_trl.trainers import RolloutTrainer
+from minimind_trl.trainers import MiniMindGRPOTrainer
 from tests.conftest import REPOSITORY
 from tests.trainers.online import QUICK, bandit_model, prompts
 
@@ -63,7 +63,7 @@ def checked(folder, reward: Reward, columns: dict | None = None, **options) -> s
     data = DatasetDict(train=Dataset.from_list(rows), validation=Dataset.from_list([held_out]))
     options = {**QUICK, "num_generations": 4, "gradient_accumulation_steps": 1, **options}
     config = GRPORecipeConfig(output_dir=str(folder), **options)
-    trainer = RolloutTrainer(
+    trainer = MiniMindGRPOTrainer(
         bandit_model(), [reward], config, train_dataset=data["train"], processing_class=tiny_tokenizer()
     )
     args = SimpleNamespace(tokenizer=None, from_weight=None)
