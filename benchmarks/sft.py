@@ -85,7 +85,7 @@ def train(method: str, model, tokenizer, rows: list[dict], options: dict, second
     from trl import SFTConfig, SFTTrainer
 
     from minimind_trl.run.training import RecipeSFTTrainer
-    from minimind_trl.trainers.metered import count_tokens
+    from minimind_trl.trainers.throughput import count_tokens
 
     class Clock(TrainerCallback):
         """Counts tokens from the end of the first step on, and stops after the time."""

@@ -85,7 +85,13 @@ def _assigns(owner: type, name: str) -> bool:
 
 # --- datasets ---------------------------------------------------------------------------------------------------------
 
-DATASETS: tuple[PrivateName, ...] = ()
+DATASETS: tuple[PrivateName, ...] = (PrivateName("datasets:IterableDataset", "_distributed", assigned=True),)
+
+
+def is_node_share(stream: Any) -> bool:
+    """Whether `split_dataset_by_node` has given this process its share of a stream."""
+    return stream._distributed is not None
+
 
 # --- torch and accelerate ---------------------------------------------------------------------------------------------
 

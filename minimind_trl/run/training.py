@@ -27,8 +27,8 @@ from ..models.adapters import leaves_experts_out, lora_config
 from ..models.stored import check_finite_files
 from ..tokenization import pieces, with_training_template
 from ..trainers import (
-    MeteredTrainer,
     PackedRowsCollator,
+    TrainerMixin,
     add_learned_positions_head,
     checkpoint_problem,
     last_good_checkpoint,
@@ -45,7 +45,7 @@ from .processes import limit_waiting
 from .records import RECIPE, run_record
 
 
-class HeldOutEvaluation(MeteredTrainer):
+class HeldOutEvaluation(TrainerMixin):
     """For language models: evaluation weighs tokens equally, tells sources apart, and is what `eval` repeats."""
 
     drops = "no token to learn from within max_length={}"
@@ -154,7 +154,7 @@ def with_labels(
     return rows.map(tokenize, batched=True, **({"num_proc": num_proc} if isinstance(rows, Dataset) else {}))
 
 
-class RecipeDPOTrainer(MeteredTrainer, DPOTrainer):
+class RecipeDPOTrainer(TrainerMixin, DPOTrainer):
     """DPOTrainer with the recipes' metrics. Answers are cut to `max_length`, and rows without room for one dropped."""
 
     drops = "a prompt of max_length={} tokens or more"
@@ -173,7 +173,7 @@ class RecipeDPOTrainer(MeteredTrainer, DPOTrainer):
         return figures
 
 
-class RecipeRewardTrainer(MeteredTrainer, RewardTrainer):
+class RecipeRewardTrainer(TrainerMixin, RewardTrainer):
     """RewardTrainer with the recipes' metrics. No row is cut: the reward stands at its last token."""
 
     drops = "longer than max_length={}"
@@ -327,7 +327,7 @@ def run(
 
     Raises:
         InputError: of `check`, which is called with all the others.
-        TrainingError, TrainingInterrupted: of `MeteredTrainer.train`; the latter also where a signal comes later, once
+        TrainingError, TrainingInterrupted: of `TrainerMixin.train`; the latter also where a signal comes later, once
             all is saved.
     """
     limit_waiting(trainer.args.ddp_timeout)

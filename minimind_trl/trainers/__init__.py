@@ -7,8 +7,8 @@ from .callbacks import RecipeProgress, StopOnSignal
 from .collators import AnswersCollator, PackedRowsCollator
 from .curves import write_curves
 from .lm_head import add_learned_positions_head
-from .metered import MeteredTrainer
 from .safe_checkpoints import checkpoint_problem, last_good_checkpoint
+from .trainer_mixin import TrainerMixin
 
 # Imported when asked for: they take seconds.
 _ONLINE = {
@@ -25,10 +25,10 @@ _ONLINE = {
 
 __all__ = [
     "AnswersCollator",
-    "MeteredTrainer",
     "PackedRowsCollator",
     "RecipeProgress",
     "StopOnSignal",
+    "TrainerMixin",
     "add_learned_positions_head",
     "checkpoint_problem",
     "last_good_checkpoint",

@@ -96,10 +96,10 @@ class ActorCriticTrainer(RolloutTrainer):
                 logs["critic_lr"] *= self.args.critic_learning_rate / self.args.learning_rate  # one schedule for both
         super().log(logs, start_time)
 
-    def _flops_per_token(self, length: float) -> float:
+    def flops_per_token(self, length: float) -> float:
         critic = self.critic.config
         own = train_flops_per_token(critic, length, output_size=1) if critic.model_type in COUNTED_MODELS else 0.0
-        return super()._flops_per_token(length) + own
+        return super().flops_per_token(length) + own
 
     # Files
 

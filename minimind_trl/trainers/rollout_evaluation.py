@@ -46,7 +46,7 @@ class RolloutEvaluation(RolloutRewards, ReferenceModel):
             parts = [self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}") for name, part in rows.items()]
             return {name: value for part in parts for name, value in part.items()}
         rows = list(rows)
-        with self._clock.paused():
+        with self.untimed():
             if metric_key_prefix not in self.frozen_answers:
                 with self.evaluation_mode():
                     self.frozen_answers[metric_key_prefix] = self._sample_frozen(rows)

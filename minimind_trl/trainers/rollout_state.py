@@ -51,12 +51,12 @@ class RolloutState(RolloutEvaluation):
         self.num_reward_errors = state.get("num_reward_errors", 0)  # checkpoints of earlier versions have none
         self.load_method_state(state["trainer"])
 
-    def progress_made(self) -> dict[str, Any]:
-        return super().progress_made() | {"rollout": self.rollout_state()}
+    def snapshot(self) -> dict[str, Any]:
+        return super().snapshot() | {"rollout": self.rollout_state()}
 
-    def restore_progress(self, progress: dict[str, Any]) -> None:
-        super().restore_progress(progress)
-        self.load_rollout_state(progress["rollout"])
+    def restore_snapshot(self, snapshot: dict[str, Any]) -> None:
+        super().restore_snapshot(snapshot)
+        self.load_rollout_state(snapshot["rollout"])
 
     def save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super().save_optimizer_and_scheduler(output_dir)

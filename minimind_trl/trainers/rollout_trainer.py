@@ -15,16 +15,16 @@ from ..errors import InputError
 from ..models import load_model
 from .doctor import RLDoctor
 from .lm_head import add_learned_positions_head, unpatched_copy
-from .metered import MeteredTrainer
 from .rollout import Rollout, joined, loss_mask
 from .rollout_config import RolloutConfig
 from .rollout_rewards import checked
 from .rollout_state import RolloutState
+from .trainer_mixin import TrainerMixin
 
 _OVER_A_STEP = ("cispo", "dapo", "vespo")  # losses where a minibatch gives its part of the step's mean
 
 
-class RolloutTrainer(RolloutState, MeteredTrainer, GRPOTrainer):
+class RolloutTrainer(RolloutState, TrainerMixin, GRPOTrainer):
     """GRPOTrainer whose held-out evaluation is meaningful and whose resume is exact at every step.
 
     Base of `MiniMindGRPOTrainer`, `PPOTrainer` and `SPOTrainer`, which tell their algorithm in `training_batch` (from
@@ -154,7 +154,7 @@ class RolloutTrainer(RolloutState, MeteredTrainer, GRPOTrainer):
         """
         ids, mask = joined(inputs)
         if self.model.training:
-            self.track_num_input_tokens({"input_ids": ids, "attention_mask": mask})
+            self.add_tokens({"input_ids": ids, "attention_mask": mask})
         metrics = self.current_metrics
         before = {name: len(values) for name, values in metrics.items()}
         loss, outputs = self.grpo_loss(model, inputs, beta)

@@ -22,8 +22,8 @@ from trl import SFTTrainer
 from minimind_trl.errors import InputError, TrainingError, TrainingInterrupted
 from minimind_trl.files import file_digest
 from minimind_trl.trainers import last_good_checkpoint
+from minimind_trl.trainers.batch_rows import describe_rows
 from minimind_trl.trainers.callbacks import SIGNALS
-from minimind_trl.trainers.metered import describe_rows
 from minimind_trl.trainers.safe_checkpoints import CHECKSUMS, checkpoint_problem, rotate
 from tests.conftest import REPOSITORY
 from tests.forking import run, says, start
