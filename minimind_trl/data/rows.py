@@ -15,8 +15,10 @@ from datasets import Features, Json, Value
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import InputError, MixtureError, nearest
-from ..tokenization import ChatTemplateError, escape_control_tokens, untrained_spans, with_training_template
+from ..tokenization.control_tokens import escape_control_tokens
+from ..tokenization.masks import untrained_spans
 from ..tokenization.renderings import PrintedFields, first_unprinted, reasoning_in_content
+from ..tokenization.templates import ChatTemplateError, decode_tools, with_training_template
 from . import schemas
 from .config import HH, Source
 from .duplicates import NGrams
@@ -278,9 +280,9 @@ class RowConverter:
         """Where in the text the turns are that are not trained; None where there are none."""
         if not traced.untrained:
             return None
-        tools = json.loads(traced.trained["tools"]) if traced.trained.get("tools") else None
+        messages, tools = traced.trained["messages"], decode_tools(traced.trained.get("tools"))
         try:
-            return untrained_spans(self.tokenizer, traced.trained["messages"], tools)
+            return untrained_spans(self.tokenizer, messages, tools)
         except InputError as error:
             raise RowError(str(error)) from error
 
@@ -316,7 +318,7 @@ class RowConverter:
         """
         if "text" in row:
             return row, 0
-        tools = json.loads(row["tools"]) if row.get("tools") else None
+        tools = decode_tools(row.get("tools"))
         before, printed = row.get("prompt") or [], dict(row)
         if sides := [name for name in ("messages", "chosen", "rejected") if name in row]:
             for side in sides:
@@ -361,7 +363,7 @@ class RowConverter:
     def _texts(self, row: Row) -> tuple[str, ...]:
         if "text" in row:
             return (row["text"],)
-        tools = json.loads(row["tools"]) if row.get("tools") else None
+        tools = decode_tools(row.get("tools"))
         if "messages" in row:
             return (self._render(row["messages"], tools),)
         if "chosen" in row:

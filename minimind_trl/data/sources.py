@@ -29,7 +29,7 @@ import pyarrow.parquet
 from datasets import Dataset, IterableDataset, load_from_disk
 from fsspec.utils import infer_compression
 
-from ..errors import MixtureError, nearest
+from ..errors import MixtureError, first_line, nearest
 from ..files import file_digest
 from .config import Origin, Source, format_of
 from .hub import download_file, hub_errors, list_files, load_hub_split, remember_revision, resolve_revision
@@ -206,7 +206,7 @@ def _open_file(source: Origin, path: Path) -> DataFile:
         digest = file_digest(content)
     except OSError as error:
         raise MixtureError(f"{source.name}: cannot read {path}: {error.strerror}") from error
-    read = partial(_read_file, kind, content, str(path))
+    read = partial(read_rows, kind, content, str(path))
     file = DataFile(str(path), digest, "line" if kind in ("jsonl", "csv") else "row", read)
     if kind in _CUT and not infer_compression(path):
         file.parts = lambda: [replace(file, read=partial(read, part=part), parts=None) for part in _CUT[kind](content)]
@@ -257,7 +257,17 @@ def _copies() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="minimind-trl-pipes-")
 
 
-def _read_file(kind: str, path: Path, name: str, **part: Part) -> Rows:
+def read_rows(kind: str, path: Path, name: str | None = None, **part: Part) -> Rows:
+    """The rows of a local file, each with its line or row number.
+
+    Args:
+        kind: jsonl, json, csv, parquet or arrow.
+        name: how messages name it; by default its path.
+
+    Raises:
+        MixtureError: it cannot be read; the line is named where there is one.
+    """
+    name = name or str(path)
     try:
         yield from _READERS[kind](path, **part)
     except MixtureError as error:
@@ -265,7 +275,7 @@ def _read_file(kind: str, path: Path, name: str, **part: Part) -> Rows:
             raise
         raise MixtureError(str(error).replace(str(path), name)) from error.__cause__
     except (pyarrow.ArrowException, OSError, EOFError, ValueError, ImportError, zlib.error, lzma.LZMAError) as error:
-        told = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+        told = getattr(error, "strerror", None) or first_line(error)
         raise MixtureError(f"{name}: not a readable {kind} file ({told})") from error
 
 

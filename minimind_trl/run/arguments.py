@@ -1,4 +1,4 @@
-"""What a recipe can be told: our options, TRL's with defaults that suit the machine, LoRA; and how they are read."""
+"""The options of a recipe: ours, TRL's and LoRA's, and the parser that reads them."""
 
 import argparse
 import dataclasses
@@ -21,7 +21,7 @@ from .services import service_problems
 
 @dataclass
 class RecipeArguments:
-    """Options of every recipe, beside all of TRL's own."""
+    """Options that every recipe adds to TRL's."""
 
     _argument_group_name = "minimind-trl"
 
@@ -38,7 +38,7 @@ class RecipeArguments:
         metadata={"help": "Directory or Hub id. Default: the checkpoint's; for --preset tiny the one we ship."},
     )
     num_attention_heads: int | None = field(
-        default=None, metadata={"help": "Of a MiniMind2 .pth file, which does not tell it (default 8)."}
+        default=None, metadata={"help": "For a MiniMind2 .pth file, which does not record its head count. Default: 8."}
     )
     use_prepared: bool = field(
         default=False,
@@ -64,7 +64,7 @@ class RecipeArguments:
         raise_all(self.problems())
 
     def problems(self) -> Iterator[str]:
-        """One line for each combination of options that makes no sense."""
+        """One line for each combination of options that contradicts itself."""
         from ..models import PRESETS
         from ..models.adapters import is_native
 
@@ -74,7 +74,7 @@ class RecipeArguments:
             hint = nearest(self.preset, PRESETS)
             yield f"--preset {self.preset!r} is unknown{hint}; choose one of {', '.join(PRESETS)}"
         if self.num_attention_heads is not None and not (self.from_weight and is_native(self.from_weight)):
-            yield "--num_attention_heads is for a native .pth file; everything else tells its head count"
+            yield "--num_attention_heads is for a native .pth file; other checkpoints record their head count"
         if self.prepared_dir != "prepared" and not self.use_prepared:
             yield "--prepared_dir is for a run with --use_prepared"
         if self.wandb_project and not self.use_wandb:
@@ -105,14 +105,14 @@ LoraArguments = dataclasses.make_dataclass(
 
 
 class _Parser(TrlParser):
-    """TrlParser that tells of everything wrong at once, and checks what a YAML file says as well."""
+    """TrlParser that collects all problems, including those of the YAML file, and raises them together."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.problems: list[str] = []
         for each in (each for kind in self.dataclass_types for each in dataclasses.fields(kind)):
             if each.init and each.default is not dataclasses.MISSING:
-                self.set_defaults(**{each.name: each.default})  # transformers' parser forgets that of a list
+                self.set_defaults(**{each.name: each.default})  # transformers' parser forgets the default of a list
         for action in self._actions:
             if reads_boolean(action):  # `--bf16` as well as `--bf16 true`, whatever the default
                 action.nargs, action.const = "?", True
@@ -124,10 +124,10 @@ class _Parser(TrlParser):
         try:
             return super()._get_value(action, text)
         except (argparse.ArgumentError, ValueError, TypeError):
-            return text  # `check_options` says what is wrong with it
+            return text  # `check_options` reports what is wrong with it
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        pass  # as well
+        pass  # `check_options` checks it
 
     def set_defaults_with_config(self, **values) -> list[str]:
         unknown = super().set_defaults_with_config(**values)
@@ -136,7 +136,7 @@ class _Parser(TrlParser):
 
     def parse_args_into_dataclasses(self, args: list[str], return_remaining_strings: bool = False) -> tuple:
         for action in self._actions:
-            action.required = False  # `check_options` asks for what must be given
+            action.required = False  # `check_options` reports what is missing
         namespace, unknown = self.parse_known_args(args)
         self._refuse_unknown(option for option in unknown if option.startswith("-"))
         if unknown and not self.problems:
@@ -154,7 +154,7 @@ class _Parser(TrlParser):
         interval = values[0]["eval_interval"]
         made = []
         for kind, fields in zip(self.dataclass_types, values, strict=True):
-            if interval and "eval_strategy" in fields:  # here, because much of what transformers checks depends on it
+            if interval and "eval_strategy" in fields:  # set here, because transformers' checks depend on it
                 fields |= {"eval_strategy": "steps", "eval_steps": interval}
             if "hub_token" in fields:
                 fields["hub_token"] = keep_token(fields["hub_token"])
@@ -174,15 +174,14 @@ class _Parser(TrlParser):
 def parse_arguments(
     config: type, *, lora: bool = True, arguments: type = RecipeArguments, options: list[str] | None = None
 ) -> tuple:
-    """Command line and `--config FILE` (YAML) into `arguments`, the config and, with `lora`, `LoraArguments`.
+    """Parse the command line and `--config FILE` (YAML) into `arguments`, the config and, with `lora`, `LoraArguments`.
 
-    The command line wins. `options` are in place of the program's own. A Hub token among them becomes the
-    environment's HF_TOKEN and stays nowhere else.
+    The command line overrides the file. `options` replace the program's own command line. A Hub token among them is
+    moved to the environment's HF_TOKEN and kept nowhere else.
 
     Raises:
-        InputError: one line for each option that does not exist (with the nearest one that does) or cannot have its
-            value, for each combination that makes no sense, for a tracker or the Hub that cannot be reached; or an
-            unreadable config file.
+        InputError: one line for each unknown option (with the nearest known one), for each value out of range, for each
+            contradiction, and for a tracker or Hub that cannot be reached; or the config file is unreadable.
     """
     wanted = (arguments, config, LoraArguments) if lora else (arguments, config)
     about = (sys.modules["__main__"].__doc__ or "").partition("\n")[0]
@@ -216,7 +215,7 @@ def _os_reason(error: OSError) -> str:
 
 
 def _chat_template(path: str) -> str:
-    """The template of `--chat_template_path`: a Jinja file, or a folder that has one, such as a tokenizer's."""
+    """The template of `--chat_template_path`, which is a Jinja file or a folder with one, such as a tokenizer's."""
     file = Path(path) / CHAT_TEMPLATE_FILE if Path(path).is_dir() else Path(path)
     try:
         return file.read_text(encoding="utf-8")

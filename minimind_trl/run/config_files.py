@@ -12,10 +12,13 @@ from ..yaml_files import load_yaml
 
 
 def read_config_file(options: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """The values in the file of `--config`, their paths found; and the options that are left.
+    """Take `--config FILE` out of the options.
+
+    Returns:
+        The file's values, with their paths resolved, and the remaining options.
 
     Raises:
-        InputError: there is no such file, or it is no YAML mapping of options.
+        InputError: the file is missing, or is not a YAML mapping of options.
     """
     if "--config" not in options:
         return {}, options
@@ -35,14 +38,14 @@ def read_config_file(options: list[str]) -> tuple[dict[str, Any], list[str]]:
         raise InputError(f"--config {path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise InputError(f"--config {path}: must be a mapping of options, each as name: value")
-    environment = values.pop("env", None) or {}  # as of TRL's own scripts
+    environment = values.pop("env", None) or {}  # as in TRL's own scripts
     if not isinstance(environment, dict):
         raise InputError(f"--config {path}: env must be a mapping of names to values")
     os.environ.update({str(name): str(value) for name, value in environment.items()})
     return found_from(path, values), [*options[:at], *options[at + 2 :]]
 
 
-# Options that name a file or folder that is read, if not something of the Hub.
+# Options that name a file or folder to read, or something on the Hub.
 _READ = (
     *("data_config", "from_weight", "tokenizer", "resume", "teacher_model_name_or_path", "critic_model"),
     *("reward_funcs", "chat_template_path", "deepspeed", "fsdp_config", "accelerate_config"),
@@ -51,10 +54,11 @@ _REWARD_MODEL = re.compile(r"((?:reward_model:|minimind\d:reward_model=)?)([^,]+
 
 
 def found_from(config_file: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """The values of a config file with the paths to what is read where that is.
+    """Resolve the paths of input files in a config file's values.
 
-    They count from the working directory; where nothing is there, from the nearest folder above the config file that
-    has it. So the configs of a repository work from everywhere. What is written counts from the working directory.
+    A path is taken relative to the working directory. If nothing is there, it is taken relative to the nearest folder
+    above the config file that has it, so that a repository's configs work from any directory. Output paths are always
+    relative to the working directory.
     """
     folders = config_file.resolve().parents
 

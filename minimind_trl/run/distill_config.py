@@ -1,4 +1,4 @@
-"""The config of recipes/distill.py; apart, because importing TRL's experiments takes a moment."""
+"""The config of recipes/distill.py, in a file of its own because importing TRL's experiments takes a moment."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from .recipe_configs import OWN_EVALUATION, SupervisedConfig
 
 @dataclass
 class DistillRecipeConfig(SupervisedConfig, GKDConfig):
-    """A student that imitates a teacher's probabilities, on the mixture's answers or on its own."""
+    """GKDConfig for a student that imitates a teacher's probabilities, on the mixture's answers or on its own."""
 
     stage: ClassVar[str] = "distill"
     project_name: ClassVar[str] = "Distill"

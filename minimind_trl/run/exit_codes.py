@@ -1,4 +1,4 @@
-"""How a recipe ends: its exit code, and one line that says why."""
+"""How a recipe ends: the exit code, and one line with the reason."""
 
 import signal
 import sys
@@ -15,10 +15,10 @@ from .processes import ending_on_signals
 
 
 def run_recipe(main: Callable[[], None]) -> None:
-    """Run a recipe's `main` and exit: 0 when done, 2 on bad input and 1 where training broke off, both with a message.
+    """Run a recipe's `main` and exit: 0 when done, 2 on bad input, 1 if training broke off, with a message.
 
-    A signal ends it with 128 + its number (130 for Ctrl-C), once the state is saved where there is one. All else,
-    `sys.exit()` in a function of the user's included, ends with 1 and says where it came from.
+    A signal exits with 128 + its number (130 for Ctrl-C), after the state is saved if there is one. Anything else,
+    such as `sys.exit()` in a user's function, exits with 1 and reports where it came from.
     """
     transformers_logging.disable_progress_bar()
     try:
@@ -40,16 +40,16 @@ def run_recipe(main: Callable[[], None]) -> None:
         print(f"error: {described(end)} in {caller}, before the run was done", file=sys.stderr)
         sys.exit(1)
     except Exception as error:
-        if not (told := full_disk(error)):  # such as of the cache in which TRL keeps its tokens
+        if not (problem := full_disk(error)):  # for example in the cache of TRL's tokenized rows
             raise
-        print(f"error: {told}", file=sys.stderr)
+        print(f"error: {problem}", file=sys.stderr)
         sys.exit(1)
     finally:
         release_output_folders()
 
 
 def _caller_of_exit(end: SystemExit) -> str | None:
-    """Where sys.exit() was called; None for `--help`, which ends so."""
+    """Where sys.exit() was called; None for `--help`, which exits in this way."""
     frames = traceback.extract_tb(end.__traceback__)
     *_, last = [frame for frame in frames if "_sitebuiltins" not in frame.filename]  # exit() itself
     return None if Path(last.filename).name == "argparse.py" else f"{last.name} ({last.filename}:{last.lineno})"

@@ -1,4 +1,4 @@
-"""Tokenizer, model and data of a recipe."""
+"""Load the tokenizer, the model and the data of a recipe."""
 
 import copy
 import sys
@@ -25,7 +25,7 @@ def load_tokenizer(args: RecipeArguments) -> PreTrainedTokenizerBase:
     """The tokenizer that belongs to the model.
 
     Raises:
-        InputError: none is known for this model; the message says how to give one.
+        InputError: the model brings none; the message says how to give one.
     """
     if args.from_weight and Path(args.from_weight).suffix in NATIVE_SUFFIXES and not Path(args.from_weight).exists():
         raise InputError(f"--from_weight {args.from_weight}: no such file")
@@ -42,15 +42,15 @@ def load_tokenizer(args: RecipeArguments) -> PreTrainedTokenizerBase:
     tokenizer = load_tokenizer_of(name)
     if args.chat_template is not None:
         tokenizer.chat_template = args.chat_template
-    return prepared_for_trl(tokenizer)  # as it is saved, so that TRL's own scripts go on from this run
+    return prepared_for_trl(tokenizer)  # it is saved like this, so that TRL's own scripts can use the checkpoint
 
 
 def load_or_create_model(args: RecipeArguments, tokenizer: PreTrainedTokenizerBase, seed: int) -> MiniMindForCausalLM:
     """The checkpoint of `--from_weight`, or fresh weights of `--preset` in the tokenizer's vocabulary.
 
     Raises:
-        InputError: the checkpoint cannot be loaded, is no language model, or its vocabulary is smaller than the
-            tokenizer's.
+        InputError: the checkpoint cannot be loaded, is not a language model, or has a smaller vocabulary than the
+            tokenizer.
     """
     if args.preset:
         set_seed(seed)
@@ -66,7 +66,7 @@ def load_or_create_model(args: RecipeArguments, tokenizer: PreTrainedTokenizerBa
 
 
 def as_reward_model(model: MiniMindForCausalLM, seed: int) -> MiniMindForSequenceClassification:
-    """The language model's body under a fresh head that gives one number, the reward."""
+    """The language model's body with a new head that gives a single number, the reward."""
     set_seed(seed)
     config = copy.deepcopy(model.config)
     config.num_labels = 1
@@ -76,10 +76,10 @@ def as_reward_model(model: MiniMindForCausalLM, seed: int) -> MiniMindForSequenc
 
 
 def adapter_for(args: RecipeArguments, lora, model: PreTrainedModel) -> LoraConfig | None:
-    """The adapter of `--use_peft`, None without.
+    """The adapter config for `--use_peft`, else None.
 
     Raises:
-        InputError: of `lora_config`; or there is no checkpoint that the adapter could belong to.
+        InputError: from `lora_config`; or there is no checkpoint for the adapter to belong to.
     """
     if lora.use_peft and args.preset:
         raise InputError("--use_peft: an adapter belongs to a checkpoint, and --preset saves none: give --from_weight")
@@ -96,7 +96,7 @@ def open_mixture(path: str, phases: tuple[str, ...]) -> DatasetMixer:
     """The mixture of `--data_config`.
 
     Raises:
-        InputError: the file is no mixture, or for another phase.
+        InputError: the file is not a mixture, or is for another phase.
     """
     mixer = DatasetMixer.from_yaml(path)
     if mixer.mixture.metadata.phase not in phases:
@@ -127,8 +127,8 @@ def build_data(args: RecipeArguments, config, tokenizer: PreTrainedTokenizerBase
 
 
 def _streams(args: RecipeArguments, config, streams: IterableDatasetDict, mixer: DatasetMixer) -> DatasetDict:
-    """This process's share of the training rows; and the held-out rows as a data set, since they are read often."""
-    # Prompts are shared by the trainer, which must give the answers to one prompt to processes side by side.
+    """This process's share of the training rows, and the held-out rows as a map-style data set."""
+    # Online trainers share out prompts themselves, since the answers to one prompt span processes.
     whole = mixer.mixture.metadata.phase == "rlaif"
     train = streams["train"] if whole else share_of(streams["train"], config.process_index, config.world_size)
     if not args.eval_interval:

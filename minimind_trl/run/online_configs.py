@@ -18,9 +18,9 @@ from .recipe_configs import BY_EVALUATION, OWN_EVALUATION, RecipeConfig
 
 @dataclass
 class OnlineConfig(RecipeConfig):
-    """What the online recipes add to their configs; by default a rollout has 64 answers in each process.
+    """What the online recipes add to their configs.
 
-    TRL's 8 are too few to tell a good answer from a lucky one.
+    A rollout has 64 answers in each process by default; TRL's 8 are too few to tell a good answer from a lucky one.
     """
 
     gradient_accumulation_steps: int = field(
@@ -51,8 +51,8 @@ class OnlineConfig(RecipeConfig):
 
     def __post_init__(self):
         if self.metric_for_best_model is None and self.load_best_model_at_end:
-            self.metric_for_best_model = "reward"  # the loss of a rollout says nothing about how good the policy is
-        # TRL wants evaluation batches of whole groups; ours takes one prompt after the other.
+            self.metric_for_best_model = "reward"  # the loss says nothing about how good the policy is
+        # TRL requires evaluation batches of whole groups; our evaluation takes prompts one by one.
         count, self.num_generations_eval = self.num_generations_eval, 1
         try:
             super().__post_init__()

@@ -16,21 +16,21 @@ from .option_ranges import MORE_THAN_0, one_of
 from .processes import launch_problems, launched_precision, load_models_whole, refuse_other_launch
 from .services import folder_problem
 
-# What transformers, TRL and torch.utils.checkpoint know of `activation_checkpointing_kwargs`.
+# The `activation_checkpointing_kwargs` of transformers, TRL and torch.utils.checkpoint.
 _CHECKPOINTING = (
     *("every_n_layers", "offload", "selective", "use_reentrant"),
     *("preserve_rng_state", "context_fn", "determinism_check", "debug", "early_stop"),
 )
 BY_EVALUATION = ("reduce_lr_on_plateau", "greedy")
-# What TRL, transformers and accelerate raise for options that they refuse.
+# The errors with which TRL, transformers and accelerate refuse options.
 _REFUSALS = (ImportError, ValueError, TypeError, OSError, RuntimeError, LookupError, AssertionError)
 
 
 @dataclass
 class RecipeConfig:
-    """Defaults that suit small models and the machine at hand, to put before one of TRL's configs.
+    """A mixin for TRL's configs: defaults that suit small models and the machine at hand.
 
-    A recipe's config has a `stage`, by which its learning rate is found.
+    A recipe's config also has a `stage`, the key of its default learning rate, and a `project_name` for trackers.
     """
 
     _argument_group_name = "TRL and transformers"
@@ -44,7 +44,7 @@ class RecipeConfig:
     gradient_checkpointing: bool = field(
         default=False, metadata={"help": "Trade compute for memory; models of this size fit without."}
     )
-    report_to: list[str] = field(  # transformers reads a single one from the command line
+    report_to: list[str] = field(  # a list, of which transformers' parser would read one
         default_factory=lambda: ["none"],
         metadata={"help": "Trackers, one or more: tensorboard, trackio, wandb, ...; all that are installed; or none."},
     )
@@ -64,14 +64,14 @@ class RecipeConfig:
             launched = launched_precision()
             self.bf16 = launched == "bf16" or (launched == "no" and has_fast_bf16(self.use_cpu))
         if self.activation_checkpointing is None:
-            self.activation_checkpointing = self.gradient_checkpointing  # the new name, which transformers warns to use
+            self.activation_checkpointing = self.gradient_checkpointing  # the new name of it
         try:
             super().__post_init__()
         except InputError:
             raise
         except _REFUSALS as error:
             raise InputError(one_line(error)) from error
-        given = self.learning_rate  # where there is none, the model's size tells it later; any will do for the checks
+        given = self.learning_rate  # the default depends on the model; the checks need any number
         self.learning_rate = 1e-3 if given is None else given
         problems = list(self.late_problems())
         self.learning_rate = given
@@ -80,10 +80,10 @@ class RecipeConfig:
         load_models_whole()
 
     def problems(self) -> Iterator[str]:
-        """One line for each combination of options that makes no sense, or that the launcher contradicts."""
+        """One line for each combination of options that contradicts itself or the launcher."""
         yield from launch_problems(self)
         if self.save_strategy == SaveStrategy.BEST and self.metric_for_best_model is None:
-            self.metric_for_best_model = "loss"  # as transformers takes it for --load_best_model_at_end
+            self.metric_for_best_model = "loss"  # transformers' default for --load_best_model_at_end
         yield from self._best_model_problems()
         if self.dataloader_num_workers == 0:
             for name in ("persistent_workers", "prefetch_factor", "multiprocessing_context"):
@@ -94,7 +94,7 @@ class RecipeConfig:
             yield f"--torch_compile_backend {backend!r} is not known{nearest(backend, known, listed=True)}"
 
     def machine_problems(self) -> Iterator[str]:
-        """One line for each option that this machine cannot follow; a plan may be for another one."""
+        """One line for each option that does not work on this machine; `plan` may be for another machine."""
         if problem := folder_problem(self.output_dir):
             yield f"--output_dir {self.output_dir}: {problem}"
         if self.use_cpu and self.fp16:
@@ -124,7 +124,7 @@ class RecipeConfig:
             )
 
     def late_problems(self) -> Iterator[str]:
-        """What transformers would say when training begins: makes the optimizer and its schedule, for one number."""
+        """What transformers would refuse when training begins, by building optimizer and schedule for one number."""
         from transformers import Trainer, get_scheduler  # with `datasets`: a second that `--help` need not wait
 
         for key in set(self.activation_checkpointing_kwargs or ()) - set(_CHECKPOINTING):
@@ -136,7 +136,7 @@ class RecipeConfig:
             make([number], **options)
         except ImportError as error:
             yield f"--optim {self.optim.value}: {first_line(error)}"
-        except Exception as error:  # whatever a package makes of options that are not its own
+        except Exception as error:  # packages refuse foreign options in any way
             if not self.optim.value.startswith(("galore", "apollo", "lomo", "adalomo")):  # made from the model's layers
                 given = f" --optim_args {self.optim_args}" if self.optim_args else ""
                 yield f"--optim {self.optim.value}{given}: {first_line(error)}"
@@ -156,14 +156,14 @@ class RecipeConfig:
 
 @dataclass
 class SupervisedConfig(RecipeConfig):
-    """The same, for trainers on rows of a given length."""
+    """The same for trainers on rows, which have a maximal length."""
 
     max_length: int | None = field(
         default=None, metadata={"help": "Tokens per row. Default: the mixture's max_seq_length, else 1024."}
     )
 
 
-# Of the recipes that evaluate by themselves, so that figures are weighted by tokens and `eval` repeats them.
+# For recipes whose evaluation is our own: it weighs figures by tokens, and `eval` repeats it.
 OWN_EVALUATION = dict.fromkeys(
     ("prediction_loss_only", "eval_accumulation_steps", "eval_do_concat_batches", "eval_use_gather_object"),
     "evaluation is the recipe's own: --eval_interval, --eval_batches, --per_device_eval_batch_size",
@@ -178,10 +178,10 @@ _DPO_LOSSES = (
 
 @dataclass
 class PretrainRecipeConfig(SupervisedConfig, SFTConfig):
-    """Plain text: the loss counts on every token."""
+    """SFTConfig for plain text, with the loss on every token."""
 
-    stage: ClassVar[str] = "pretrain"  # of the table of learning rates
-    project_name: ClassVar[str] = "Pretrain"  # of trackers, behind "MiniMind-"
+    stage: ClassVar[str] = "pretrain"  # in the table of learning rates
+    project_name: ClassVar[str] = "Pretrain"  # for trackers, after "MiniMind-"
     refused_options: ClassVar[dict[str, str | None]] = OWN_EVALUATION | {
         "assistant_only_loss": "is for recipes/sft.py: plain text has no turns",
         "chat_template_path": "is for recipes/sft.py: plain text has no turns",
@@ -199,7 +199,7 @@ class PretrainRecipeConfig(SupervisedConfig, SFTConfig):
 
 @dataclass
 class SFTRecipeConfig(PretrainRecipeConfig):
-    """Conversations: the loss counts on the assistant's turns."""
+    """SFTConfig for conversations, with the loss on the assistant's turns."""
 
     stage: ClassVar[str] = "sft"
     project_name: ClassVar[str] = "SFT"
@@ -210,7 +210,7 @@ class SFTRecipeConfig(PretrainRecipeConfig):
 
 @dataclass
 class DPORecipeConfig(SupervisedConfig, DPOConfig):
-    """Direct preference optimisation."""
+    """DPOConfig, on pairs of answers."""
 
     stage: ClassVar[str] = "dpo"
     project_name: ClassVar[str] = "DPO"
@@ -228,7 +228,7 @@ class DPORecipeConfig(SupervisedConfig, DPOConfig):
 
 @dataclass
 class RewardRecipeConfig(SupervisedConfig, RewardConfig):
-    """A reward model from preferences."""
+    """RewardConfig, on pairs of answers."""
 
     stage: ClassVar[str] = "reward"
     project_name: ClassVar[str] = "Reward"

@@ -1,4 +1,4 @@
-"""A run of a recipe, from its options to what stays in its folder."""
+"""A run of a recipe, from its options to the results in its folder."""
 
 import os
 import shutil
@@ -36,7 +36,7 @@ class Splits(NamedTuple):
 
 
 class Run:
-    """What a recipe needs before its trainer, and what it does with the trainer.
+    """What a recipe needs before its trainer, and everything it does with the trainer.
 
     Args:
         args: our options.
@@ -45,11 +45,11 @@ class Run:
         reward_model: replace the model's language head by one that gives a single number.
 
     Attributes:
-        tokenizer: with the chat template for inference, as it is saved.
-        model: on the CPU, as the checkpoint or the preset gives it.
+        tokenizer: as it will be saved.
+        model: from the checkpoint or the preset, on the CPU.
         peft_config: the adapter of `--use_peft`, else None.
         data: the mixture's splits, after `load_data`.
-        mixer: what the mixture is made of, after `load_data`.
+        mixer: describes the mixture and how it was built, after `load_data`.
 
     Raises:
         InputError: from `load_tokenizer`, `load_or_create_model` and `adapter_for`.
@@ -74,9 +74,9 @@ class Run:
         return with_training_template(self.tokenizer) if self.config.assistant_only_loss else self.tokenizer
 
     def load_data(self, *phases: str) -> Splits:
-        """Build the mixture, or take it as prepared, and complete the config from it.
+        """Build the mixture or load it prepared, and complete the config.
 
-        Takes the output folder first, so that a second run in it ends before the work.
+        The output folder is locked first, so that a second run in it stops before the work.
 
         Raises:
             InputError: the mixture cannot be built or is for another phase; the options contradict it; or the output
@@ -126,9 +126,9 @@ class Run:
         return metrics
 
     def _save(self, trainer, metrics: dict[str, dict[str, float]], record: dict[str, Any]) -> None:
-        with trainer.signals:  # which wait until all is saved
+        with trainer.signals:  # a signal waits until all is saved
             with saving("the model", self.config.output_dir):
-                trainer.processing_class = self.tokenizer  # with the inference template, instead of the training twin
+                trainer.processing_class = self.tokenizer  # not a twin made for the training
                 trainer.save_without_push()  # until the results are there
                 if trainer.is_world_process_zero():
                     write_results(trainer, self, metrics, record)
@@ -142,14 +142,14 @@ class Run:
 
 
 def _evaluate_first(trainer) -> dict[str, float]:
-    """Held-out figures before the first step; TensorBoard's files begin here, in the run's folder."""
+    """Held-out figures before the first step. TensorBoard's files begin here, so they go to the run's folder."""
     boards = [part for part in trainer.callback_handler.callbacks if isinstance(part, TensorBoardCallback)]
     for board in boards:
-        # Set by the callback itself when training begins, which is later.
+        # The callback itself sets it when training begins, which is later.
         board.logging_dir = board.logging_dir or os.path.join(trainer.args.output_dir, default_logdir())
     try:
         return trainer.evaluate()
-    except BaseException:  # a Ctrl-C too: a run that has not begun leaves nothing
+    except BaseException:  # also Ctrl-C: a run that has not begun leaves nothing
         for board in boards:
             shutil.rmtree(board.logging_dir, ignore_errors=True)
             with suppress(OSError):  # a folder that holds something stays
@@ -158,7 +158,7 @@ def _evaluate_first(trainer) -> dict[str, float]:
 
 
 def _check_best_metric(config, figures: dict[str, float]) -> None:
-    """transformers would look for it only after the first evaluation within training, and end in a traceback."""
+    """Refuse an unknown metric; transformers would look for it only in training, and end in a traceback."""
     name = config.metric_for_best_model
     if name is None or not figures or f"eval_{name.removeprefix('eval_')}" in figures:
         return

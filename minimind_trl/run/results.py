@@ -1,4 +1,4 @@
-"""What a finished run leaves in its folder beside model and tokenizer: figures, lock, record, curves and card."""
+"""The files of a finished run beside model and tokenizer: figures, lock, record, curves and card."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 
 def mixture_lock(run: "Run", record: dict[str, Any]) -> dict[str, Any]:
-    """The mixture's lock, with what the trainer has made of its rows."""
+    """The mixture's lock, with the rows that the trainer kept and dropped."""
     return run.mixer.lock() | ({"training": record["rows"]} if record["rows"] else {})
 
 
 def count_rows(trainer, rows: Dataset | IterableDataset) -> dict[str, Any] | None:
-    """How many training rows are left and how many of each split the trainer has dropped, with the reason; printed too.
+    """Print and return how many training rows are left, and how many of each split the trainer dropped and why.
 
     Args:
-        trainer: its `rows_dropped` and `drop_reason` say so; None for one that takes all rows.
-        rows: of the training split, as the mixture gave them.
+        trainer: with `rows_dropped` and `drop_reason`.
+        rows: the mixture's training split.
     """
     if not trainer.rows_dropped:
         return None
@@ -40,7 +40,7 @@ def count_rows(trainer, rows: Dataset | IterableDataset) -> dict[str, Any] | Non
 
 
 def write_results(trainer, run: "Run", metrics: dict[str, dict], record: dict[str, Any]) -> None:
-    """Write all of them, and print the held-out figures before and after training."""
+    """Write these files, and print the held-out figures before and after training."""
     config = trainer.args
     folder = Path(config.output_dir)
     # What `minimind-trl eval` needs to give the same figures later.

@@ -1,4 +1,4 @@
-"""The flight check of online methods: whether the rewards differ on answers that the policy gives as it is."""
+"""The flight check of online methods: do the rewards of the policy's present answers differ?"""
 
 import json
 import math
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from ..trainers import RolloutTrainer
     from .recipe_run import Run
 
-_TRIALS = 4  # batches that are answered before training
+_TRIALS = 4  # batches to answer before training
 _EXAMPLES = 2
-STREAM_HEAD = 1000  # rows of a stream that are looked at before it starts
+STREAM_HEAD = 1000  # rows of a stream to examine before training
 _SHOWN = 80  # characters of a value in a message
 
 
 def rl_flight_check(trainer: "RolloutTrainer", run: "Run") -> None:
-    """Refuse what could not learn; print mixture, two prompts with answers and rewards, plan, memory and time.
+    """Refuse a run that could not learn; print mixture, two prompts with answers and rewards, plan, memory and time.
 
-    Rewards that were equal in the trial, but may differ, are a warning.
+    Equal rewards in the trial that may still differ later are a warning.
 
     Raises:
         InputError: one line for each reason.
@@ -58,7 +58,7 @@ def rl_flight_check(trainer: "RolloutTrainer", run: "Run") -> None:
 
 
 def unscored_prompts(trainer: "RolloutTrainer", data: DatasetDict) -> tuple[list[str], list[str]]:
-    """Prompts whose answers a reward cannot score, such as reference answers that are no mathematics.
+    """Find prompts whose answers a reward cannot score, for example because the reference answer is not mathematics.
 
     Returns:
         Reasons not to start, if a reward can score none of the training prompts; and warnings.
@@ -86,14 +86,15 @@ def unscored_prompts(trainer: "RolloutTrainer", data: DatasetDict) -> tuple[list
 
 
 def reward_problem(reward_range: tuple[float, float], answers: list[dict]) -> tuple[str | None, str | None]:
-    """What equal rewards of all trial answers mean: a reason not to start, and a warning; of each at most one line.
+    """What equal rewards of all trial answers mean: a reason not to start or None, and a warning or None.
 
-    A reward that the range, or a value above 0 without one, shows to be a constant is a problem. Otherwise good answers
-    may just be rare: of n answers without one success, the success rate is below `1 - 0.05^(1/n)` with 95% confidence.
+    A reward is a constant if its declared range says so, or if it has no range and equals a value above 0. Otherwise
+    good answers may be rare: without a success in n answers, the success rate is below `1 - 0.05^(1/n)` with 95%
+    confidence.
 
     Args:
-        reward_range: lowest and highest that is declared; infinite where it is not.
-        answers: with `completion` and `reward`, None where there is none.
+        reward_range: the declared lowest and highest reward; infinite if undeclared.
+        answers: with `completion` and `reward`, which may be None.
     """
     low, high = reward_range
     if low == high:
@@ -106,8 +107,8 @@ def reward_problem(reward_range: tuple[float, float], answers: list[dict]) -> tu
     if not (at_lowest or math.isfinite(high - low)) and value > 0:
         return (
             f"the reward is {value:g} for all of {count} answers to training prompts: nothing to learn from. The first "
-            f"answer is {answers[0]['completion']!r}. Give a reward that differs, and tell its range by the function's "
-            "attributes low and high"
+            f"answer is {answers[0]['completion']!r}. Give a reward that differs, and declare its range by the "
+            "function's attributes low and high"
         ), None
     if value >= high - 1e-6:
         return None, f"all of {count} trial answers got the highest reward, {value:g}: these prompts teach nothing more"
@@ -140,7 +141,7 @@ def _trial(trainer: "RolloutTrainer", data: DatasetDict) -> list[dict[str, Any]]
 
 
 def _rewards(answers: list[dict[str, Any]]) -> list[float]:
-    """Of the answers that have one."""
+    """The rewards of the answers that have one."""
     return [answer["reward"] for answer in answers if answer["reward"] is not None]
 
 

@@ -12,16 +12,16 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import InputError, nearest, raise_all
 from ..evaluation.answers import render_prompt
 from ..rewards import Reward, load_rewards
-from ..trainers.rollout_trainer import TEMPLATE_KWARGS
+from ..trainers.rollout_engine import TEMPLATE_KWARGS
 from .online_configs import OnlineConfig
 from .recipe_run import Run, Splits
 from .rl_flight_check import STREAM_HEAD, rl_flight_check
 
-_LOOKED_AT = 100_000  # prompts whose length is taken
+_LOOKED_AT = 100_000  # prompts to measure
 
 
 class RLRun(Run):
-    """A `Run` whose data are prompts, and whose answers are scored by reward functions.
+    """A `Run` with prompts as data and reward functions that score the answers.
 
     Attributes:
         reward_funcs: those of `--reward_funcs`; their weights are set in the config.
@@ -35,10 +35,10 @@ class RLRun(Run):
         super().__init__(args, config, lora)
 
     def load_data(self, *phases: str) -> Splits:
-        """Prompts, with think blocks opened (`--thinking_ratio`) and tools rendered.
+        """Load prompts, open think blocks (`--thinking_ratio`) and render tools.
 
         Raises:
-            InputError: also for a column that a reward lacks, and for prompts that leave no room for an answer.
+            InputError: also if a reward's column is missing, or prompts leave no room for an answer.
         """
         splits = super().load_data(*phases)
         self.data = _with_tools(self.config, _with_thinking(self.config, self.data, self.tokenizer), self.tokenizer)
@@ -92,10 +92,10 @@ def _asked(row: dict, tokenizer: PreTrainedTokenizerBase, template: dict[str, An
 
 
 def _with_thinking(config: OnlineConfig, data: DatasetDict, tokenizer: PreTrainedTokenizerBase) -> DatasetDict:
-    """A share of the prompts with an open think block; which ones, their text and the seed decide.
+    """Open a think block in a share of the prompts, chosen by their text and the seed.
 
     Raises:
-        InputError: the chat template does not know `open_thinking`.
+        InputError: the chat template has no `open_thinking`.
     """
     if not config.thinking_ratio:
         return data
@@ -116,7 +116,7 @@ def _with_thinking(config: OnlineConfig, data: DatasetDict, tokenizer: PreTraine
 
 
 def _with_tools(config: OnlineConfig, data: DatasetDict, tokenizer: PreTrainedTokenizerBase) -> DatasetDict:
-    """Prompts whose rows name tools as text, with the tools in it: TRL renders only those that it runs itself."""
+    """Render prompts with tools to text, because TRL renders only the tools that it runs itself."""
     train = data["train"]
     if "tools" not in next(iter(train)):
         return data
@@ -126,7 +126,7 @@ def _with_tools(config: OnlineConfig, data: DatasetDict, tokenizer: PreTrainedTo
     template = config.chat_template_kwargs or {}
 
     def rendered(row: dict) -> dict:
-        # reward models get the messages, and render them by their own template
+        # reward models render the messages by their own template
         return {"prompt": _asked(row, tokenizer, template), "messages": row["prompt"]}
 
     return DatasetDict({split: rows.map(rendered) for split, rows in data.items()})

@@ -1,4 +1,4 @@
-"""What the options leave to mixture and model: the one place that changes a config after parsing."""
+"""Complete a config from mixture and model; no other place changes a config after parsing."""
 
 import os
 import sys
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def complete_config(run: "Run") -> None:
-    """Set lengths, evaluation, trackers and learning rate where the options leave them open.
+    """Set lengths, evaluation, trackers and learning rate.
 
     Raises:
         InputError: the options contradict the mixture.
@@ -29,15 +29,15 @@ def complete_config(run: "Run") -> None:
     _set_evaluation(args, config, mixer)
     _set_trackers(args, config)
     if mixer.mixture.streaming and hasattr(config, "shuffle_dataset"):
-        config.shuffle_dataset = False  # the mixer has; rows in a second buffer would be lost to a resumed run
+        config.shuffle_dataset = False  # the mixer shuffles; a resumed run would lose the rows in a second buffer
     set_learning_rate(args, config, run.lora, run.model)
 
 
 def _set_lengths(args, config, mixer: DatasetMixer) -> None:
-    """`max_length`, and what this trainer does with longer rows.
+    """Set `max_length`, and what this trainer does with longer rows.
 
     Raises:
-        InputError: the stream's end is unknown; or the mixture wants longer rows cut, which the trainer does not do.
+        InputError: a stream without `--max_steps`; or the mixture cuts longer rows, which the trainer cannot.
     """
     if getattr(config, "max_length", 0) is None:  # online trainers have none
         config.max_length = mixer.mixture.metadata.max_seq_length or 1024
@@ -69,7 +69,7 @@ def _set_trackers(args, config) -> None:
     if args.use_wandb:
         config.report_to = [*(name for name in config.report_to if name not in ("none", "wandb")), "wandb"]
         os.environ["WANDB_PROJECT"] = project  # WandB reads the project from there only
-    if config.project == type(config).__dataclass_fields__["project"].default:  # of trackers such as trackio
+    if config.project == type(config).__dataclass_fields__["project"].default:  # for trackers such as trackio
         config.project = project
 
 
@@ -100,7 +100,7 @@ def _checkpoint_to_resume(args, config) -> str | None:
 
 
 def _newest_whole(folder: Path, process: int) -> str | None:
-    """The checkpoint of `--resume auto`; None, for a start from the beginning, only if there is none at all."""
+    """The checkpoint of `--resume auto`; None, to start from the beginning, only if there is no checkpoint at all."""
     reported: list[str] = []
     found = last_good_checkpoint(folder, reported.append)
     if found is None and checkpoints_in(folder):
