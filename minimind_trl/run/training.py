@@ -53,7 +53,7 @@ class HeldOutEvaluation(TrainerMixin):
     eval_batches: int | None = None
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        with self._clock.paused():
+        with self.untimed():
             figures = self._held_out_figures()
         with evaluating(self.model):  # or TRL would take this log for one of training, and empty that
             self.log(figures)
