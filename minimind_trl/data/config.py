@@ -1,7 +1,6 @@
 """The mixture file: what a `data_configs/**/*.yaml` may say, checked as a whole before anything is read."""
 
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -209,12 +208,11 @@ def load_mixture(path: str | Path) -> Mixture:
     """
     path = Path(path)
     node, content = _parsed(path)
-    if (folder := str(path.parent.resolve())) not in sys.path:
-        sys.path.append(folder)  # where a filter `module:function` of this mixture may be
     problems = [*_duplicate_keys(node), *_across_fields(content)]
     mixture = None
     try:
-        mixture = Mixture.model_validate(content)
+        # A filter `module:function` may be in the mixture's folder.
+        mixture = Mixture.model_validate(content, context={"folder": path.parent.resolve()})
     except ValidationError as error:
         problems += [_describe(problem) for problem in error.errors()]
     if mixture is None or problems:

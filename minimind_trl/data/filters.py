@@ -6,6 +6,7 @@ Each filter is one class: its fields are the keys that a mixture file may set, i
 import copy
 import hashlib
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,8 +18,10 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    PrivateAttr,
     Tag,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -26,7 +29,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from .. import patterns
 from ..errors import MixtureError, described, nearest
-from ..imports import imported, refuse_foreign
+from ..imports import import_folder, imported, refuse_foreign
 from .quality import code_of, code_quality_score, code_ratio, parses, quality_score
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -248,21 +251,30 @@ class CustomFilter(Filter):
 
     model_config = ConfigDict(extra="allow")
 
+    _folder: Path | None = PrivateAttr(None)
+    """Of the mixture file, where the module may be."""
+
     @field_validator("type")
     @classmethod
-    def _check_function(cls, name: str) -> str:
-        refuse_foreign(name, "filter", "a filter is a function of yours, called as function(row, **other_keys)")
+    def _check_function(cls, name: str, info: ValidationInfo) -> str:
+        wanted = "a filter is a function of yours, called as function(row, **other_keys)"
+        refuse_foreign(name, "filter", wanted, (info.context or {}).get("folder"))
         return name
+
+    @property
+    def _function(self) -> Callable:
+        return imported(self.type, self._folder)  # by name, so that worker processes find it
 
     @property
     def code(self) -> str:
         """Hash of the function's file, so that its edits are noticed; those of what it imports are not."""
-        file = inspect.getsourcefile(inspect.unwrap(imported(self.type)))
+        file = inspect.getsourcefile(inspect.unwrap(self._function))
         return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else self.type
 
     @model_validator(mode="after")
-    def _check_parameters(self):
-        signature = inspect.signature(imported(self.type))
+    def _check_parameters(self, info: ValidationInfo):
+        self._folder = (info.context or {}).get("folder")
+        signature = inspect.signature(self._function)
         takes_a_row = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         if not any(parameter.kind in takes_a_row for parameter in signature.parameters.values()):
             raise ValueError(f"{self.type}{signature} takes no row: a filter's first parameter is the row")
@@ -275,7 +287,8 @@ class CustomFilter(Filter):
 
     def reason(self, candidate: Candidate) -> str | None:
         try:
-            answer = imported(self.type)(copy.deepcopy(candidate.row), **self.model_extra)
+            with import_folder(self._folder):  # for what the function imports itself
+                answer = self._function(copy.deepcopy(candidate.row), **self.model_extra)
         except (Exception, SystemExit) as error:
             raise MixtureError(
                 f"filter {self.type} failed: {described(error)}; for the row {_begin(candidate)}"

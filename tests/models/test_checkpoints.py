@@ -271,6 +271,7 @@ def test_convert_takes_the_tokenizer_along(checkpoints, tmp_path):
         (["{corrupt}", "{new}", "--to", "hf"], "cannot be loaded"),
         (["{dense3}", "{new}", "--to", "hf", "--num_attention_heads", "2"], "for a native .pth file only"),
         (["{dense3}", "{new}", "--to", "llama"], "use --to qwen3"),
+        (["{dense3}", "{new}", "--to", "gguf"], "--to gguf: choose one of hf, native, llama, qwen3"),
         (["{moe2}", "{new}", "--to", "qwen3"], "no stock twin"),
         (["{dense3}", "{new}", "--to", "native"], "ending in .pth"),
         (["{dense3}", "{dense2}", "--to", "hf"], "exists already"),
