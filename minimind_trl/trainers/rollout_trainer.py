@@ -71,10 +71,10 @@ class RolloutTrainer(RolloutState, TrainerMixin, GRPOTrainer):
         model, args = self.model_and_config(model, args)
         has_adapter = is_peft_model(model) or kwargs.get("peft_config") is not None
         if ref_model is not None and has_adapter:
-            raise InputError("with an adapter the reference is the model's own: leave ref_model out")
+            raise InputError("an adapter brings its reference: leave ref_model out")
         beta, sync = args.beta, args.sync_ref_model
         if sync and (not beta or has_adapter):
-            why = "with LoRA it is the model without its adapter" if beta else "beta is 0, so there is none"
+            why = "an adapter brings its own" if beta else "beta is 0, so there is none"
             raise InputError(f"--sync_ref_model has no reference model to move: {why}")
         if args.cast_lm_head_to_fp32 and is_deepspeed_zero3_enabled():
             raise InputError("--cast_lm_head_to_fp32 does not work under ZeRO-3: leave it out, or use ZeRO-2")
@@ -125,8 +125,6 @@ class RolloutTrainer(RolloutState, TrainerMixin, GRPOTrainer):
         rollout = self.generate_rollout(rows)
         self.expect_rewards(rollout.all_rewards)
         self.record(frac_reward_none=rollout.all_rewards.isnan().all(1).float().mean())
-        if self.num_generations == 1:
-            self.current_metrics.pop("frac_reward_zero_std", None)  # there are no groups
         self.num_tokens_generated += int(self.sum_over_processes(rollout.lengths.sum()))
         if with_logps and rollout.logps is None:
             with torch.no_grad():
@@ -140,6 +138,7 @@ class RolloutTrainer(RolloutState, TrainerMixin, GRPOTrainer):
             advantages: (B,) or (B, T), in place of GRPO's.
             more: tensors of B rows that the loss needs.
         """
+        self.current_metrics.pop("frac_reward_zero_std", None)  # of GRPO's groups
         shown = advantages
         if advantages.dim() == 2:
             shown = (advantages * rollout.mask).sum(1) / rollout.mask.sum(1).clamp(min=1)
