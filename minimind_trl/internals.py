@@ -9,10 +9,12 @@ documents for models.
 Nothing heavy is imported at the top: any part of the package may import this module.
 """
 
+import argparse
 import importlib
 import importlib.metadata
 import inspect
 import re
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -96,9 +98,20 @@ def is_node_share(stream: Any) -> bool:
 # --- torch and accelerate ---------------------------------------------------------------------------------------------
 
 ENGINES: tuple[PrivateName, ...] = (
+    PrivateName("accelerate.utils.other", "is_deepspeed_available"),
     PrivateName("torch.distributed.distributed_c10d", "_get_default_store"),
     PrivateName("torch.distributed.distributed_c10d", "_set_pg_timeout", ("timeout",)),
 )
+
+
+def unwrap_without_importing_deepspeed() -> None:
+    """Keep accelerate from importing DeepSpeed, wherever it is installed, to take a model out of its wrapper.
+
+    That import prints and takes seconds. A model can only be in DeepSpeed's wrapper once DeepSpeed has been imported.
+    """
+    import accelerate.utils.other
+
+    accelerate.utils.other.is_deepspeed_available = lambda: "deepspeed" in sys.modules
 
 
 def set_process_group_timeout(timeout: timedelta) -> None:
@@ -290,6 +303,28 @@ TRANSFORMERS: tuple[PrivateName, ...] = (
 # --- TRL --------------------------------------------------------------------------------------------------------------
 
 
+class SFTHooks:
+    """Public names for the private methods of TRL's SFTTrainer that ours overrides; stands before it."""
+
+    def _prepare_dataset(
+        self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
+    ) -> Any:
+        return self.prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
+
+    def prepare_dataset(
+        self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
+    ) -> Any:
+        """Tokenize, cut and pack a split; `dataset_name` is "train" or the name of an evaluation set."""
+        return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
+
+
+def reads_boolean(action: argparse.Action) -> bool:
+    """Whether TRL's parser takes an option for a boolean, such as `--bf16 true`."""
+    from trl.scripts._hf_argparser import string_to_bool
+
+    return action.type is string_to_bool
+
+
 @dataclass
 class Generation:
     """What GRPOTrainer computes while it answers and scores a batch, and does not return.
@@ -452,6 +487,8 @@ class GRPOHooks(TrainerHooks):
 
 _GRPO = "trl:GRPOTrainer"
 TRL: tuple[PrivateName, ...] = (
+    *bridged(SFTHooks, "trl:SFTTrainer"),
+    PrivateName("trl.scripts._hf_argparser", "string_to_bool"),
     *bridged(GRPOHooks, _GRPO),
     PrivateName(
         _GRPO,

@@ -16,27 +16,27 @@ from rich.table import Table
 from ..data import load_mixture
 from ..errors import InputError, nearest
 from ..models import MiniMindConfig, load_model
+from ..rewards import load_rewards
 from ..run import (
-    ConversationConfig,
-    PreferenceConfig,
-    PretrainConfig,
+    DPORecipeConfig,
+    PretrainRecipeConfig,
     RecipeArguments,
-    RewardModelConfig,
-    load_or_create_model,
-    load_tokenizer,
+    RewardRecipeConfig,
+    SFTRecipeConfig,
     parse_arguments,
 )
+from ..run.loading import load_or_create_model, load_tokenizer
 from ..run.memory import ONLINE, Memory, Work
-from ..run.online import GRPORecipeConfig, PPORecipeConfig, SPORecipeConfig, load_reward_funcs
+from ..run.online_configs import GRPORecipeConfig, PPORecipeConfig, SPORecipeConfig
 from ..yaml_files import load_yaml
 
 RECIPES = {
-    "pretrain": PretrainConfig,
-    "midtrain": PretrainConfig,  # its own defaults are about the learning rate
-    "sft": ConversationConfig,
+    "pretrain": PretrainRecipeConfig,
+    "midtrain": PretrainRecipeConfig,  # its own defaults are about the learning rate
+    "sft": SFTRecipeConfig,
     "distill": None,  # TRL's experimental part, which is loaded only where it is asked for
-    "dpo": PreferenceConfig,
-    "reward": RewardModelConfig,
+    "dpo": DPORecipeConfig,
+    "reward": RewardRecipeConfig,
     "grpo": GRPORecipeConfig,
     "ppo": PPORecipeConfig,
     "spo": SPORecipeConfig,
@@ -285,7 +285,10 @@ def _counted(work: Work, sharding: Sharding, device_memory: float | None) -> Pla
     whole, config = work.measure(), work.config
     kept_by_host = 0
     if getattr(config, "reward_funcs", None):
-        models = [getattr(reward.function, "model", None) for reward in load_reward_funcs(config)]
+        models = [
+            getattr(reward.function, "model", None)
+            for reward in load_rewards(config.reward_funcs, config.reward_weights)[0]
+        ]
         whole.models["reward models"] = sum(4 * model.num_parameters() for model in models if model is not None)
     if getattr(config, "opponent", None):
         whole.models["earlier policy"] = whole.parameters
@@ -297,9 +300,9 @@ def _counted(work: Work, sharding: Sharding, device_memory: float | None) -> Pla
 def _config_class(recipe: str) -> type:
     if recipe != "distill":
         return RECIPES[recipe]
-    from ..trainers.distillation import DistillationConfig
+    from ..run.distill_config import DistillRecipeConfig
 
-    return DistillationConfig
+    return DistillRecipeConfig
 
 
 def _model_config(args: PlanArguments) -> MiniMindConfig:

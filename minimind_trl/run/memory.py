@@ -353,7 +353,7 @@ class Work:
         return loss
 
     def _divergence(self, batch: dict[str, Tensor]) -> Tensor:
-        from ..trainers.distillation import GKDTrainer
+        from ..trainers.gkd_trainer import GKDTrainer
 
         student = self._forward(self.model, **batch)
         with torch.no_grad():

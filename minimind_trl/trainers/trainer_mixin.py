@@ -32,19 +32,23 @@ class TrainerMixin(GracefulShutdown, StreamTraining, FiniteLoss, EarlyEvaluation
     Attributes:
         progress: the callback that shows a bar or prints a line for every log.
         signals, records, complete_card: see `GracefulShutdown` and `CheckpointSaving`.
-        row_counts: for the run's records, how many rows the trainer uses and has dropped; None where it drops none.
+        row_counts: how many rows are left and dropped, for the run's records; None for a trainer that drops none.
 
     Raises:
         InputError: options that TRL, transformers, accelerate or PEFT refuse.
     """
+
+    rows_dropped: dict[str, int] | None = None
+    """Rows of the mixture that the trainer has dropped, by split; None for a trainer that drops none."""
+    drop_reason: str
+    """Why it drops rows; `{}` stands for `max_length`."""
 
     def __init__(self, *args, eval_batches: int | None = None, **kwargs):
         if eval_batches is not None:
             if "eval_dataset" not in kwargs:
                 raise TypeError("with eval_batches, give eval_dataset by name")
             config = next(given for given in (*args, *kwargs.values()) if isinstance(given, TrainingArguments))
-            count = eval_batches * config.per_device_eval_batch_size * config.world_size
-            kwargs["eval_dataset"] = first_rows(kwargs["eval_dataset"], count)
+            kwargs["eval_dataset"] = first_batches(kwargs["eval_dataset"], config, eval_batches)
         try:
             super().__init__(*args, **kwargs)
         except InputError:
@@ -63,8 +67,13 @@ class TrainerMixin(GracefulShutdown, StreamTraining, FiniteLoss, EarlyEvaluation
             self.progress.close()
 
 
-def first_rows(rows: Any, count: int) -> Any:
-    """The first `count` rows of a data set, or of each in a dict; a stream and None stay as they are."""
+def first_batches(rows: Any, args: TrainingArguments, batches: int | None) -> Any:
+    """The rows of the first `batches` evaluation batches of every process, of one data set or of each in a dict.
+
+    A stream and None stay as they are; so does everything with `batches=None`.
+    """
     if isinstance(rows, dict):
-        return {name: first_rows(part, count) for name, part in rows.items()}
-    return rows.select(range(min(count, len(rows)))) if isinstance(rows, Dataset) else rows
+        return {name: first_batches(part, args, batches) for name, part in rows.items()}
+    if batches is None or not isinstance(rows, Dataset):
+        return rows
+    return rows.select(range(min(batches * args.per_device_eval_batch_size * args.world_size, len(rows))))

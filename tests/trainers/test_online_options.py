@@ -15,7 +15,7 @@ import torch
 from minimind_trl.errors import InputError
 from minimind_trl.models import MiniMindForSequenceClassification
 from minimind_trl.rewards import Reward
-from minimind_trl.run.online import GRPORecipeConfig, PPORecipeConfig, SPORecipeConfig
+from minimind_trl.run.online_configs import GRPORecipeConfig, PPORecipeConfig, SPORecipeConfig
 from minimind_trl.trainers import PPOConfig, RolloutConfig, SPOConfig
 from tests.trainers.online import METHODS, bandit_model, low_ids, online, prompts, weights
 

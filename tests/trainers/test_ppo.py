@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 
 from minimind_trl.errors import InputError
 from minimind_trl.models import MiniMindForSequenceClassification, MiniMindForTokenClassification
-from minimind_trl.run.online import PPORecipeConfig
+from minimind_trl.run.online_configs import PPORecipeConfig
 from minimind_trl.trainers.advantages import generalized_advantages, whiten
 from tests.trainers.online import bandit_model, equal, moved, online, weights
 
