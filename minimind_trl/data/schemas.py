@@ -219,11 +219,7 @@ SCHEMAS = {
     # Such as GSM8K.
     "qa": Schema("chat", ("question", "answer"), lambda row: _answered(row, _text(row, "question"), row.get("answer"))),
     # TRL's; each side is text or messages.
-    "prompt_completion": Schema(
-        "chat",
-        ("prompt", "completion"),
-        lambda row: _chat(row, _prompt(row) + _messages(row, "completion", "assistant")),
-    ),
+    "prompt_completion": Schema("chat", ("prompt", "completion"), _prompt_completion),
     # xLAM's function calling; the answers are calls as JSON.
     "xlam": Schema("chat", ("query", "answers", "tools"), _xlam),
     # Glaive's function calling: a text of `USER:`, `ASSISTANT:` and `FUNCTION RESPONSE:`, functions in the system text.
