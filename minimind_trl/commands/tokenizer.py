@@ -1,6 +1,7 @@
 """`minimind-trl tokenizer train DATA [DATA ...] --vocab_size N --output_dir DIR`."""
 
 import argparse
+from itertools import chain, islice
 
 _MEASURED_ROWS = 10_000
 
@@ -32,8 +33,6 @@ def add_cli(verbs: argparse._SubParsersAction) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
-    from itertools import chain, islice
-
     from ..data.texts import iter_texts
     from ..tokenization import tokenizer_training as training
 

@@ -1,4 +1,4 @@
-"""Checkpoints from one format to another: this library's, upstream's `.pth`, and the stock twins."""
+"""Convert checkpoints between formats: this library's, upstream's `.pth`, and the stock twins."""
 
 import os
 import shutil
@@ -13,10 +13,11 @@ from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 
 from ..errors import CheckpointError
 from ..files import atomic_path
-from .checkpoints import check_vocabulary, load_model, load_tokenizer_of, save_native, tokenizer_folder
-from .modeling_minimind import MiniMindForCausalLM
-from .stored import file_of
-from .twins import to_twin, twin_type
+from ..models import MiniMindForCausalLM
+from ..models.checkpoints import check_vocabulary, load_model, load_tokenizer_of, save_native, tokenizer_folder
+from ..models.stored import file_of
+from ..models.twins import to_twin, twin_type
+from ..tokenization import prepared_for_engines, prepared_for_trl
 
 FORMATS = ("hf", "native", "llama", "qwen3")
 
@@ -38,11 +39,12 @@ def convert(
         to: "hf" (MiniMind with its code files), "native" (upstream's `.pth`), "llama" (dense MiniMind2), "qwen3"
             (MiniMind-3; a mixture of experts becomes Qwen3-MoE).
         dtype: "auto" keeps the source's, or writes float16 with `to="native"`, as upstream does.
-        tokenizer: where the tokenizer comes from; the source directory when that has one. Not written beside a `.pth`.
-        config_overrides: config fields that a native source cannot tell.
+        tokenizer: where the tokenizer comes from; by default the source, if that has one. Not written beside a `.pth`.
+            With `to="hf"` its MiniMind template gets the markers that TRL asks for; a twin's is saved without them.
+        config_overrides: config fields that a native source does not record.
 
     Returns:
-        the path written.
+        The path written.
 
     Raises:
         CheckpointError: unreadable source, no such counterpart, a destination that exists or cannot be written, or a
@@ -65,6 +67,7 @@ def convert(
     model, loaded = _in_format(model, to), _tokenizer_for(source, tokenizer)
     if loaded is not None:
         check_vocabulary(model, loaded, source)
+        loaded = prepared_for_trl(loaded) if to == "hf" else prepared_for_engines(loaded)
     with _writing(destination):
         _save_directory(model, loaded, destination)
     return destination
@@ -72,7 +75,7 @@ def convert(
 
 @contextmanager
 def _writing(destination: Path) -> Iterator[None]:
-    """A full or read-only disk in one line; of a full one, torch tells but a wrong position."""
+    """Report a full or read-only disk in one line; for a full one torch reports only a position."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:  # torch's own is a RuntimeError
