@@ -129,7 +129,7 @@ def _open_hub(source: Origin, base: Path, validation: bool) -> list[DataFile]:
     return [_hub_split(source, split, revision, arguments) for split in splits]
 
 
-# Module functions with `partial` instead of closures: `datasets` hashes what it streams, closures with all that they use.
+# Functions of the module instead of closures, which `datasets` would hash with everything that they call.
 def _hub_json(source: Origin, name: str, revision: str) -> DataFile:
     """A JSON file that the mixture names; `datasets` would fail on columns that appear only in later rows."""
     repo, unit = source.source, "line" if format_of(name) == "jsonl" else "row"
