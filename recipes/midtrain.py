@@ -1,10 +1,10 @@
-"""Train a pretrained MiniMind on: better or narrower text before fine-tuning.
+"""Continue pretraining a MiniMind on better or narrower text, before fine-tuning.
 
     accelerate launch recipes/midtrain.py --config recipes/configs/midtrain/tiny.yaml \
         --from_weight runs/demo/pretrain
 
-Warms the learning rate up again, then lets it fall by a cosine to a tenth. Supports: every option of TRL's SFTConfig;
-LoRA; held-out loss per source before, during and after training; resuming.
+The learning rate warms up again, then decays by a cosine to a tenth. Supports: every option of TRL's SFTConfig; LoRA;
+held-out loss per source before, during and after training; resuming.
 Assumes: a checkpoint (`--from_weight`: directory, Hub id or upstream's `.pth`) and a mixture of phase midtrain or
 pretrain. Exit codes: 0 done, 2 bad input (one line says what), 1 crash.
 """

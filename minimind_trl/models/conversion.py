@@ -1,4 +1,4 @@
-"""Checkpoints from one format to another: this library's, upstream's `.pth`, and the stock twins."""
+"""Convert checkpoints between this library's format, upstream's `.pth` and the stock twins."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from ..errors import CheckpointError
 from ..files import atomic_path
 from .checkpoints import check_vocabulary, load_model, load_tokenizer_of, save_native, tokenizer_folder
 from .modeling_minimind import MiniMindForCausalLM
-from .stored import file_of
+from .stored import find_file
 from .twins import to_twin, twin_type
 
 FORMATS = ("hf", "native", "llama", "qwen3")
@@ -38,15 +38,15 @@ def convert(
         to: "hf" (MiniMind with its code files), "native" (upstream's `.pth`), "llama" (dense MiniMind2), "qwen3"
             (MiniMind-3; a mixture of experts becomes Qwen3-MoE).
         dtype: "auto" keeps the source's, or writes float16 with `to="native"`, as upstream does.
-        tokenizer: where the tokenizer comes from; the source directory when that has one. Not written beside a `.pth`.
-        config_overrides: config fields that a native source cannot tell.
+        tokenizer: directory of the tokenizer; by default the source's, if it has one. Not written beside a `.pth`.
+        config_overrides: config fields that a native source does not store.
 
     Returns:
         the path written.
 
     Raises:
-        CheckpointError: unreadable source, no such counterpart, a destination that exists or cannot be written, or a
-            tokenizer with more tokens than the model.
+        CheckpointError: the source is unreadable or has no counterpart, the destination exists or cannot be written, or
+            the tokenizer has more tokens than the model.
     """
     destination = Path(destination)
     if to not in FORMATS:
@@ -54,7 +54,7 @@ def convert(
     if to == "native" and destination.suffix != ".pth":
         raise CheckpointError(f"{destination}: a native checkpoint is a file ending in .pth, such as full_sft_768.pth")
     if to == "native" and tokenizer is not None:
-        raise CheckpointError(f"--tokenizer {tokenizer}: is not written beside a .pth; leave it out")
+        raise CheckpointError(f"--tokenizer {tokenizer}: no tokenizer is written beside a .pth; leave this out")
     if destination.exists() and (destination.is_file() or any(destination.iterdir())):
         raise CheckpointError(f"{destination}: exists already; give a new path or remove it")
     model = load_model(source, dtype=dtype, config_overrides=config_overrides)
@@ -72,10 +72,10 @@ def convert(
 
 @contextmanager
 def _writing(destination: Path) -> Iterator[None]:
-    """A full or read-only disk in one line; of a full one, torch tells but a wrong position."""
+    """Report a full or read-only disk in one line; for a full one torch only reports a wrong file position."""
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch's own is a RuntimeError
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch raises a RuntimeError
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         disk = next(folder for folder in destination.absolute().parents if folder.exists())
         free = shutil.disk_usage(disk).free / 2**20
@@ -88,7 +88,7 @@ def _in_format(model: MiniMindForCausalLM, to: str) -> PreTrainedModel:
     twin = twin_type(model.config)
     if not twin.startswith(to):
         raise CheckpointError(
-            f"this model computes what a {twin} does, not a {to}; use --to {twin.removesuffix('_moe')}"
+            f"this model is equivalent to a {twin}, not to a {to}; use --to {twin.removesuffix('_moe')}"
         )
     return to_twin(model)
 
@@ -96,14 +96,14 @@ def _in_format(model: MiniMindForCausalLM, to: str) -> PreTrainedModel:
 def _tokenizer_for(source, tokenizer):
     if tokenizer is None:
         folder = tokenizer_folder(source)
-        return load_tokenizer_of(folder) if folder and file_of(folder, TOKENIZER_CONFIG_FILE) else None
+        return load_tokenizer_of(folder) if folder and find_file(folder, TOKENIZER_CONFIG_FILE) else None
     if not (Path(tokenizer) / "tokenizer_config.json").is_file():
         raise CheckpointError(f"{tokenizer}: no tokenizer there (tokenizer_config.json is missing)")
     return load_tokenizer_of(tokenizer)
 
 
 def _save_directory(model: PreTrainedModel, tokenizer, destination: Path) -> None:
-    """Write beside the destination and rename, so that an interrupted conversion leaves nothing half-written."""
+    """Write atomically, so that an interrupted conversion leaves no partial checkpoint."""
     with atomic_path(destination) as temporary:
         model.save_pretrained(temporary)
         if tokenizer is not None:
