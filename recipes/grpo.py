@@ -14,14 +14,14 @@ Exit codes: 0 done, 2 bad input (one line says what), 1 crash.
 from minimind_trl.run import parse_arguments, run_recipe
 from minimind_trl.run.online_configs import GRPORecipeConfig
 from minimind_trl.run.rl_run import RLRun
-from minimind_trl.trainers import RLDoctor, RolloutTrainer
+from minimind_trl.trainers import MiniMindGRPOTrainer, RLDoctor
 
 
 def main() -> None:
     args, config, lora = parse_arguments(GRPORecipeConfig)
     run = RLRun(args, config, lora)
     data = run.load_data("rlaif")
-    trainer = RolloutTrainer(
+    trainer = MiniMindGRPOTrainer(
         model=run.model,
         reward_funcs=run.reward_funcs,
         args=config,

@@ -189,25 +189,8 @@ class DatasetMixer:
         opened = [open_streamed(reader, source) for source in self.mixture.datasets]
         for source in self.mixture.datasets:
             self.seen.setdefault(source.name, Counter())
-        metadata = self.mixture.metadata
-        self._result = StreamReport(
-            config=self.path.stem,
-            phase=metadata.phase,
-            description=metadata.description,
-            seed=self.mixture.seed,
-            validation=_validation(self.mixture),
-            max_length=self.longest,
-            sources=[
-                {
-                    "name": one.source.name,
-                    "source": public_name(one.source.source),
-                    "target_share": one.source.mix_ratio,
-                    "files": one.pins(),
-                }
-                for one in opened
-            ],
-            seen=self.seen,
-        )
+        files = {one.source.name: one.pins() for one in opened}
+        self._result = StreamReport(self.path.stem, self.mixture, self.longest, files, self.seen)
         return build_stream(opened, self.seen)
 
     def _built(self) -> MixtureReport | StreamReport:
@@ -258,7 +241,10 @@ def make_mix(reader: MixtureReader) -> Mix:
         MixtureError: as of `DatasetMixer.build`.
     """
     mixture = reader.mixture
-    sources = [_read(reader.open(source)) for source in mixture.datasets]
+    sources = []
+    for source in mixture.datasets:
+        sources.append(reader.open(source))
+        sources[-1].rows  # noqa: B018 - converts them, before the next source is opened
     pool = _pool(sources, reader.cut_at)
     for index, source in enumerate(mixture.datasets):
         if not np.any(pool.live & (pool.source == index) & ~pool.held_out):
@@ -274,11 +260,6 @@ def make_mix(reader: MixtureReader) -> Mix:
         told = f" (dropped of {'; of '.join(dropped)})" if dropped else ""
         raise MixtureError(f"{reader.path}: {error}{told}") from error
     return Mix(mixture, sources, pool, train, validation)
-
-
-def _read(source: SourceReader) -> SourceReader:
-    source.rows  # noqa: B018 - reads them
-    return source
 
 
 def _pool(sources: list[SourceReader], cut_at: int | None) -> Pool:
@@ -364,7 +345,7 @@ def _report(mix: Mix, reader: MixtureReader) -> MixtureReport:
         description=metadata.description,
         version=str(metadata.version),
         seed=mixture.seed,
-        validation=_validation(mixture),
+        validation=mixture.validation and mixture.validation.model_dump(),
         notes=list(_notes(mix, reader)),
         sources=[described(index, opened) for index, opened in enumerate(sources)],
         train=describe_split(train, np.ones(len(train), dtype=bool), tokens),
@@ -391,10 +372,6 @@ def _unread(rows: Dataset) -> dict[str, int]:
     for keys, count in map(dict.values, pc.value_counts(rows.data.column("_unread")).to_pylist()):
         found.update(dict.fromkeys((keys or "").splitlines(), count))
     return dict(sorted(found.items()))
-
-
-def _validation(mixture: Mixture) -> dict[str, Any] | None:
-    return mixture.validation and mixture.validation.model_dump()
 
 
 def _fact(sources: list[SourceReader], name: str) -> np.ndarray:

@@ -195,8 +195,8 @@ def _kept(name: str, seen: Counter, held_out: set[int], cut_at: int | None) -> C
                 seen.update({CUT: tokens - cut_at} if cut_at and tokens > cut_at else {})
             unusable, kept = unusable + bool(row["_unusable"]), kept + (reason is None)
             if seen["rows read"] == _LOOKED_AT and (unusable > _LOOKED_AT / 2 or not kept):
-                told = ", ".join(f"{count} {what}" for what, count in seen.items())
-                raise MixtureError(f"datasets.{name}: of the first {_LOOKED_AT} rows hardly any is of use ({told})")
+                counts = ", ".join(f"{count} {what}" for what, count in seen.items())
+                raise MixtureError(f"datasets.{name}: of the first {_LOOKED_AT} rows hardly any is of use ({counts})")
         return reason is None
 
     return keep

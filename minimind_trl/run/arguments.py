@@ -13,8 +13,6 @@ from trl import ModelConfig, TrlParser
 
 from ..errors import InputError, first_line, nearest, raise_all
 from ..internals import reads_boolean
-from ..models import PRESETS
-from ..models.adapters import is_native
 from .config_files import read_config_file
 from .option_ranges import check_options
 from .secrets import keep_token, take_out_secrets
@@ -67,6 +65,9 @@ class RecipeArguments:
 
     def problems(self) -> Iterator[str]:
         """One line for each combination of options that contradicts itself."""
+        from ..models import PRESETS
+        from ..models.adapters import is_native
+
         if (self.preset is None) == (self.from_weight is None):
             yield "give exactly one of --preset (train from scratch) and --from_weight (a checkpoint)"
         if self.preset is not None and self.preset not in PRESETS:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from transformers import Trainer, get_scheduler
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from trl import DPOConfig, RewardConfig, SFTConfig
 
@@ -126,6 +125,8 @@ class RecipeConfig:
 
     def late_problems(self) -> Iterator[str]:
         """What transformers would refuse when training begins, by building optimizer and schedule for one number."""
+        from transformers import Trainer, get_scheduler  # with `datasets`: a second that `--help` need not wait
+
         for key in set(self.activation_checkpointing_kwargs or ()) - set(_CHECKPOINTING):
             hint = nearest(str(key), _CHECKPOINTING, listed=True)
             yield f"--activation_checkpointing_kwargs: {key!r} is not known{hint}"

@@ -12,6 +12,7 @@ is refused.
 """
 
 import copy
+import json
 import re
 from functools import cache
 from pathlib import Path
@@ -97,6 +98,11 @@ PROBES = (
 
 class ChatTemplateError(InputError):
     """A tokenizer's chat template has no training twin."""
+
+
+def decode_tools(tools: str | list | None) -> list | None:
+    """A row's tools as `apply_chat_template` takes them; data sets store them as JSON."""
+    return (json.loads(tools) if isinstance(tools, str) and tools else tools) or None
 
 
 @cache

@@ -13,10 +13,11 @@ from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 
 from ..errors import CheckpointError
 from ..files import atomic_path
-from .checkpoints import check_vocabulary, load_model, load_tokenizer_of, save_native, tokenizer_folder
-from .modeling_minimind import MiniMindForCausalLM
-from .stored import find_file
-from .twins import to_twin, twin_type
+from ..models import MiniMindForCausalLM
+from ..models.checkpoints import check_vocabulary, load_model, load_tokenizer_of, save_native, tokenizer_folder
+from ..models.stored import find_file
+from ..models.twins import to_twin, twin_type
+from ..tokenization import prepared_for_engines, prepared_for_trl
 
 FORMATS = ("hf", "native", "llama", "qwen3")
 
@@ -39,10 +40,11 @@ def convert(
             (MiniMind-3; a mixture of experts becomes Qwen3-MoE).
         dtype: "auto" keeps the source's, or writes float16 with `to="native"`, as upstream does.
         tokenizer: directory of the tokenizer; by default the source's, if it has one. Not written beside a `.pth`.
-        config_overrides: config fields that a native source does not store.
+            With `to="hf"` its MiniMind template gets the markers that TRL needs; a twin's is saved without them.
+        config_overrides: config fields that a native source does not record.
 
     Returns:
-        the path written.
+        The path written.
 
     Raises:
         CheckpointError: the source is unreadable or has no counterpart, the destination exists or cannot be written, or
@@ -65,6 +67,7 @@ def convert(
     model, loaded = _in_format(model, to), _tokenizer_for(source, tokenizer)
     if loaded is not None:
         check_vocabulary(model, loaded, source)
+        loaded = prepared_for_trl(loaded) if to == "hf" else prepared_for_engines(loaded)
     with _writing(destination):
         _save_directory(model, loaded, destination)
     return destination
@@ -72,7 +75,7 @@ def convert(
 
 @contextmanager
 def _writing(destination: Path) -> Iterator[None]:
-    """Report a full or read-only disk in one line; for a full one torch only reports a wrong file position."""
+    """Report a full or read-only disk in one line; for a full one torch reports only a position."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:  # torch raises a RuntimeError
