@@ -34,7 +34,7 @@ class MidtrainRecipeConfig(PretrainRecipeConfig):
 def main() -> None:
     args, config, lora = parse_arguments(MidtrainRecipeConfig)
     if args.preset:
-        raise InputError("midtraining goes on from a checkpoint: give --from_weight; recipes/pretrain.py starts anew")
+        raise InputError("midtraining needs a checkpoint: give --from_weight; recipes/pretrain.py trains from scratch")
     run = Run(args, config, lora)
     data = run.load_data("midtrain", "pretrain")
     trainer = MiniMindSFTTrainer(

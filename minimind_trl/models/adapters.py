@@ -222,7 +222,7 @@ class Adapter:
         if any("lm_head" in key or "embed_tokens" in key for key in self.shapes):
             _untie(model)
         try:
-            with warnings.catch_warnings():  # the checks below raise for what PEFT warns of
+            with warnings.catch_warnings():  # the checks below raise errors for what PEFT warns about
                 warnings.simplefilter("ignore")
                 adapted = PeftModel.from_pretrained(model, str(self.folder))
         except UNREADABLE as error:

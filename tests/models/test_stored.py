@@ -130,7 +130,7 @@ def test_missing_experts_are_refused(copied, kind, changes, message):
 def test_a_twin_with_a_wrong_config_is_refused(model, tmp_path):
     to_twin(model).save_pretrained(tmp_path)
     assert load_model(tmp_path).num_parameters() == model.num_parameters()
-    rewrite_config(tmp_path, num_hidden_layers=10**12)  # of which stock configs make a list
+    rewrite_config(tmp_path, num_hidden_layers=10**12)  # stock configs build a list of that length
     with pytest.raises(CheckpointError, match="num_hidden_layers is 1000000000000, the weights have 2"):
         load_model(tmp_path)
 
