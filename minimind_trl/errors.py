@@ -42,7 +42,7 @@ class Interrupted(KeyboardInterrupt):
         self.number = number
 
 
-def described(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
     """An error's type and message on one line."""
     message: object = error
     if isinstance(error, SystemExit):  # its message is only the code

@@ -57,7 +57,7 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def full_disk(error: BaseException | None) -> str | None:
+def full_disk_message(error: BaseException | None) -> str | None:
     """The message for an error that was caused by a full disk; None for any other error."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError, described, nearest
+from .errors import InputError, describe, nearest
 
 
 def lazy_names(package: str, homes: dict[str, list[str]]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
@@ -47,7 +47,7 @@ def import_folder(folder: Path | None) -> Iterator[None]:
 
 
 @functools.cache
-def imported(name: str, folder: Path | None = None) -> Callable:
+def import_function(name: str, folder: Path | None = None) -> Callable:
     """Import the function that `module:function` names.
 
     Args:
@@ -61,7 +61,7 @@ def imported(name: str, folder: Path | None = None) -> Callable:
         with import_folder(folder):
             module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # a script without `if __name__ == "__main__"` may call sys.exit
-        raise InputError(f"cannot import {module_name!r}: {described(error)}") from error
+        raise InputError(f"cannot import {module_name!r}: {describe(error)}") from error
     function = getattr(module, function_name, None)
     if not callable(function):
         hint = nearest(function_name, [key for key, value in vars(module).items() if callable(value)])
@@ -75,12 +75,12 @@ def refuse_foreign(name: str, what: str, wanted: str, folder: Path | None = None
     Args:
         what: its purpose, for the message.
         wanted: how such a function is called, for the message.
-        folder: as for `imported`.
+        folder: as for `import_function`.
 
     Raises:
         InputError: it cannot be imported, is part of Python, or has no signature.
     """
-    function = imported(name, folder)
+    function = import_function(name, folder)
     inner = inspect.unwrap(function.func if isinstance(function, functools.partial) else function)
     home = (getattr(inner, "__module__", None) or name).partition(".")[0]
     if home in sys.stdlib_module_names:

@@ -10,7 +10,7 @@ SECONDS = 5.0
 
 
 @functools.cache
-def compiled(pattern: str, flags: int = 0) -> regex.Pattern:
+def compile_pattern(pattern: str, flags: int = 0) -> regex.Pattern:
     """A compiled pattern whose `search` and `fullmatch` take a `timeout` in seconds and raise TimeoutError.
 
     Args:

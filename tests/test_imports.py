@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from minimind_trl.errors import InputError
-from minimind_trl.imports import imported, refuse_foreign
+from minimind_trl.imports import import_function, refuse_foreign
 
 OWN = """
 import functools, os
@@ -29,10 +29,10 @@ shadow = functools.partial(os.system)
 def own_module(tmp_path, monkeypatch):
     (tmp_path / "own_functions_for_test.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
-    imported.cache_clear()
+    import_function.cache_clear()
     yield
     sys.modules.pop("own_functions_for_test", None)
-    imported.cache_clear()
+    import_function.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["keep", "strict", "keeper", "Keeper"])

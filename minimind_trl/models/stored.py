@@ -289,7 +289,7 @@ def read_config(name: str | os.PathLike, model_types: Iterable[str] = (), **hub)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{name}: cannot be loaded: {first_line(error)}") from error
     known = config.get("model_type") in tuple(model_types) and not config.get("quantization_config")
-    problems = [*_form_problems(config), *(_value_problems(config) if known else _impossible(config, shapes))]
+    problems = [*_form_problems(config), *(_value_problems(config) if known else _impossible_sizes(config, shapes))]
     if known and not problems:
         problems = size_problems(lambda field: _size_in(config, field), shapes)
     if problems:
@@ -333,7 +333,7 @@ def _value_problems(config: dict[str, Any]) -> list[str]:
     return problems
 
 
-def _impossible(config: dict[str, Any], shapes: Shapes) -> list[str]:
+def _impossible_sizes(config: dict[str, Any], shapes: Shapes) -> list[str]:
     """Sizes larger than anything stored, in a config of another model type of transformers.
 
     Every layer has at least one tensor, and no size exceeds the largest tensor. Models with remote code are not
@@ -341,11 +341,11 @@ def _impossible(config: dict[str, Any], shapes: Shapes) -> list[str]:
     """
     if config.get("model_type") not in CONFIG_MAPPING:
         return []
-    most = {name: max((math.prod(shape) for shape in shapes.values()), default=0) for name in _COUNTS}
-    most |= {"num_hidden_layers": len(shapes), "max_position_embeddings": math.inf}
+    limits = {name: max((math.prod(shape) for shape in shapes.values()), default=0) for name in _COUNTS}
+    limits |= {"num_hidden_layers": len(shapes), "max_position_embeddings": math.inf}
     problems = []
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
-        for name, limit in most.items():
+        for name, limit in limits.items():
             value = part.get(name)
             if isinstance(value, int | float) and not isinstance(value, bool) and shapes and value > limit:
                 problems.append(f"{name} is {value}, the weights have room for {limit}")

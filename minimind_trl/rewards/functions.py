@@ -75,7 +75,7 @@ def regex(
     If the chat template opens a think block in the prompt, the pattern may match with or without it.
     """
     try:
-        form = patterns.compiled(pattern, re.DOTALL)
+        form = patterns.compile_pattern(pattern, re.DOTALL)
     except ValueError as error:
         raise InputError(f"reward regex: {pattern!r} is {error}") from error
 

@@ -10,7 +10,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from ..errors import InputError, nearest
-from ..imports import imported, refuse_foreign
+from ..imports import import_function, refuse_foreign
 from ..yaml_files import load_yaml
 from . import functions
 from .reward import Reward
@@ -113,7 +113,7 @@ def _load(spec: str) -> Reward:
         if "" not in sys.path:
             sys.path.insert(0, "")  # as with `python -m`; otherwise a script's own folder comes first
         refuse_foreign(spec, "reward", _CALLED)
-        function = imported(spec)
+        function = import_function(spec)
         kinds = {parameter.kind for parameter in inspect.signature(function).parameters.values()}
         if inspect.Parameter.VAR_KEYWORD not in kinds:
             raise InputError(f"{rest}{inspect.signature(function)} does not accept further columns (**_): {_CALLED}")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
-from ..errors import InputError, described
+from ..errors import InputError, describe
 from ..evaluation.answers import without_reasoning
 
 _NOT_COLUMNS = (
@@ -95,7 +95,7 @@ class Reward:
             will_retry = self.on_error == "none" and len(prompts) > 1  # `_one_by_one` finds the failing rows
             row = -1 if will_retry else self._failing_row(prompts, completions, columns)
             raise InputError(
-                f"reward {self.__name__} raised {described(error)}"
+                f"reward {self.__name__} raised {describe(error)}"
                 + (
                     f"; for the completion {_short(completions[row])} of {_short(_asked(prompts[row]))}"
                     if row >= 0
