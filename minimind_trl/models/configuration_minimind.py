@@ -131,7 +131,7 @@ class MiniMindConfig(PreTrainedConfig):
     """
 
     model_type: ClassVar[str] = "minimind"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "cache"]  # the names before and since 5.24
     # Plans by which transformers shards the backbone (`tp_plan="auto"`, experts, pipelines), as in the twins.
     base_model_tp_plan: ClassVar[dict[str, str]] = {
         "layers.*.self_attn.q_proj": "colwise",
