@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 RUN := runs/demo
 # One virtual environment, made once and again whenever the lock or the package's metadata changes.
 STAMP := $(VENV)/.installed
+# The site's tools, which only `make docs` installs.
+DOCS_STAMP := $(VENV)/.docs-installed
 
 # Two workers; a file stays in one of them, because its tests share what they train.
 PYTEST := $(BIN)/python -m pytest --durations 15
@@ -12,7 +14,7 @@ WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 # What `make test-changed` compares with.
 BASE ?= HEAD
 
-.PHONY: install demo test test-slow test-all test-changed check lock clean
+.PHONY: install demo test test-slow test-all test-changed check docs lock clean
 
 install: $(STAMP)
 
@@ -46,7 +48,16 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# The versions that this checkout was tested with, without local build tags such as torch's "+cpu".
+# The site, in site/; a broken link or reference fails.
+docs: $(DOCS_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+$(DOCS_STAMP): docs/requirements.lock $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r docs/requirements.lock
+	touch $@
+
+# The versions that this checkout was tested with, without local build tags such as torch's "+cpu". The site's tools come
+# last, and their lock holds what they add.
 lock:
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
@@ -54,6 +65,10 @@ lock:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	$(BIN)/python -m pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//' > requirements.lock
 	touch $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
+	$(BIN)/python -m pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//' | \
+		grep -vxFf requirements.lock > docs/requirements.lock
+	touch $(DOCS_STAMP)
 
 clean:
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) runs build site *.egg-info

@@ -84,8 +84,8 @@ def train(method: str, model, tokenizer, rows: list[dict], options: dict, second
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    from minimind_trl.run.training import RecipeSFTTrainer
-    from minimind_trl.trainers.metered import count_tokens
+    from minimind_trl.trainers import MiniMindSFTTrainer
+    from minimind_trl.trainers.throughput import count_tokens
 
     class Clock(TrainerCallback):
         """Counts tokens from the end of the first step on, and stops after the time."""
@@ -101,7 +101,7 @@ def train(method: str, model, tokenizer, rows: list[dict], options: dict, second
             self.steps, self.ended = self.steps + 1, now
             control.should_training_stop = now - self.started > seconds
 
-    base = RecipeSFTTrainer if method.startswith("ours") else SFTTrainer
+    base = MiniMindSFTTrainer if method.startswith("ours") else SFTTrainer
 
     class Counted(base):
         def training_step(self, model, inputs, *args, **kwargs):
@@ -181,8 +181,8 @@ def loss_difference(args: argparse.Namespace) -> float:
     from trl import SFTConfig
 
     from minimind_trl.models import MiniMindConfig, MiniMindForCausalLM
-    from minimind_trl.run.training import RecipeSFTTrainer
     from minimind_trl.tokenization import with_training_template
+    from minimind_trl.trainers import MiniMindSFTTrainer
 
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer, trust_remote_code=False)
     set_seed(0)
@@ -192,7 +192,7 @@ def loss_difference(args: argparse.Namespace) -> float:
     for packing in (False, True):
         options = {"packing": packing, "max_length": args.max_length, "per_device_train_batch_size": 64}
         with tempfile.TemporaryDirectory() as folder:
-            trainer = RecipeSFTTrainer(
+            trainer = MiniMindSFTTrainer(
                 model=model,
                 args=SFTConfig(folder, **options, assistant_only_loss=True, use_cpu=True, bf16=False, report_to="none"),
                 train_dataset=Dataset.from_list(rows_of(Path(args.rows), 64)),

@@ -60,6 +60,12 @@ def first_line(error: BaseException) -> str:
     return next(filter(None, lines), type(error).__name__)
 
 
+def raise_all(problems: Iterable[str]) -> None:
+    """Raise `InputError` with all problems, one line each, if there are any."""
+    if lines := list(problems):
+        raise InputError("\n".join(lines))
+
+
 def nearest(name: str, known: Iterable[str], listed: bool = False) -> str:
     """`; did you mean 'x'?` where a known name is close; else nothing, or with `listed` the known names."""
     known = list(known)

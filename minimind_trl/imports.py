@@ -1,24 +1,65 @@
-"""Functions of the user's own, named in YAML or on a command line."""
+"""Imports at run time: a package's names on first use, and functions that YAML or the command line names."""
 
 import functools
 import importlib
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
 
 from .errors import InputError, described, nearest
 
 
+def lazy_names(package: str, homes: dict[str, list[str]]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` of a package that imports its modules on first use (PEP 562).
+
+    Args:
+        package: the package's `__name__`.
+        homes: the public names by the module of the package that defines them.
+    """
+    home_of = {name: module for module, names in homes.items() for name in names}
+
+    def get(name: str) -> Any:
+        if name in homes:
+            return importlib.import_module(f".{name}", package)
+        if name not in home_of:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f".{home_of[name]}", package), name)
+
+    return get, lambda: sorted({*vars(sys.modules[package]), *home_of, *homes})
+
+
+@contextmanager
+def import_folder(folder: Path | None) -> Iterator[None]:
+    """Let modules of a folder be imported inside the block, after those of `sys.path`, which is left as it was."""
+    path = str(folder)
+    if folder is None or path in sys.path:
+        yield
+        return
+    sys.path.append(path)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):
+            sys.path.remove(path)
+
+
 @functools.cache
-def imported(name: str) -> Callable:
+def imported(name: str, folder: Path | None = None) -> Callable:
     """The function `module:function`.
+
+    Args:
+        folder: where the module may be, beside the places in `sys.path`.
 
     Raises:
         InputError: the module cannot be imported, or has no such function.
     """
     module_name, _, function_name = name.partition(":")
     try:
-        module = importlib.import_module(module_name)
+        with import_folder(folder):
+            module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # a script without `if __name__ == "__main__"` may end the program
         raise InputError(f"cannot import {module_name!r}: {described(error)}") from error
     function = getattr(module, function_name, None)
@@ -28,17 +69,18 @@ def imported(name: str) -> Callable:
     return function
 
 
-def refuse_foreign(name: str, what: str, wanted: str) -> None:
+def refuse_foreign(name: str, what: str, wanted: str, folder: Path | None = None) -> None:
     """Refuse a `module:function` that was not written to be called here, such as `os:system`.
 
     Args:
         what: that it is meant to be, for the message.
         wanted: how such a function is called, for the message.
+        folder: as of `imported`.
 
     Raises:
         InputError: it cannot be imported, comes from Python itself, or does not tell its parameters.
     """
-    function = imported(name)
+    function = imported(name, folder)
     inner = inspect.unwrap(function.func if isinstance(function, functools.partial) else function)
     home = (getattr(inner, "__module__", None) or name).partition(".")[0]
     if home in sys.stdlib_module_names:

@@ -9,12 +9,16 @@ documents for models.
 Nothing heavy is imported at the top: any part of the package may import this module.
 """
 
-import contextlib
+import argparse
 import importlib
 import importlib.metadata
 import inspect
-from collections.abc import Iterator
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 SEEN_IN = {"accelerate": "1.15.0", "datasets": "5.2.0", "torch": "2.13.0", "transformers": "5.23.0", "trl": "1.16.0"}
@@ -57,8 +61,24 @@ def _problem(entry: PrivateName) -> str | None:
         return None if _assigns(owner, entry.name) else f"{where}: no longer set"
     if not hasattr(owner, entry.name):
         return f"{where}: no longer there"
+    if not entry.parameters:
+        return None
     missing = set(entry.parameters) - set(inspect.signature(getattr(owner, entry.name)).parameters)
     return f"{where}: no parameter {', '.join(sorted(missing))}" if missing else None
+
+
+def bridged(mixin: type, owner: str) -> tuple[PrivateName, ...]:
+    """The private methods that a mixin defines, as names of `owner`, with the parameters that the mixin names."""
+    return tuple(
+        PrivateName(owner, name, tuple(inspect.getfullargspec(method).args[1:]))
+        for name, method in vars(mixin).items()
+        if re.match("_[a-z]", name)
+    )
+
+
+def collisions(mixin: type, library_class: type) -> list[str]:
+    """The public names of a mixin that a library's class has, too: our mixin would replace them."""
+    return [name for name in vars(mixin) if not name.startswith("_") and hasattr(library_class, name)]
 
 
 def _assigns(owner: type, name: str) -> bool:
@@ -67,11 +87,20 @@ def _assigns(owner: type, name: str) -> bool:
 
 # --- datasets ---------------------------------------------------------------------------------------------------------
 
-DATASETS: tuple[PrivateName, ...] = ()
+DATASETS: tuple[PrivateName, ...] = (PrivateName("datasets:IterableDataset", "_distributed", assigned=True),)
+
+
+def is_node_share(stream: Any) -> bool:
+    """Whether `split_dataset_by_node` has given this process its share of a stream."""
+    return stream._distributed is not None
+
 
 # --- torch and accelerate ---------------------------------------------------------------------------------------------
 
 ENGINES: tuple[PrivateName, ...] = (
+    PrivateName("accelerate.utils.other", "is_deepspeed_available"),
+    PrivateName("torch.distributed.distributed_c10d", "_get_default_store"),
+    PrivateName("torch.distributed.distributed_c10d", "_set_pg_timeout", ("timeout",)),
     PrivateName("torch._subclasses.fake_tensor", "FakeTensor"),
     PrivateName("torch._subclasses.fake_tensor", "FakeTensorMode", ("allow_non_fake_inputs",)),
     PrivateName("torch.utils._python_dispatch", "TorchDispatchMode"),
@@ -80,6 +109,24 @@ ENGINES: tuple[PrivateName, ...] = (
     PrivateName("transformers:TrainingArguments", "_setup_devices"),
     PrivateName("trl.trainer.utils", "_CHUNKED_LOGPROB_CHUNK_SIZE"),
 )
+
+
+def unwrap_without_importing_deepspeed() -> None:
+    """Keep accelerate from importing DeepSpeed, wherever it is installed, to take a model out of its wrapper.
+
+    That import prints and takes seconds. A model can only be in DeepSpeed's wrapper once DeepSpeed has been imported.
+    """
+    import accelerate.utils.other
+
+    accelerate.utils.other.is_deepspeed_available = lambda: "deepspeed" in sys.modules
+
+
+def set_process_group_timeout(timeout: timedelta) -> None:
+    """Let processes wait for each other this long from here on; `torch.distributed` must be initialized."""
+    from torch.distributed.distributed_c10d import _get_default_store, _set_pg_timeout
+
+    _set_pg_timeout(timeout)
+    _get_default_store().set_timeout(timeout)  # where NCCL's processes first meet
 
 
 def fake_tensor_tools() -> tuple:
@@ -91,7 +138,7 @@ def fake_tensor_tools() -> tuple:
     return FakeTensor, FakeTensorMode, TorchDispatchMode, tree_iter
 
 
-@contextlib.contextmanager
+@contextmanager
 def modules_of_fake_tensors() -> Iterator[None]:
     """Within this block, modules of fake tensors can be moved and copied.
 
@@ -137,7 +184,7 @@ def use_cpu(training_args: Any) -> None:
         del training_args._setup_devices  # a cached property
 
 
-@contextlib.contextmanager
+@contextmanager
 def fused_head_columns(largest: int) -> Iterator[None]:
     """Let TRL's fused head reserve tiles of at most so many columns of the vocabulary."""
     import trl.trainer.utils
@@ -152,8 +199,399 @@ def fused_head_columns(largest: int) -> Iterator[None]:
 
 # --- transformers' Trainer --------------------------------------------------------------------------------------------
 
-TRANSFORMERS: tuple[PrivateName, ...] = ()
+
+class TrainerHooks:
+    """Public names for the private methods of transformers' Trainer that our trainers override.
+
+    Our mixins derive from this class and stand before TRL's trainer: `class MiniMindSFTTrainer(OurMixin, SFTTrainer)`.
+    Trainer calls `self._save_checkpoint`, which calls our `save_checkpoint`; the last `super().save_checkpoint` of our
+    mixins arrives here, and calls the `_save_checkpoint` of TRL's trainer or of Trainer.
+    """
+
+    # Steps
+
+    def _run_epoch(self, **kwargs) -> None:
+        self.run_epoch(**kwargs)
+
+    def run_epoch(self, **kwargs) -> None:
+        """One pass over the training data; `kwargs` as of Trainer's method, all by name."""
+        super()._run_epoch(**kwargs)
+
+    def _prepare_inputs(self, inputs: Any) -> dict[str, Any]:
+        return self.prepare_inputs(inputs)
+
+    def prepare_inputs(self, inputs: Any) -> dict[str, Any]:
+        """A batch of the data loader, on the model's device; for online trainers also with its completions."""
+        return super()._prepare_inputs(inputs)
+
+    def _track_num_input_tokens(self, inputs: Any) -> None:
+        self.track_num_input_tokens(inputs)
+
+    def track_num_input_tokens(self, inputs: Any) -> None:
+        """Called after the backward pass of every batch."""
+        super()._track_num_input_tokens(inputs)
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        return self.clip_grad_norm(model)
+
+    def clip_grad_norm(self, model: Any) -> Any:
+        """Clip the gradients to `max_grad_norm`; returns their norm before."""
+        return super()._clip_grad_norm(model)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        return self.get_grad_norm(model, grad_norm)
+
+    def get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """The norm to log; `grad_norm` is that of `clip_grad_norm`, None without clipping."""
+        return super()._get_grad_norm(model, grad_norm=grad_norm)
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs) -> None:
+        self.maybe_log_save_evaluate(*args, **kwargs)
+
+    def maybe_log_save_evaluate(self, *args, **kwargs) -> None:
+        """Called after every step and every epoch."""
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    # Data
+
+    def _get_dataloader(
+        self, dataset, description, batch_size, sampler_fn=None, is_training=False, dataloader_key=None
+    ) -> Any:
+        return self.get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
+
+    def get_dataloader(
+        self, dataset, description, batch_size, sampler_fn=None, is_training=False, dataloader_key=None
+    ) -> Any:
+        """The data loader of training, evaluation or prediction."""
+        return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return self.get_train_sampler(train_dataset)
+
+    def get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """The sampler of the training rows; None for a stream."""
+        return super()._get_train_sampler(train_dataset)
+
+    def collator_without_unused_columns(self, collator: Callable, description: str) -> Callable:
+        """A collator that drops the columns which the model does not take, if `remove_unused_columns` says so."""
+        return super()._get_collator_with_removed_columns(collator, description)
+
+    # Checkpoints
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self.get_run_dir(trial)
+
+    def get_run_dir(self, trial: Any = None) -> str:
+        """The folder that checkpoints are written to."""
+        return super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self.save_checkpoint(model, trial)
+
+    def save_checkpoint(self, model: Any, trial: Any = None) -> None:
+        """Write `checkpoint-STEP` with all that a resumed run needs, and delete older ones."""
+        super()._save_checkpoint(model, trial)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        self.push_from_checkpoint(checkpoint_folder)
+
+    def push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Push a checkpoint to the Hub, if `hub_strategy` says so."""
+        super()._push_from_checkpoint(checkpoint_folder)
+
+    def save_without_push(self, output_dir: str | None = None) -> None:
+        """Save model and tokenizer as `save_model` does, even with `push_to_hub` only on the disk."""
+        self.save_model(output_dir, _internal_call=True)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        self.write_model(output_dir, state_dict)
+
+    def write_model(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Write the weights, the tokenizer and the training arguments to a folder."""
+        super()._save(output_dir, state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self.load_from_checkpoint(resume_from_checkpoint, model)
+
+    def load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load the weights of a checkpoint."""
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        self.load_best_model()
+
+    def load_best_model(self) -> None:
+        """Load the weights of the best checkpoint at the end of training."""
+        super()._load_best_model()
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        self.save_optimizer_and_scheduler(output_dir)
+
+    def save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        self.load_optimizer_and_scheduler(checkpoint)
+
+    def load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Also called without a checkpoint, when a new training begins."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        self.save_rng_state(output_dir)
+
+    def save_rng_state(self, output_dir: str) -> None:
+        """Save the random states of this process."""
+        super()._save_rng_state(output_dir)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        self.load_rng_state(checkpoint)
+
+    def load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+
+    # What TRL's trainers set
+
+    @property
+    def metrics_to_log(self) -> dict[str, dict[str, list[float]]]:
+        """Figures that TRL's trainers average into their next log, by name, under "train" and "eval"."""
+        return getattr(self, "_metrics", {})
+
+
+def attention_implementation(model: Any) -> str:
+    """Such as "sdpa" or "flash_attention_2"."""
+    return model.config._attn_implementation
+
+
+_TRAINER = "transformers.trainer:Trainer"
+TRANSFORMERS: tuple[PrivateName, ...] = (
+    *bridged(TrainerHooks, _TRAINER),
+    PrivateName(
+        _TRAINER, "_run_epoch", ("epoch", "epochs_trained", "resume_from_checkpoint", "steps_trained_in_current_epoch")
+    ),
+    PrivateName(_TRAINER, "_get_collator_with_removed_columns", ("data_collator", "description")),
+    PrivateName(_TRAINER, "save_model", ("_internal_call",)),
+    PrivateName("transformers:PreTrainedConfig", "_attn_implementation"),
+    PrivateName("trl:SFTTrainer", "_metrics", assigned=True),
+)
 
 # --- TRL --------------------------------------------------------------------------------------------------------------
 
-TRL: tuple[PrivateName, ...] = ()
+
+class SFTHooks:
+    """Public names for the private methods of TRL's SFTTrainer that ours overrides; stands before it."""
+
+    def _prepare_dataset(
+        self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
+    ) -> Any:
+        return self.prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
+
+    def prepare_dataset(
+        self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
+    ) -> Any:
+        """Tokenize, cut and pack a split; `dataset_name` is "train" or the name of an evaluation set."""
+        return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
+
+
+def reads_boolean(action: argparse.Action) -> bool:
+    """Whether TRL's parser takes an option for a boolean, such as `--bf16 true`."""
+    from trl.scripts._hf_argparser import string_to_bool
+
+    return action.type is string_to_bool
+
+
+@dataclass
+class Generation:
+    """What GRPOTrainer computes while it answers and scores a batch, and does not return.
+
+    Attributes:
+        rows: of the dataset, one for each completion.
+        completion_ids: token ids of each completion.
+        tool_mask: for each completion 1 where the policy chose the token, 0 where a tool did; None without tools.
+        rewards: (N, functions), of all processes; NaN where a function gave none.
+    """
+
+    rows: list[dict]
+    completion_ids: Any = None
+    tool_mask: Any = None
+    rewards: Any = None
+
+
+class GRPOHooks(TrainerHooks):
+    """Public names for the private methods and attributes of TRL's GRPOTrainer.
+
+    GRPOTrainer answers and scores a batch in one method, which calls the others without the rows and drops part of
+    what they return. `generate_and_score` keeps the rows and those results in one `Generation`, `self._generation`,
+    while that method runs, and returns it. `grpo_loss` returns the model's output with the loss. Nothing else is passed
+    through attributes. A subclass names itself by `method` and `paper`, which go into model cards and tags.
+    """
+
+    method = "GRPO"
+
+    def __init_subclass__(cls, **kwargs) -> None:
+        super().__init_subclass__(**kwargs)
+        if "method" in vars(cls):
+            cls._name, cls._tag_names, cls._paper = cls.method, ("trl", cls.method.lower()), cls.paper
+
+    # Rollouts
+
+    def _generate_and_score_completions(self, inputs: list[dict]) -> dict[str, Any]:
+        return self.generate_batch(inputs)
+
+    def generate_batch(self, rows: list[dict]) -> dict[str, Any]:
+        """The tensors of a whole rollout, for the rows that the sampler chose; TRL cuts them into minibatches."""
+        return self.generate_and_score(rows)[0]
+
+    def generate_and_score(self, rows: list[dict]) -> tuple[dict[str, Any], Generation]:
+        """Answer the rows' prompts and score the answers: GRPOTrainer's tensors, with GRPO's advantages."""
+        self._generation = generation = Generation(rows)
+        tensors = super()._generate_and_score_completions(rows)
+        self._generation = None
+        return tensors, generation
+
+    def _generate(self, prompts: list) -> tuple:
+        generated = super()._generate(prompts)
+        self._generation.completion_ids, self._generation.tool_mask = generated[1:3]
+        return generated
+
+    def _tokenize_prompts(self, prompts: list) -> tuple:
+        ids = self.tokenize_prompts(prompts, self._generation.rows)
+        return super()._tokenize_prompts(prompts) if ids is None else (ids, None, {})
+
+    def tokenize_prompts(self, prompts: list, rows: list[dict]) -> list[list[int]] | None:
+        """Token ids of the prompts of these rows; None leaves them to GRPOTrainer."""
+        return None
+
+    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, **kwargs) -> tuple:
+        inputs = (prompt_ids, images, multimodal_fields, num_generations)
+        if self.use_vllm:
+            with self.engine_weights():
+                return super()._generate_single_turn(*inputs, **kwargs)
+        completions = None if images or multimodal_fields else self.generate_completions(prompt_ids)
+        return super()._generate_single_turn(*inputs, **kwargs) if completions is None else (completions, None)
+
+    def generate_completions(self, prompt_ids: list[list[int]]) -> list[list[int]] | None:
+        """Token ids of one sampled completion for each prompt; None leaves them to GRPOTrainer."""
+        return None
+
+    def engine_weights(self) -> AbstractContextManager:
+        """A context around the copying of weights to vLLM."""
+        return nullcontext()
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list) -> Any:
+        self._generation.rewards = self.score_completions(inputs, prompts, completions, completion_ids_list)
+        return self._generation.rewards
+
+    def score_completions(self, rows: list[dict], prompts: list, completions: list, completion_ids: list) -> Any:
+        """(N, functions) rewards of all processes' completions; NaN where a function gave none."""
+        return super()._calculate_rewards(rows, prompts, completions, completion_ids)
+
+    def discard_reward_logs(self) -> None:
+        """Drop what reward functions have logged since the last batch of GRPOTrainer's."""
+        self._pending_metrics.clear()
+        self._pending_extra_logs.clear()
+
+    def log_advantages(self, advantages: list[float]) -> None:
+        """Replace GRPO's advantages of the last batch, of all processes, in the table of completions."""
+        for place, value in enumerate(advantages, start=len(self._logs["advantages"]) - len(advantages)):
+            self._logs["advantages"][place] = value
+
+    # Minibatches
+
+    def prepare_inputs(self, inputs: Any) -> dict[str, Any]:
+        place = self._step % (self.args.steps_per_generation * self.num_iterations)
+        if self.model.training and place and place % self.args.steps_per_generation == 0 and self._buffered_inputs:
+            self._buffered_inputs = self.minibatches_of_next_epoch(self._buffered_inputs)
+        return super().prepare_inputs(inputs)
+
+    def minibatches_of_next_epoch(self, minibatches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The minibatches of a further epoch over a rollout, given those of the last one."""
+        return minibatches
+
+    @property
+    def rollout_position(self) -> tuple[int, list[dict[str, Any]] | None]:
+        """How many minibatches were trained on, and those of the current rollout."""
+        return self._step, self._buffered_inputs
+
+    @rollout_position.setter
+    def rollout_position(self, position: tuple[int, list[dict[str, Any]] | None]) -> None:
+        self._step, self._buffered_inputs = position
+
+    # Loss
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
+        return self.minibatch_loss(model, inputs)
+
+    def minibatch_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
+        """The loss of one minibatch, with gradients."""
+        return self.grpo_loss(model, inputs, self.beta)[0]
+
+    def grpo_loss(self, model: Any, inputs: dict[str, Any], beta: float) -> tuple[Any, Any]:
+        """GRPOTrainer's loss of a minibatch with this weight of the KL, and the model's output that it comes from."""
+        outputs = []
+
+        def recorded(**model_inputs) -> Any:
+            outputs.append(model(**model_inputs))
+            return outputs[-1]
+
+        kept, self.beta = self.beta, beta
+        try:
+            loss = super()._compute_loss(recorded, inputs)
+        finally:
+            self.beta = kept
+        return loss, outputs[0]
+
+    def logps_and_entropies(
+        self, model, input_ids, attention_mask, length: int, batch_size: int, entropy: bool
+    ) -> tuple:
+        """(B, length) log-probabilities of the last tokens, and entropies or None."""
+        logps, entropies, _ = super()._get_per_token_logps_and_entropies(
+            model, input_ids, attention_mask, length, batch_size=batch_size, compute_entropy=entropy
+        )
+        return logps, entropies
+
+    # What GRPOTrainer sets
+
+    @property
+    def text_tokenizer(self) -> Any:
+        """The tokenizer, also where `processing_class` is a processor."""
+        return self._tokenizer
+
+    @property
+    def has_entropy_bonus(self) -> bool:
+        return self._entropy_bonus_enabled
+
+
+_GRPO = "trl:GRPOTrainer"
+TRL: tuple[PrivateName, ...] = (
+    *bridged(SFTHooks, "trl:SFTTrainer"),
+    PrivateName("trl.scripts._hf_argparser", "string_to_bool"),
+    *bridged(GRPOHooks, _GRPO),
+    PrivateName(
+        _GRPO,
+        "_get_per_token_logps_and_entropies",
+        ("model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"),
+    ),
+    *(PrivateName(_GRPO, name) for name in ("_name", "_tag_names", "_paper")),
+    *(
+        PrivateName(_GRPO, name, assigned=True)
+        for name in (
+            *("_step", "_buffered_inputs", "_tokenizer", "_logs", "_pending_metrics", "_pending_extra_logs"),
+            *("_metrics", "_entropy_bonus_enabled"),
+            # without an underscore, but documented nowhere
+            *("generation_config", "generation_kwargs", "eos_token_ids", "use_vllm", "vllm_generation"),
+            *("num_generations", "num_generations_eval", "num_iterations", "max_completion_length", "temperature"),
+            *(
+                "reward_funcs",
+                "reward_func_names",
+                "reward_weights",
+                "ref_model",
+                "beta",
+                "epsilon_low",
+                "epsilon_high",
+            ),
+            *("loss_type", "mask_truncated_completions", "aux_loss_enabled", "router_aux_loss_coef"),
+            *("chat_template", "chat_template_kwargs", "environment_factories", "tools", "rollout_func"),
+        )
+    ),
+)

@@ -11,17 +11,27 @@ answers instead, such as reasoning in <think> tags, give them to recipes/sft.py.
 Exit codes: 0 done, 2 bad input (one line says what), 1 crash.
 """
 
-from minimind_trl.run import load_data, load_or_create_model, load_tokenizer, parse_arguments, run_recipe
-from minimind_trl.trainers.distillation import DistillationConfig, load_teacher, train_distillation
+from minimind_trl.run import Run, parse_arguments, run_recipe
+from minimind_trl.run.distill_config import DistillRecipeConfig
+from minimind_trl.trainers.gkd_trainer import MiniMindGKDTrainer, load_teacher
 
 
 def main() -> None:
-    args, config, lora = parse_arguments(DistillationConfig)
-    tokenizer = load_tokenizer(args)
-    model = load_or_create_model(args, tokenizer, config.seed)
-    teacher = load_teacher(config.teacher_model_name_or_path, model)
-    data, mixer = load_data(args, config, tokenizer, phases=("sft", "distill"))
-    train_distillation(args, config, lora, model, teacher, tokenizer, data, mixer)
+    args, config, lora = parse_arguments(DistillRecipeConfig)
+    run = Run(args, config, lora)
+    teacher = load_teacher(config.teacher_model_name_or_path, run.model)
+    data = run.load_data("sft", "distill")
+    trainer = MiniMindGKDTrainer(
+        model=run.model,
+        teacher_model=teacher,
+        args=config,
+        processing_class=run.training_tokenizer,
+        train_dataset=data.train,
+        eval_dataset=data.validation,
+        eval_batches=args.eval_batches,
+        peft_config=run.peft_config,
+    )
+    run.finish(trainer)
 
 
 if __name__ == "__main__":

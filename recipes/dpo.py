@@ -9,23 +9,29 @@ Assumes: a checkpoint (`--from_weight`: directory, Hub id or upstream's `.pth`),
 mixture of phase dpo or reward. Exit codes: 0 done, 2 bad input (one line says what), 1 crash.
 """
 
-from minimind_trl.run import (
-    PreferenceConfig,
-    load_data,
-    load_or_create_model,
-    load_tokenizer,
-    parse_arguments,
-    run_recipe,
-    train_dpo,
-)
+import copy
+
+from minimind_trl.run import DPORecipeConfig, Run, parse_arguments, run_recipe
+from minimind_trl.trainers import MiniMindDPOTrainer
 
 
 def main() -> None:
-    args, config, lora = parse_arguments(PreferenceConfig)
-    tokenizer = load_tokenizer(args)
-    model = load_or_create_model(args, tokenizer, config.seed)
-    data, mixer = load_data(args, config, tokenizer, phases=("dpo", "reward"))
-    train_dpo(args, config, lora, model, tokenizer, data, mixer)
+    args, config, lora = parse_arguments(DPORecipeConfig)
+    run = Run(args, config, lora)
+    data = run.load_data("dpo", "reward")
+    # With LoRA the reference is the model without its adapter.
+    needs_copy = not lora.use_peft and not config.precompute_ref_log_probs
+    trainer = MiniMindDPOTrainer(
+        model=run.model,
+        ref_model=copy.deepcopy(run.model) if needs_copy else None,
+        args=config,
+        processing_class=run.tokenizer,
+        train_dataset=data.train,
+        eval_dataset=data.validation,
+        eval_batches=args.eval_batches,
+        peft_config=run.peft_config,
+    )
+    run.finish(trainer)
 
 
 if __name__ == "__main__":

@@ -13,21 +13,14 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from minimind_trl.errors import InputError
-from minimind_trl.run import (
-    PretrainConfig,
-    load_data,
-    load_or_create_model,
-    load_tokenizer,
-    parse_arguments,
-    run_recipe,
-    train_sft,
-)
+from minimind_trl.run import PretrainRecipeConfig, Run, parse_arguments, run_recipe
+from minimind_trl.trainers import MiniMindSFTTrainer
 
 
 @dataclass
-class MidtrainConfig(PretrainConfig):
+class MidtrainRecipeConfig(PretrainRecipeConfig):
     stage: ClassVar[str] = "midtrain"
-    project: ClassVar[str] = "Midtrain"
+    project_name: ClassVar[str] = "Midtrain"
 
     lr_scheduler_type: str = field(
         default="cosine_with_min_lr", metadata={"help": "Default: a cosine to a tenth of the learning rate."}
@@ -39,13 +32,22 @@ class MidtrainConfig(PretrainConfig):
 
 
 def main() -> None:
-    args, config, lora = parse_arguments(MidtrainConfig)
+    args, config, lora = parse_arguments(MidtrainRecipeConfig)
     if args.preset:
         raise InputError("midtraining goes on from a checkpoint: give --from_weight; recipes/pretrain.py starts anew")
-    tokenizer = load_tokenizer(args)
-    model = load_or_create_model(args, tokenizer, config.seed)
-    data, mixer = load_data(args, config, tokenizer, phases=("midtrain", "pretrain"))
-    train_sft(args, config, lora, model, tokenizer, data, mixer)
+    run = Run(args, config, lora)
+    data = run.load_data("midtrain", "pretrain")
+    trainer = MiniMindSFTTrainer(
+        model=run.model,
+        args=config,
+        processing_class=run.training_tokenizer,
+        train_dataset=data.train,
+        eval_dataset=data.validation,
+        eval_batches=args.eval_batches,
+        peft_config=run.peft_config,
+        on_long=run.mixer.on_long,
+    )
+    run.finish(trainer)
 
 
 if __name__ == "__main__":

@@ -11,17 +11,28 @@ Assumes: a checkpoint that is sometimes right, a mixture of phase rlaif, and the
 Exit codes: 0 done, 2 bad input (one line says what), 1 crash.
 """
 
-from minimind_trl.run import load_data, load_or_create_model, load_tokenizer, parse_arguments, run_recipe
-from minimind_trl.run.online import PPORecipeConfig, load_reward_funcs, train_online
+from minimind_trl.run import parse_arguments, run_recipe
+from minimind_trl.run.online_configs import PPORecipeConfig
+from minimind_trl.run.rl_run import RLRun
+from minimind_trl.trainers import PPOTrainer, RLDoctor
 
 
 def main() -> None:
     args, config, lora = parse_arguments(PPORecipeConfig)
-    rewards = load_reward_funcs(config)
-    tokenizer = load_tokenizer(args)
-    model = load_or_create_model(args, tokenizer, config.seed)
-    data, mixer = load_data(args, config, tokenizer, phases=("rlaif",))
-    train_online(args, config, lora, model, rewards, tokenizer, data, mixer)
+    run = RLRun(args, config, lora)
+    data = run.load_data("rlaif")
+    trainer = PPOTrainer(
+        model=run.model,
+        reward_funcs=run.reward_funcs,
+        args=config,
+        processing_class=run.tokenizer,
+        train_dataset=data.train,
+        eval_dataset=data.validation,
+        eval_batches=args.eval_batches,
+        peft_config=run.peft_config,
+    )
+    trainer.add_callback(RLDoctor())
+    run.finish(trainer)
 
 
 if __name__ == "__main__":

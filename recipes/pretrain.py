@@ -9,23 +9,25 @@ every option of TRL's SFTConfig; held-out loss before, during and after training
 Assumes: a mixture of phase pretrain or midtrain. Exit codes: 0 done, 2 bad input (one line says what), 1 crash.
 """
 
-from minimind_trl.run import (
-    PretrainConfig,
-    load_data,
-    load_or_create_model,
-    load_tokenizer,
-    parse_arguments,
-    run_recipe,
-    train_sft,
-)
+from minimind_trl.run import PretrainRecipeConfig, Run, parse_arguments, run_recipe
+from minimind_trl.trainers import MiniMindSFTTrainer
 
 
 def main() -> None:
-    args, config, lora = parse_arguments(PretrainConfig)
-    tokenizer = load_tokenizer(args)
-    model = load_or_create_model(args, tokenizer, config.seed)
-    data, mixer = load_data(args, config, tokenizer, phases=("pretrain", "midtrain"))
-    train_sft(args, config, lora, model, tokenizer, data, mixer)
+    args, config, lora = parse_arguments(PretrainRecipeConfig)
+    run = Run(args, config, lora)
+    data = run.load_data("pretrain", "midtrain")
+    trainer = MiniMindSFTTrainer(
+        model=run.model,
+        args=config,
+        processing_class=run.training_tokenizer,
+        train_dataset=data.train,
+        eval_dataset=data.validation,
+        eval_batches=args.eval_batches,
+        peft_config=run.peft_config,
+        on_long=run.mixer.on_long,
+    )
+    run.finish(trainer)
 
 
 if __name__ == "__main__":

@@ -9,24 +9,24 @@ Assumes: a checkpoint (`--from_weight`: directory, Hub id or upstream's `.pth`) 
 Exit codes: 0 done, 2 bad input (one line says what), 1 crash.
 """
 
-from minimind_trl.run import (
-    RewardModelConfig,
-    as_reward_model,
-    load_data,
-    load_or_create_model,
-    load_tokenizer,
-    parse_arguments,
-    run_recipe,
-    train_reward,
-)
+from minimind_trl.run import RewardRecipeConfig, Run, parse_arguments, run_recipe
+from minimind_trl.trainers import MiniMindRewardTrainer
 
 
 def main() -> None:
-    args, config, lora = parse_arguments(RewardModelConfig)
-    tokenizer = load_tokenizer(args)
-    model = as_reward_model(load_or_create_model(args, tokenizer, config.seed), config.seed)
-    data, mixer = load_data(args, config, tokenizer, phases=("reward", "dpo"))
-    train_reward(args, config, lora, model, tokenizer, data, mixer)
+    args, config, lora = parse_arguments(RewardRecipeConfig)
+    run = Run(args, config, lora, reward_model=True)
+    data = run.load_data("reward", "dpo")
+    trainer = MiniMindRewardTrainer(
+        model=run.model,
+        args=config,
+        processing_class=run.tokenizer,
+        train_dataset=data.train,
+        eval_dataset=data.validation,
+        eval_batches=args.eval_batches,
+        peft_config=run.peft_config,
+    )
+    run.finish(trainer)
 
 
 if __name__ == "__main__":

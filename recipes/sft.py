@@ -10,23 +10,25 @@ Assumes: a mixture of phase sft or distill, and a tokenizer with a chat template
 Exit codes: 0 done, 2 bad input (one line says what), 1 crash.
 """
 
-from minimind_trl.run import (
-    ConversationConfig,
-    load_data,
-    load_or_create_model,
-    load_tokenizer,
-    parse_arguments,
-    run_recipe,
-    train_sft,
-)
+from minimind_trl.run import Run, SFTRecipeConfig, parse_arguments, run_recipe
+from minimind_trl.trainers import MiniMindSFTTrainer
 
 
 def main() -> None:
-    args, config, lora = parse_arguments(ConversationConfig)
-    tokenizer = load_tokenizer(args)
-    model = load_or_create_model(args, tokenizer, config.seed)
-    data, mixer = load_data(args, config, tokenizer, phases=("sft", "distill"))
-    train_sft(args, config, lora, model, tokenizer, data, mixer)
+    args, config, lora = parse_arguments(SFTRecipeConfig)
+    run = Run(args, config, lora)
+    data = run.load_data("sft", "distill")
+    trainer = MiniMindSFTTrainer(
+        model=run.model,
+        args=config,
+        processing_class=run.training_tokenizer,
+        train_dataset=data.train,
+        eval_dataset=data.validation,
+        eval_batches=args.eval_batches,
+        peft_config=run.peft_config,
+        on_long=run.mixer.on_long,
+    )
+    run.finish(trainer)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ LIMIT = 300  # seconds, also on a busy machine: what takes longer hangs
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     [
-        *("minimind_trl.cli", "minimind_trl.run.online", "minimind_trl.trainers.distillation"),
+        *("minimind_trl.cli", "minimind_trl.run.rl_run", "minimind_trl.trainers.gkd_trainer"),
         *("minimind_trl.trainers.ppo_trainer", "minimind_trl.trainers.spo_trainer", "tests.recipes.own_rewards"),
     ]
 )

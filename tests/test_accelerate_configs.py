@@ -11,7 +11,7 @@ from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataP
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
 from minimind_trl.models import MiniMindForCausalLM
-from minimind_trl.run import PretrainConfig
+from minimind_trl.run import PretrainRecipeConfig
 from tests.conftest import REPOSITORY, small_config
 
 FOLDER = REPOSITORY / "accelerate_configs"
@@ -104,11 +104,11 @@ def test_a_twin_differs_in_the_device_and_the_count_only():
     ],
 )
 def test_what_would_silently_be_another_launch_is_refused(tmp_path, monkeypatch, environment, says):
-    PretrainConfig(output_dir=str(tmp_path), use_cpu=True)
+    PretrainRecipeConfig(output_dir=str(tmp_path), use_cpu=True)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=says):
-        PretrainConfig(output_dir=str(tmp_path), use_cpu=True)
+        PretrainRecipeConfig(output_dir=str(tmp_path), use_cpu=True)
 
 
 def test_the_page_names_every_file():

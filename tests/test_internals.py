@@ -1,8 +1,20 @@
 """Private names of other libraries: an upgrade that moves one fails here, with a line that says what moved."""
 
 import pytest
+from transformers import Trainer
+from trl import DPOTrainer, GRPOTrainer, RewardTrainer, SFTTrainer
 
-from minimind_trl.internals import DATASETS, ENGINES, TRANSFORMERS, TRL, PrivateName, moved
+from minimind_trl.internals import (
+    DATASETS,
+    ENGINES,
+    TRANSFORMERS,
+    TRL,
+    GRPOHooks,
+    PrivateName,
+    TrainerHooks,
+    collisions,
+    moved,
+)
 
 
 @pytest.mark.parametrize("names", [DATASETS, ENGINES, TRANSFORMERS, TRL])
@@ -17,3 +29,31 @@ def test_what_has_moved_is_reported():
     lines = moved((gone, other, unset))
     assert [line.partition("): ")[2] for line in lines] == ["no longer there", "no parameter folder", "no longer set"]
     assert all("seen in" in line for line in lines)
+
+
+@pytest.mark.parametrize("trainer", [Trainer, SFTTrainer, DPOTrainer, RewardTrainer, GRPOTrainer])
+def test_public_names_of_our_hooks_are_no_methods_of_a_trainer(trainer):
+    assert collisions(TrainerHooks, trainer) == []
+    assert collisions(GRPOHooks, GRPOTrainer) == []
+
+
+def test_the_library_calls_a_hook_and_a_hook_the_library():
+    calls = []
+
+    class Library:
+        def save(self):
+            self._save_checkpoint("model", None)
+
+        def _save_checkpoint(self, model, trial):
+            calls.append("library")
+
+    class Ours(TrainerHooks):
+        def save_checkpoint(self, model, trial=None):
+            super().save_checkpoint(model, trial)
+            calls.append("ours")
+
+    class Both(Ours, Library):
+        pass
+
+    Both().save()
+    assert calls == ["library", "ours"]

@@ -1,139 +1,33 @@
 """`minimind-trl convert SRC DST --to {hf,native,llama,qwen3}`."""
 
 import argparse
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from transformers import PreTrainedModel
-from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
-
-from ..errors import CheckpointError
-from ..files import atomic_path
-from ..models.checkpoints import check_vocabulary, load_model, load_tokenizer_of, save_native, tokenizer_folder
-from ..models.modeling_minimind import MiniMindForCausalLM
-from ..models.stored import file_of
-from ..models.twins import to_twin, twin_type
-
-FORMATS = ("hf", "native", "llama", "qwen3")
-# Overrides for what a native file does not tell, offered as command-line options.
+# Config fields that a native file does not record.
 _NATIVE_FIELDS = ("num_attention_heads", "num_experts_per_tok", "max_position_embeddings")
 
 
-def convert(
-    source: str | os.PathLike,
-    destination: str | os.PathLike,
-    to: str,
-    *,
-    dtype: str = "auto",
-    tokenizer: str | os.PathLike | None = None,
-    config_overrides: dict | None = None,
-) -> Path:
-    """Convert a checkpoint between upstream's format, this library's and the stock twins'.
-
-    Args:
-        source: directory, Hub id, native `.pth`, or an adapter, which is merged into its base model.
-        destination: directory to create, or the `.pth` file for `to="native"`.
-        to: "hf" (MiniMind with its code files), "native" (upstream's `.pth`), "llama" (dense MiniMind2), "qwen3"
-            (MiniMind-3; a mixture of experts becomes Qwen3-MoE).
-        dtype: "auto" keeps the source's, or writes float16 with `to="native"`, as upstream does.
-        tokenizer: where the tokenizer comes from; the source directory when that has one. Not written beside a `.pth`.
-        config_overrides: config fields that a native source cannot tell.
-
-    Returns:
-        the path written.
-
-    Raises:
-        CheckpointError: unreadable source, no such counterpart, a destination that exists or cannot be written, or a
-            tokenizer with more tokens than the model.
-    """
-    destination = Path(destination)
-    if to not in FORMATS:
-        raise CheckpointError(f"--to {to}: choose one of {', '.join(FORMATS)}")
-    if to == "native" and destination.suffix != ".pth":
-        raise CheckpointError(f"{destination}: a native checkpoint is a file ending in .pth, such as full_sft_768.pth")
-    if to == "native" and tokenizer is not None:
-        raise CheckpointError(f"--tokenizer {tokenizer}: is not written beside a .pth; leave it out")
-    if destination.exists() and (destination.is_file() or any(destination.iterdir())):
-        raise CheckpointError(f"{destination}: exists already; give a new path or remove it")
-    model = load_model(source, dtype=dtype, config_overrides=config_overrides)
-    if to == "native":
-        with _writing(destination):
-            save_native(model, destination, torch.float16 if dtype == "auto" else model.dtype)
-        return destination
-    model, loaded = _in_format(model, to), _tokenizer_for(source, tokenizer)
-    if loaded is not None:
-        check_vocabulary(model, loaded, source)
-    with _writing(destination):
-        _save_directory(model, loaded, destination)
-    return destination
-
-
-@contextmanager
-def _writing(destination: Path) -> Iterator[None]:
-    """A full or read-only disk in one line; of a full one, torch tells but a wrong position."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch's own is a RuntimeError
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        disk = next(folder for folder in destination.absolute().parents if folder.exists())
-        free = shutil.disk_usage(disk).free / 2**20
-        raise CheckpointError(f"{destination}: cannot be written, with {free:,.1f} MiB free there: {reason}") from error
-
-
-def _in_format(model: MiniMindForCausalLM, to: str) -> PreTrainedModel:
-    if to == "hf":
-        return model
-    twin = twin_type(model.config)
-    if not twin.startswith(to):
-        raise CheckpointError(
-            f"this model computes what a {twin} does, not a {to}; use --to {twin.removesuffix('_moe')}"
-        )
-    return to_twin(model)
-
-
-def _tokenizer_for(source, tokenizer):
-    if tokenizer is None:
-        folder = tokenizer_folder(source)
-        return load_tokenizer_of(folder) if folder and file_of(folder, TOKENIZER_CONFIG_FILE) else None
-    if not (Path(tokenizer) / "tokenizer_config.json").is_file():
-        raise CheckpointError(f"{tokenizer}: no tokenizer there (tokenizer_config.json is missing)")
-    return load_tokenizer_of(tokenizer)
-
-
-def _save_directory(model: PreTrainedModel, tokenizer, destination: Path) -> None:
-    """Write beside the destination and rename, so that an interrupted conversion leaves nothing half-written."""
-    with atomic_path(destination) as temporary:
-        model.save_pretrained(temporary)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(temporary)
-
-
-def add_cli(verbs) -> None:
-    """Register the `convert` verb on the command line's subparsers."""
+def add_cli(verbs: argparse._SubParsersAction) -> None:
+    """Add the `convert` verb."""
     parser = verbs.add_parser("convert", help="convert a checkpoint between upstream's format, ours and stock twins")
     parser.add_argument("source", metavar="SRC", help="directory, Hub id, LoRA adapter, or upstream's .pth file")
     parser.add_argument("destination", metavar="DST", help="directory to create, or a .pth file for --to native")
-    parser.add_argument("--to", required=True, choices=FORMATS)
+    parser.add_argument("--to", required=True, metavar="{hf,native,llama,qwen3}")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "float16", "bfloat16"))
     parser.add_argument("--tokenizer", help="directory with the tokenizer to put beside the weights")
     for field in _NATIVE_FIELDS:
-        parser.add_argument(f"--{field}", type=int, help="of a native SRC, which does not tell it")
+        parser.add_argument(f"--{field}", type=int, help="of a native SRC, which does not record it")
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> None:
-    overrides = {name: getattr(args, name) for name in _NATIVE_FIELDS if getattr(args, name) is not None}
+    from .conversion import convert
+
     path = convert(
         args.source,
         args.destination,
         args.to,
         dtype=args.dtype,
         tokenizer=args.tokenizer,
-        config_overrides=overrides,
+        config_overrides={name: getattr(args, name) for name in _NATIVE_FIELDS if getattr(args, name) is not None},
     )
     print(f"wrote {path}")

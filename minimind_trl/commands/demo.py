@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
@@ -60,6 +60,8 @@ def run_demo(output_dir: Path, rl_steps: int | None = None) -> dict:
     if output_dir.is_dir() and any(output_dir.iterdir()):
         raise InputError(f"--output_dir {output_dir} is not empty; give a new one or remove it")
     transformers_logging.disable_progress_bar()
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     started = time.monotonic()
     tokenizer = tiny_tokenizer()
     prompts = DatasetMixer.from_yaml(_PROMPTS).build(tokenizer)["validation"]

@@ -1,48 +1,30 @@
-"""`minimind-trl eval CHECKPOINT`: the figures of training again, and what a checkpoint answers, beside a yardstick."""
+"""`minimind-trl eval CHECKPOINT`: the figures of training again, and answers to held-out prompts."""
 
 import argparse
 import json
 import math
 import sys
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
-import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data import DatasetMixer
-from ..data.schemas import PHASES
 from ..errors import InputError
-from ..evaluation.answers import answer_measures, guessing_measures
-from ..evaluation.harness import check_installed, harness_measures
-from ..evaluation.held_out import held_out_figures
-from ..evaluation.measures import Measure, short_number
-from ..evaluation.pairs import pair_log_probs, preference_measures, reward_measures
+from ..evaluation.measures import short_number
 from ..files import write_json
-from ..hardware import has_fast_bf16
-from ..models import MiniMindForCausalLM, MiniMindForSequenceClassification, load_model
-from ..models.adapters import is_native
-from ..models.checkpoints import architecture_of, check_vocabulary, load_tokenizer_of, tokenizer_folder
-from ..tokenization import tiny_tokenizer
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+    from ..data import DatasetMixer
+    from ..evaluation.comparison import LoadedCheckpoint, Measures
 
 _AS_TRAINED = ("max_length", "batch_size", "eval_batches", "bf16", "assistant_only_loss", "beta")
 _HARNESS_OPTIONS = ("apply_chat_template", "num_fewshot", "limit")  # as lm-eval's own command line has them
-_ANSWERED = ("sft", "distill", "rlaif")  # phases whose rows hold a prompt for --generate
-Measures = dict[str, Measure]
-
-
-@dataclass
-class _Subject:
-    """A checkpoint, loaded."""
-
-    name: str
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+_ANSWERED = ("sft", "distill", "rlaif")  # phases whose rows have a prompt for --generate
 
 
 def add_cli(verbs: argparse._SubParsersAction) -> None:
@@ -51,10 +33,13 @@ def add_cli(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser("eval", help=what, description=what)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="directory, Hub id, LoRA adapter or upstream's .pth")
     parser.add_argument("--data_config", metavar="FILE", help="mixture file; its validation split is used")
-    parser.add_argument("--tokenizer", help="directory or Hub id; 'tiny' is ours (default: the checkpoint's)")
+    parser.add_argument(
+        "--tokenizer",
+        help="directory or Hub id; 'tiny' is the one that comes with the package (default: the checkpoint's)",
+    )
     parser.add_argument("--baseline", metavar="CHECKPOINT", help="measured too; in phase dpo also the reference")
-    parser.add_argument("--num_attention_heads", type=int, help="of MiniMind2 .pth files, which do not tell it")
-    as_trained = parser.add_argument_group("how", "Default: as in the training that made the checkpoint, if it tells.")
+    parser.add_argument("--num_attention_heads", type=int, help="of MiniMind2 .pth files, which do not record it")
+    as_trained = parser.add_argument_group("how", "Default: as in the checkpoint's training, where recorded.")
     as_trained.add_argument(
         "--eval_batches", type=int, help="look at the first eval_batches x batch_size rows (else 100)"
     )
@@ -63,7 +48,9 @@ def add_cli(verbs: argparse._SubParsersAction) -> None:
     on_or_off = argparse.BooleanOptionalAction
     as_trained.add_argument("--bf16", action=on_or_off, help="compute in bfloat16 (else if the device is fast at it)")
     as_trained.add_argument(
-        "--assistant_only_loss", action=on_or_off, help="of conversations only what the assistant wrote (else so)"
+        "--assistant_only_loss",
+        action=on_or_off,
+        help="of conversations count only the assistant's turns (else yes)",
     )
     as_trained.add_argument("--beta", type=float, help="of the implicit reward in phase dpo (else 0.1)")
     parser.add_argument("--generate", type=int, metavar="N", help="greedy answers to N held-out prompts")
@@ -103,45 +90,33 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """What `minimind-trl eval` prints and writes.
 
     Returns:
-        `checkpoint`, `baseline`, `data_config`, `options` and `figures`: of "model", "baseline" (where one is
-        given) and "chance" (where it is known), `{name: {"value", "low"?, "high"?, "count"?}}`.
+        `checkpoint`, `baseline`, `data_config`, `options` and `figures`: of "model", "baseline" (if one is given) and
+        "chance" (where it is known), `{name: {"value", "low"?, "high"?, "count"?}}`.
 
     Raises:
         InputError: the options, the checkpoint, its tokenizer, the mixture or a benchmark cannot be used.
     """
     _check_options(args)
+    import datasets
+
+    from ..data import DatasetMixer
+    from ..evaluation.harness import check_installed
+
     if args.lm_eval:
         check_installed()
     datasets.disable_progress_bars()
     mixer = DatasetMixer.from_yaml(args.data_config) if args.data_config else None
     phase = mixer.mixture.metadata.phase if mixer else None
     _check_phase(args, phase)
-    subjects = {"model": _load(args.checkpoint, args, phase)}
+    checkpoints = {"model": _load(args.checkpoint, args, phase)}
     if args.baseline:
-        subjects = {"baseline": _load(args.baseline, args, phase, subjects["model"].tokenizer)} | subjects
-    _settle_options(args, phase, mixer)
+        checkpoints = {"baseline": _load(args.baseline, args, phase, checkpoints["model"].tokenizer)} | checkpoints
+    _fill_in_options(args, phase, mixer)
+    figures: dict[str, Measures] = {name: {} for name in (*checkpoints, "chance")}
     if mixer:
-        mixer.max_length = args.max_length
-        mixer.on_long = _trained_options(Path(args.checkpoint), phase).get("on_long") or mixer.on_long
-        if mixer.mixture.validation is None:
-            raise InputError(f"{args.data_config} holds no rows out (validation: none), so that none can be measured")
-
-    figures: dict[str, Measures] = {name: {} for name in (*subjects, "chance")}
-    if mixer:
-        rows = mixer.build(subjects["model"].tokenizer)["validation"]
-        figures = _held_out(args, phase, subjects, rows, chunk=mixer.on_long == "chunk")
+        figures = _held_out(args, mixer, checkpoints)
     if args.lm_eval:
-        for name, subject in subjects.items():
-            measures, guesses = harness_measures(
-                subject.model,
-                subject.tokenizer,
-                args.lm_eval.split(","),
-                include_path=args.lm_eval_include_path,
-                batch_size=args.batch_size,
-                **{option: getattr(args, option) for option in _HARNESS_OPTIONS},
-            )
-            figures[name] = figures[name] | measures
-            figures["chance"] = figures["chance"] | guesses
+        _add_benchmarks(args, checkpoints, figures)
     reported = (*_AS_TRAINED, "max_new_tokens", *(_HARNESS_OPTIONS if args.lm_eval else ()))
     return {
         **{name: getattr(args, name) for name in ("checkpoint", "baseline", "data_config")},
@@ -154,78 +129,73 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-# --- measuring --------------------------------------------------------------------------------------------------------
-
-
 def _held_out(
-    args: argparse.Namespace, phase: str, subjects: dict[str, _Subject], rows, chunk: bool
-) -> dict[str, Measures]:
-    """`{"baseline"?, "model", "chance": measures}` on the validation split."""
+    args: argparse.Namespace, mixer: "DatasetMixer", checkpoints: dict[str, "LoadedCheckpoint"]
+) -> dict[str, "Measures"]:
+    from ..evaluation.comparison import EvaluationOptions, compare
+
+    phase = mixer.mixture.metadata.phase
+    if mixer.mixture.validation is None:
+        raise InputError(f"{args.data_config} holds out no rows (validation: none): there is nothing to measure on")
+    mixer.max_length = args.max_length
+    mixer.on_long = _trained_options(Path(args.checkpoint), phase).get("on_long") or mixer.on_long
+    rows = mixer.build(checkpoints["model"].tokenizer)["validation"]
     taken = list(islice(rows, args.eval_batches * args.batch_size))
-    asked = list(islice(rows, args.generate)) if args.generate else []
     if not taken:
         raise InputError(f"{args.data_config}: no validation rows")
-    options = {"max_length": args.max_length, "batch_size": args.batch_size, "bf16": args.bf16}
-    if phase == "dpo":
-        figures = _preferences(args, subjects, taken, options)
-    elif phase == "reward":
-        found = {name: reward_measures(one.model, one.tokenizer, taken, **options) for name, one in subjects.items()}
-        figures = found | {"chance": _guessed_pairs(found["model"])}
-    elif phase == "rlaif":
-        figures = {**{name: {} for name in subjects}, "chance": {}}
-    else:
-        figures = _losses(args, phase, subjects, taken, options | {"chunk": chunk, "max_batches": args.eval_batches})
-    if asked:
-        for name, one in subjects.items():
-            figures[name] = figures[name] | answer_measures(one.model, one.tokenizer, asked, args.max_new_tokens)
-        figures["chance"] = figures["chance"] | guessing_measures(asked)
-    return figures
+    options = EvaluationOptions(
+        **{name: getattr(args, name) for name in _AS_TRAINED},
+        chunk=mixer.on_long == "chunk",
+        max_new_tokens=args.max_new_tokens,
+    )
+    return compare(checkpoints, phase, taken, list(islice(rows, args.generate or 0)), options)
 
 
-def _losses(args, phase: str, subjects: dict[str, _Subject], rows: list[dict], options: dict) -> dict[str, Measures]:
-    conversations = PHASES[phase][0] == "messages"
-    figures = {}
-    for name, one in subjects.items():
-        assistant_only = conversations and args.assistant_only_loss
-        found = held_out_figures(one.model, one.tokenizer, rows, assistant_only=assistant_only, **options)
-        figures[name] = {figure: Measure(value) for figure, value in found.items()}
-    size = subjects["model"].model.config.vocab_size
-    chance = {name: math.log(size) for name in figures["model"] if name.startswith("eval_loss")}
-    chance |= {"eval_perplexity": size, "eval_token_accuracy": 1 / size}
-    return figures | {"chance": {name: Measure(value) for name, value in chance.items()}}
+def _add_benchmarks(
+    args: argparse.Namespace, checkpoints: dict[str, "LoadedCheckpoint"], figures: dict[str, "Measures"]
+) -> None:
+    from ..evaluation.harness import harness_measures
 
-
-def _preferences(args, subjects: dict[str, _Subject], rows: list[dict], options: dict) -> dict[str, Measures]:
-    log_probs = {name: pair_log_probs(one.model, one.tokenizer, rows, **options) for name, one in subjects.items()}
-    reference = log_probs.get("baseline")
-    if reference is not None and len(reference) != len(log_probs["model"]):
-        raise InputError("different pairs are dropped for the two tokenizers: give a larger --max_length")
-    figures = {"model": preference_measures(log_probs["model"], reference, args.beta)}
-    if reference is not None:
-        figures["baseline"] = preference_measures(reference)
-    return figures | {"chance": _guessed_pairs(figures["model"])}
-
-
-def _guessed_pairs(measures: Measures) -> Measures:
-    """What a coin, or a margin of 0, would give."""
-    known = {"accurac": 0.5, "margin": 0.0, "loss": math.log(2)}
-    return {name: Measure(value) for name in measures for kind, value in known.items() if kind in name}
+    for name, checkpoint in checkpoints.items():
+        measures, guesses = harness_measures(
+            checkpoint.model,
+            checkpoint.tokenizer,
+            args.lm_eval.split(","),
+            include_path=args.lm_eval_include_path,
+            batch_size=args.batch_size,
+            **{option: getattr(args, option) for option in _HARNESS_OPTIONS},
+        )
+        figures[name] |= measures
+        figures["chance"] |= guesses
 
 
 # --- loading ----------------------------------------------------------------------------------------------------------
 
 
-def _load(name: str, args: argparse.Namespace, phase: str | None, default: PreTrainedTokenizerBase | None = None):
-    """Model and tokenizer of a checkpoint; the tokenizer its own, else `default`."""
-    wanted = MiniMindForSequenceClassification if phase == "reward" else MiniMindForCausalLM
-    is_reward_model = _is_reward_model(name)
-    if is_reward_model is False and phase == "reward":
+def _load(
+    name: str, args: argparse.Namespace, phase: str | None, default: "PreTrainedTokenizerBase | None" = None
+) -> "LoadedCheckpoint":
+    """Load model and tokenizer of a checkpoint; `default` replaces a tokenizer that it does not bring."""
+    from ..data.schemas import PHASES
+    from ..evaluation.comparison import LoadedCheckpoint
+    from ..models import MiniMindForCausalLM, MiniMindForSequenceClassification, load_model
+    from ..models.adapters import is_native
+    from ..models.checkpoints import architecture_of, check_vocabulary
+
+    architecture = architecture_of(name)  # None where it is unknown; loading then says why
+    is_reward_model = architecture is not None and architecture.endswith("ForSequenceClassification")
+    if phase == "reward" and architecture is not None and not is_reward_model:
         raise InputError(f"{name} is a language model; phase reward needs a reward model (recipes/reward.py makes one)")
     if is_reward_model and phase != "reward":
-        raise InputError(
-            f"{name} is a reward model; {f'phase {phase}' if phase else '--lm_eval'} needs one of language"
-        )
-    model = _load_model(name, wanted, args)
+        wanted = f"phase {phase}" if phase else "--lm_eval"
+        raise InputError(f"{name} is a reward model; {wanted} needs a language model")
+    heads = args.num_attention_heads
+    model = load_model(
+        name,
+        MiniMindForSequenceClassification if phase == "reward" else MiniMindForCausalLM,
+        config_overrides={"num_attention_heads": heads} if heads and is_native(name) else {},
+        merge=False,  # a learned prompt cannot be merged into the weights, and all other adapters compute the same
+    )
     if phase == "reward" and model.config.num_labels != 1:
         raise InputError(f"{name}: {model.config.num_labels} labels; a reward model has one")
     tokenizer = _load_tokenizer(name, args, default)
@@ -234,33 +204,27 @@ def _load(name: str, args: argparse.Namespace, phase: str | None, default: PreTr
         raise InputError(f"--apply_chat_template: the tokenizer of {name} has no chat template; leave it out")
     if phase and PHASES[phase][0] != "text" and not tokenizer.chat_template:
         raise InputError(f"the tokenizer of {name} has no chat template, which phase {phase} needs")
-    return _Subject(name, model.to(_device()), tokenizer)
+    return LoadedCheckpoint(name, model.to(_device()), tokenizer)
 
 
-def _load_model(name: str, model_class: type[PreTrainedModel], args: argparse.Namespace) -> PreTrainedModel:
-    heads = args.num_attention_heads
-    overrides = {"num_attention_heads": heads} if heads and is_native(name) else {}
-    # An adapter stays apart: a learned prompt is no change of the weights, and all others compute the same.
-    return load_model(name, model_class, config_overrides=overrides, merge=False)
+def _load_tokenizer(
+    name: str, args: argparse.Namespace, default: "PreTrainedTokenizerBase | None"
+) -> "PreTrainedTokenizerBase":
+    from ..models.checkpoints import load_tokenizer_of, tokenizer_folder
+    from ..tokenization import load_tokenizer
 
-
-def _load_tokenizer(name: str, args: argparse.Namespace, default: PreTrainedTokenizerBase | None):
-    if args.tokenizer == "tiny":
-        return tiny_tokenizer()
-    if args.tokenizer is None and tokenizer_folder(name) is None:
+    if args.tokenizer:
+        return load_tokenizer(args.tokenizer)
+    if tokenizer_folder(name) is None:
         if default is not None:
             return default
         raise InputError(f"{name} brings no tokenizer; give --tokenizer DIR")
-    return load_tokenizer_of(args.tokenizer or name)
+    return load_tokenizer_of(name)
 
 
-def _is_reward_model(name: str) -> bool | None:
-    """Whether a checkpoint gives a reward; None where it cannot be told, because it is not there, say."""
-    architecture = architecture_of(name)
-    return None if architecture is None else architecture.endswith("ForSequenceClassification")
+def _device() -> "torch.device":
+    import torch
 
-
-def _device() -> torch.device:
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
@@ -293,20 +257,22 @@ def _checked_limit(limit: float) -> float | int:
     return int(limit) if limit >= 1 else limit
 
 
-def _settle_options(args: argparse.Namespace, phase: str | None, mixer: DatasetMixer | None) -> None:
-    """Fill in what was not given: from the training that made the checkpoint, where it was of this phase, or usual."""
-    length = (mixer and mixer.mixture.metadata.max_seq_length) or 1024
-    bf16 = has_fast_bf16(use_cpu=_device().type == "cpu")
-    usual = dict(zip(_AS_TRAINED, (length, 16, 100, bf16, True, 0.1), strict=True))
-    trained = _trained_options(Path(args.checkpoint), phase)
-    usual |= {name: value for name, value in trained.items() if name in _AS_TRAINED}
-    for name, value in usual.items():
+def _fill_in_options(args: argparse.Namespace, phase: str | None, mixer: "DatasetMixer | None") -> None:
+    """Take options that were not given from the training of the checkpoint, if it was of this phase, else defaults."""
+    from ..evaluation.comparison import EvaluationOptions
+    from ..hardware import has_fast_bf16
+
+    usual = vars(EvaluationOptions(bf16=has_fast_bf16(use_cpu=_device().type == "cpu")))
+    if mixer and mixer.mixture.metadata.max_seq_length:
+        usual["max_length"] = mixer.mixture.metadata.max_seq_length
+    usual |= _trained_options(Path(args.checkpoint), phase)
+    for name in _AS_TRAINED:
         if getattr(args, name) is None:
-            setattr(args, name, value)
+            setattr(args, name, usual[name])
 
 
 def _trained_options(checkpoint: Path, phase: str | None) -> dict[str, Any]:
-    """How the recipe of this phase evaluated that made a checkpoint: `options` of its metrics.json; {} without that."""
+    """How the recipe that made a checkpoint evaluated: `options` of its metrics.json; {} for another phase or none."""
     try:
         options = json.loads((checkpoint / "metrics.json").read_text(encoding="utf-8")).get("options")
     except (OSError, ValueError, AttributeError):

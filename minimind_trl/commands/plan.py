@@ -14,30 +14,36 @@ from transformers import Trainer
 from ..data import load_mixture
 from ..errors import InputError, nearest
 from ..models import MiniMindConfig, load_model
+from ..rewards import load_rewards
 from ..run import (
-    ConversationConfig,
-    PreferenceConfig,
-    PretrainConfig,
+    DPORecipeConfig,
+    PretrainRecipeConfig,
     RecipeArguments,
-    RewardModelConfig,
-    load_or_create_model,
-    load_tokenizer,
+    RewardRecipeConfig,
+    SFTRecipeConfig,
     parse_arguments,
 )
 from ..run.fake_trainers import ONLINE, TrainerSetup
-from ..run.online import GRPORecipeConfig, PPORecipeConfig, SPORecipeConfig, load_reward_funcs
+from ..run.loading import load_or_create_model, load_tokenizer
+from ..run.online_configs import GRPORecipeConfig, PPORecipeConfig, SPORecipeConfig
 from ..run.sharding import Sharding, read_accelerate_file, shard_memory
-from ..run.training import RecipeDPOTrainer, RecipeRewardTrainer, RecipeSFTTrainer
-from ..trainers import PPOTrainer, RolloutTrainer, SPOTrainer
+from ..trainers import (
+    MiniMindDPOTrainer,
+    MiniMindGRPOTrainer,
+    MiniMindRewardTrainer,
+    MiniMindSFTTrainer,
+    PPOTrainer,
+    SPOTrainer,
+)
 
 RECIPES: dict[str, tuple[type, type[Trainer]] | None] = {
-    "pretrain": (PretrainConfig, RecipeSFTTrainer),
-    "midtrain": (PretrainConfig, RecipeSFTTrainer),  # the recipe's own defaults concern the learning rate
-    "sft": (ConversationConfig, RecipeSFTTrainer),
+    "pretrain": (PretrainRecipeConfig, MiniMindSFTTrainer),
+    "midtrain": (PretrainRecipeConfig, MiniMindSFTTrainer),  # the recipe's own defaults concern the learning rate
+    "sft": (SFTRecipeConfig, MiniMindSFTTrainer),
     "distill": None,  # TRL's experimental part is imported only on demand
-    "dpo": (PreferenceConfig, RecipeDPOTrainer),
-    "reward": (RewardModelConfig, RecipeRewardTrainer),
-    "grpo": (GRPORecipeConfig, RolloutTrainer),
+    "dpo": (DPORecipeConfig, MiniMindDPOTrainer),
+    "reward": (RewardRecipeConfig, MiniMindRewardTrainer),
+    "grpo": (GRPORecipeConfig, MiniMindGRPOTrainer),
     "ppo": (PPORecipeConfig, PPOTrainer),
     "spo": (SPORecipeConfig, SPOTrainer),
 }
@@ -157,16 +163,18 @@ def make_plan(recipe: str, options: list[str]) -> Plan:
 
 
 def _distillation() -> tuple[type, type[Trainer]]:
-    from ..trainers.distillation import DistillationConfig, RecipeGKDTrainer
+    from ..run.distill_config import DistillRecipeConfig
+    from ..trainers.gkd_trainer import MiniMindGKDTrainer
 
-    return DistillationConfig, RecipeGKDTrainer
+    return DistillRecipeConfig, MiniMindGKDTrainer
 
 
 def _count(setup: TrainerSetup, sharding: Sharding, device_memory: float | None) -> Plan:
     whole, config = setup.count(), setup.config
     snapshots = 0
     if getattr(config, "reward_funcs", None):
-        models = [getattr(reward.function, "model", None) for reward in load_reward_funcs(config)]
+        rewards, _ = load_rewards(config.reward_funcs, config.reward_weights)
+        models = [getattr(reward.function, "model", None) for reward in rewards]
         whole.models["reward models"] = sum(4 * model.num_parameters() for model in models if model is not None)
     if getattr(config, "opponent", None):
         whole.models["earlier policy"] = whole.parameters

@@ -6,6 +6,7 @@ Each filter is one class: its fields are the keys that a mixture file may set, i
 import copy
 import hashlib
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,8 +18,10 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    PrivateAttr,
     Tag,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -26,7 +29,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from .. import patterns
 from ..errors import MixtureError, described, nearest
-from ..imports import imported, refuse_foreign
+from ..imports import import_folder, imported, refuse_foreign
 from .quality import code_of, code_quality_score, code_ratio, parses, quality_score
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -35,20 +38,20 @@ _SHOWN = 80  # characters of a row, in messages
 
 @dataclass
 class Candidate:
-    """One row as the filters see it."""
+    """One row, as filters get it."""
 
     row: dict[str, Any]
-    """The converted row, as the trainer would get it."""
+    """Converted, as the trainer would get it."""
     raw: dict[str, Any]
-    """The row as the source has it."""
+    """As the source has it."""
     text: str
-    """All text of the row as a person reads it."""
+    """All text of the row."""
     tokens: int | None = None
-    """Length in tokens as trained; None where no tokenizer was given."""
+    """Length as trained; None without a tokenizer."""
 
 
 class Filter(BaseModel):
-    """Keeps a row, or gives the short reason it is dropped and counted under."""
+    """Keeps a row, or returns the short reason under which it is dropped and counted."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     type: str
@@ -113,9 +116,8 @@ class QualityFilter(Filter):
 class CodeQualityFilter(Filter):
     """Keeps source code whose `code_quality_score` is at least `min_score` and, with `language`, that parses.
 
-    Of a text with fenced blocks (a chat) only the blocks count, for `language: python` those marked as Python. With
-    `min_code_ratio` texts are kept of which at least so large a share is code, and their score counts only where
-    `min_score` is set too.
+    In a text with fenced blocks (a chat) only the blocks count; for `language: python` those marked as Python.
+    `min_code_ratio` keeps texts with at least that share of code, whatever their score unless `min_score` is set too.
     """
 
     type: Literal["code_quality"] = "code_quality"
@@ -136,10 +138,10 @@ class CodeQualityFilter(Filter):
 
 
 class LanguageFilter(Filter):
-    """Keeps texts in one of the languages `keep` (ISO 639-1 codes; also spelt `languages`), as py3langid tells them.
+    """Keeps texts in one of the languages `keep` (ISO 639-1 codes; also spelt `languages`), as py3langid detects them.
 
-    A text that nobody could tell (a number, a formula, "Hello": py3langid finds no language with a probability of 0.2)
-    stays, unless `min_confidence` asks for more. Source code is sometimes taken for Latin: filter texts only.
+    Texts without a recognisable language (a number, a formula, "Hello": no language has a probability of 0.2) are kept,
+    unless `min_confidence` is higher. Source code is sometimes taken for Latin: filter only texts.
     """
 
     type: Literal["language"] = "language"
@@ -165,7 +167,7 @@ class LanguageFilter(Filter):
         return keep
 
     def reason(self, candidate: Candidate) -> str | None:
-        language, confidence = _identifier().classify(candidate.text[:3000])  # enough to tell, and fast
+        language, confidence = _identifier().classify(candidate.text[:3000])  # enough to detect it, and fast
         if language not in self.keep and confidence >= 0.2:
             return f"language: {language}"
         if confidence < self.min_confidence:
@@ -174,7 +176,7 @@ class LanguageFilter(Filter):
 
 
 class RegexFilter(Filter):
-    """Keeps or drops the rows in which `pattern` is found: in the text, or in `field` of the source's row."""
+    """Keeps or drops rows in which `pattern` is found, in the text or in `field` of the source's row."""
 
     type: Literal["regex"] = "regex"
     pattern: str
@@ -204,7 +206,7 @@ class RegexFilter(Filter):
 
 
 class FieldFilter(Filter):
-    """Keeps rows by the value of `field` in the source's row ("a.b" looks into objects): listed, or in a range."""
+    """Keeps rows whose `field` in the source's row ("a.b" reaches inside objects) is listed, or within a range."""
 
     type: Literal["field"] = "field"
     field: str
@@ -242,27 +244,36 @@ class FieldFilter(Filter):
 class CustomFilter(Filter):
     """`type: "module:function"`, called as `function(row, **other_keys)` with the converted row.
 
-    True keeps the row, False drops it, and so does a text, as the reason. Naming a function imports its module, so read
-    a mixture file of others before you load it.
+    True keeps the row; False drops it, and so does a text, which is the reason. The module is searched in `sys.path`
+    and in the mixture's folder. Loading a mixture imports the modules that it names: read a foreign one first.
     """
 
     model_config = ConfigDict(extra="allow")
 
+    _folder: Path | None = PrivateAttr(None)
+    """Of the mixture file, where the module may be."""
+
     @field_validator("type")
     @classmethod
-    def _check_function(cls, name: str) -> str:
-        refuse_foreign(name, "filter", "a filter is a function of yours, called as function(row, **other_keys)")
+    def _check_function(cls, name: str, info: ValidationInfo) -> str:
+        wanted = "a filter is a function of yours, called as function(row, **other_keys)"
+        refuse_foreign(name, "filter", wanted, (info.context or {}).get("folder"))
         return name
 
     @property
+    def _function(self) -> Callable:
+        return imported(self.type, self._folder)  # by name, so that worker processes find it
+
+    @property
     def code(self) -> str:
-        """Hash of the function's file, so that its edits are noticed; those of what it imports are not."""
-        file = inspect.getsourcefile(inspect.unwrap(imported(self.type)))
+        """Hash of the function's file, to detect edits; edits of modules that it imports go undetected."""
+        file = inspect.getsourcefile(inspect.unwrap(self._function))
         return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else self.type
 
     @model_validator(mode="after")
-    def _check_parameters(self):
-        signature = inspect.signature(imported(self.type))
+    def _check_parameters(self, info: ValidationInfo):
+        self._folder = (info.context or {}).get("folder")
+        signature = inspect.signature(self._function)
         takes_a_row = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         if not any(parameter.kind in takes_a_row for parameter in signature.parameters.values()):
             raise ValueError(f"{self.type}{signature} takes no row: a filter's first parameter is the row")
@@ -275,7 +286,8 @@ class CustomFilter(Filter):
 
     def reason(self, candidate: Candidate) -> str | None:
         try:
-            answer = imported(self.type)(copy.deepcopy(candidate.row), **self.model_extra)
+            with import_folder(self._folder):  # for what the function imports itself
+                answer = self._function(copy.deepcopy(candidate.row), **self.model_extra)
         except (Exception, SystemExit) as error:
             raise MixtureError(
                 f"filter {self.type} failed: {described(error)}; for the row {_begin(candidate)}"
@@ -291,7 +303,7 @@ class CustomFilter(Filter):
 
 
 def _begin(candidate: Candidate) -> str:
-    """How a row begins, for messages."""
+    """The beginning of a row, for messages."""
     text = candidate.text
     return repr(text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}...")
 
@@ -318,7 +330,7 @@ def _check_type(spec: Any) -> Any:
     named = (
         f"unknown filter {name!r}{nearest(str(name), BUILTIN_FILTERS)}" if "type" in spec else "a filter needs a type"
     )
-    # By hand for its place: a tagged union would report it on the filter instead of its type.
+    # Raised by hand: a tagged union would report it at the filter instead of its type.
     problem = InitErrorDetails(type=PydanticCustomError("unknown_filter", named + known), loc=("type",), input=name)
     raise ValidationError.from_exception_data("Filter", [problem])
 
@@ -349,13 +361,13 @@ def _identifier():
     except ImportError:
         raise ValueError("the language filter needs py3langid: pip install minimind-trl[data]") from None
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    # Without the dialects that have three letters: to the full model, short Chinese is Cantonese.
+    # Without the three-letter dialects: the full model takes short Chinese texts for Cantonese.
     identifier.set_languages([code for code in identifier.labels if len(code) == 2])
     return identifier
 
 
 def value_at(row: Any, path: str) -> Any:
-    """The value at a dotted path, or of the column that has that very name; None where there is none."""
+    """The value of a column, or at a dotted path; None where there is none."""
     if path in row:
         return row[path]
     for key in path.split("."):

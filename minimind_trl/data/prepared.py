@@ -9,29 +9,24 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from datasets import Dataset, DatasetDict, Features, Json, Value
+from datasets import DatasetDict, Features, Json, Value
 from filelock import FileLock
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import MixtureError
 from ..files import atomic_path, file_digest, leftovers, write_json
+from .mixer import DatasetMixer
 from .report import MixtureReport
 from .schemas import COLUMNS, PHASES, Row
-from .sources import as_rows
-from .tables import cached_rows
-
-if TYPE_CHECKING:
-    from .mixer import DatasetMixer
+from .tables import cached_rows, write_split
 
 LOCK = "mixture.lock.json"
-SPLITS = ("train", "validation")
-_BATCH = 1000
 _DIGEST = "lock_sha256"  # of all the rest of a lock
 
 
-def prepare(mixer: "DatasetMixer", folder: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> DatasetDict:
+def prepare(mixer: DatasetMixer, folder: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> DatasetDict:
     """Build a mixture and write it into a folder, all of it or nothing.
 
     The folder holds `{phase}_{config}_train.jsonl`, `{phase}_{config}_validation.jsonl` and `mixture.lock.json`.
@@ -55,9 +50,7 @@ def prepare(mixer: "DatasetMixer", folder: Path, tokenizer: PreTrainedTokenizerB
     return data
 
 
-def load_or_prepare(
-    mixer: "DatasetMixer", folder: Path, tokenizer: PreTrainedTokenizerBase | None = None
-) -> DatasetDict:
+def load_or_prepare(mixer: DatasetMixer, folder: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> DatasetDict:
     """The prepared mixture where it still matches what it was made from; else say what changed, and prepare it.
 
     Of several processes one prepares and the others wait on a file lock, however long it takes.
@@ -80,7 +73,7 @@ def load_or_prepare(
         raise MixtureError(f"{folder}: cannot be used: {error.strerror or error}") from error
 
 
-def _load_or_prepare(mixer: "DatasetMixer", folder: Path, tokenizer) -> DatasetDict:
+def _load_or_prepare(mixer: DatasetMixer, folder: Path, tokenizer) -> DatasetDict:
     for leftover in leftovers(folder):  # of a job that was killed: whoever holds the lock is the only one at work
         shutil.rmtree(leftover, ignore_errors=True)
     _refuse_foreign(folder, mixer)
@@ -90,7 +83,7 @@ def _load_or_prepare(mixer: "DatasetMixer", folder: Path, tokenizer) -> DatasetD
         print(f"prepared data: {folder} is rebuilt: {'; '.join(changes)}", file=sys.stderr)
         return prepare(mixer, folder, tokenizer)
     lock = read_lock(folder)
-    mixer.use(lock["made_from"], MixtureReport.model_validate(lock))
+    mixer.adopt(lock["made_from"], MixtureReport.model_validate(lock))
     return load_prepared(folder)
 
 
@@ -123,7 +116,7 @@ def load_prepared(folder: Path) -> DatasetDict:
     )
 
 
-def what_changed(mixer: "DatasetMixer", folder: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> list[str]:
+def what_changed(mixer: DatasetMixer, folder: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> list[str]:
     """Why a prepared folder cannot be reused, in a few words each; nothing where it can."""
     try:
         lock = read_lock(folder)
@@ -154,39 +147,13 @@ def read_lock(folder: Path) -> dict[str, Any]:
     return lock
 
 
-def write_split(rows: Dataset, path: Path) -> dict[str, Any]:
-    """Write rows as JSON lines; keys without a value are left out of messages.
-
-    Returns:
-        name, number of rows and sha256 of the file.
-    """
-    digest = hashlib.sha256()
-    with path.open("wb") as file:
-        for columns in rows.iter(_BATCH):
-            for row in as_rows(columns):
-                line = (json.dumps(_without_nulls(row), ensure_ascii=False) + "\n").encode()
-                digest.update(line)
-                file.write(line)
-    return {"name": path.name, "rows": len(rows), "sha256": digest.hexdigest()}
-
-
 def _read(path: Path, encoded: set[str]) -> Iterator[Row]:
     with path.open(encoding="utf-8") as lines:
         for row in map(json.loads, lines):
             yield row | {name: json.dumps(row[name], ensure_ascii=False) for name in encoded}
 
 
-def _without_nulls(row: Row) -> Row:
-    messages = ("messages", "prompt", "chosen", "rejected")
-    return {
-        name: [{key: part for key, part in turn.items() if part is not None} for turn in value]
-        if name in messages
-        else value
-        for name, value in row.items()
-    }
-
-
-def _refuse_foreign(folder: Path, mixer: "DatasetMixer") -> None:
+def _refuse_foreign(folder: Path, mixer: DatasetMixer) -> None:
     if folder.is_file():
         raise MixtureError(f"{folder} is a file; give a folder")
     if not folder.is_dir() or not any(folder.iterdir()):

@@ -1,6 +1,8 @@
 """What became of every row: the figures behind `mixture.lock.json`, the table and the model card."""
 
 from bisect import bisect_left
+from collections import Counter
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +13,7 @@ _PERCENTILES = (5, 50, 95)
 MOVED = "reasoning_content written as <think> into the content, because the chat template leaves it out"
 _KEPT = 0.95  # of the tokens, by the length that a warning proposes
 FEW = 0.03  # of a source's tokens may be lost without a warning
+TOKENS, CUT = "tokens", "tokens beyond the limit, cut off"  # how a stream's counters name them
 _KEYS_SHOWN = 20
 
 
@@ -95,6 +98,10 @@ class MixtureReport(BaseModel):
     held_out: SplitReport
     long_rows: LongRows | None = None
 
+    def lock(self) -> dict[str, Any]:
+        """For `mixture.lock.json`."""
+        return self.model_dump()
+
     def lines(self) -> list[str]:
         """Plain lines, one for each source and one for each split."""
         found = [f"{source.train.share:.2%} {source.name}: {_told(source)}" for source in self.sources]
@@ -155,6 +162,57 @@ class MixtureReport(BaseModel):
             lines += ["", "No rows are held out (`validation: none`)."]
         lines += [line for warning in self.warnings() for line in ("", f"Warning: {warning}.")]
         return "\n".join(lines) + "\n"
+
+
+@dataclass
+class StreamReport:
+    """What was read of a streaming mixture so far."""
+
+    config: str
+    phase: str
+    description: str
+    seed: int
+    validation: dict[str, Any] | None
+    max_length: int | None
+    sources: list[dict[str, Any]]
+    """Name, source, target share and files of each."""
+    seen: dict[str, Counter[str]]
+    """By source, as its rows are read: the rows, those dropped by reason, tokens."""
+
+    def lock(self) -> dict[str, Any]:
+        """For `mixture.lock.json`."""
+        names = ("config", "phase", "description", "seed", "validation")
+        sources = [source | {"read_so_far": dict(self.seen[source["name"]])} for source in self.sources]
+        return {name: getattr(self, name) for name in names} | {"streaming": True, "sources": sources}
+
+    def lines(self) -> list[str]:
+        """Plain lines, one for each source."""
+        return [
+            f"{name}: streamed, {', '.join(f'{count:,} {what}' for what, count in counts.items()) or 'not read yet'}"
+            for name, counts in self.seen.items()
+        ]
+
+    def warnings(self) -> list[str]:
+        """As of `MixtureReport`."""
+        lost = {name: counts[CUT] / max(counts[TOKENS], 1) for name, counts in self.seen.items()}
+        return [
+            f"{name}: {share:.1%} of the tokens read so far are beyond max_seq_length {self.max_length:,}, and cut off"
+            for name, share in lost.items()
+            if share > FEW
+        ]
+
+    def markdown(self) -> str:
+        """For a model card."""
+        return f"Streaming mixture `{self.config}` (phase {self.phase}):\n\n" + "".join(
+            f"- {source['source']}: share {source['target_share']:.2%}{_cut_so_far(self.seen[source['name']])}\n"
+            for source in self.sources
+        )
+
+
+def _cut_so_far(seen: Counter[str]) -> str:
+    if not seen[CUT]:
+        return ""
+    return f"; of {seen[TOKENS]:,} tokens read {seen[CUT]:,} ({seen[CUT] / seen[TOKENS]:.1%}) were cut off"
 
 
 def describe_split(taken: np.ndarray, of_source: np.ndarray, tokens: np.ndarray | None) -> SplitReport:

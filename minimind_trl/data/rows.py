@@ -5,28 +5,26 @@ whatever is counted later adds up to the rows that came in.
 """
 
 import hashlib
-import importlib.util
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property, partial
-from itertools import islice
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 from datasets import Features, Json, Value
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import InputError, MixtureError, nearest
-from ..tokenization import ChatTemplateError, escape_control_tokens, untrained_spans, with_training_template
+from ..tokenization.control_tokens import escape_control_tokens
+from ..tokenization.masks import untrained_spans
 from ..tokenization.renderings import PrintedFields, first_unprinted, reasoning_in_content
+from ..tokenization.templates import ChatTemplateError, decode_tools, with_training_template
 from . import schemas
 from .config import HH, Source
 from .duplicates import NGrams
 from .filters import Candidate, value_at
 from .kto import Labelled, Pairs
 from .schemas import COLUMNS, PHASES, REWARD_COLUMNS, SCHEMAS
-from .sources import DataFile
 from .transcripts import holds_transcripts, read_transcripts
 from .turns import LeftOut, Row, RowError
 
@@ -45,7 +43,6 @@ FACTS = {
     "_untrained": Value("uint16"),  # turns that say that they are not trained
     "_unread": Value("string"),  # its keys that nobody reads, one a line
 }
-_BATCH = 500
 _HH_SCHEMAS = ("preference", "prompt_completion", "prompt")
 # What is wrong with one row, and so must not end the build.
 _ROW_FAULTS = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError)
@@ -128,29 +125,6 @@ class RowConverter:
         """Of the rows that it gives: the phase's columns, those passed through, and `FACTS`."""
         own = COLUMNS[PHASES[self.phase][0]] | {"source": Value("string")}
         return Features(own | {name: Json() for name in self.extras} | FACTS)
-
-    def rows(self, files: list[DataFile], stream: bool = False, held_out: int = 0) -> Iterator[Row]:
-        """Every row of the files, with its facts; with `stream` the Hub's files are not downloaded first.
-
-        Args:
-            held_out: how many of the files, at their end, the source holds out itself.
-        """
-        numbered = self.read(files, stream, held_out)
-        while batch := list(islice(numbered, _BATCH)):
-            places = partial(_place, files, batch)
-            for (index, number, _), traced in zip(batch, self.trace((raw for *_, raw in batch), places), strict=True):
-                self.refuse_other_schema(traced, files[index].at(number))
-                yield self.with_facts(traced) | {"_file": index, "_number": number}
-
-    def read(self, files: list[DataFile], stream: bool = False, held_out: int = 0) -> Iterator[tuple[int, int, Row]]:
-        """Every raw row with its file's index and its number; of KTO's rows with what becomes of them."""
-        training = len(files) - held_out
-        parts = ((row for file in part for _, row in file.read()) for part in (files[:training], files[training:]))
-        pairs, place = self.pairs(parts), 0
-        for index, file in enumerate(files):
-            for number, row in file.read_remote() if stream and file.read_remote else file.read():
-                yield index, number, pairs.joined(place, row) if pairs else row
-                place += 1
 
     def pairs(self, parts: Iterable[Iterable[Row]]) -> Pairs | None:
         """Which of all rows of the source become pairs, if it has KTO's rows; `parts` as of `Pairs`."""
@@ -306,9 +280,9 @@ class RowConverter:
         """Where in the text the turns are that are not trained; None where there are none."""
         if not traced.untrained:
             return None
-        tools = json.loads(traced.trained["tools"]) if traced.trained.get("tools") else None
+        messages, tools = traced.trained["messages"], decode_tools(traced.trained.get("tools"))
         try:
-            return untrained_spans(self.tokenizer, traced.trained["messages"], tools)
+            return untrained_spans(self.tokenizer, messages, tools)
         except InputError as error:
             raise RowError(str(error)) from error
 
@@ -344,7 +318,7 @@ class RowConverter:
         """
         if "text" in row:
             return row, 0
-        tools = json.loads(row["tools"]) if row.get("tools") else None
+        tools = decode_tools(row.get("tools"))
         before, printed = row.get("prompt") or [], dict(row)
         if sides := [name for name in ("messages", "chosen", "rejected") if name in row]:
             for side in sides:
@@ -389,7 +363,7 @@ class RowConverter:
     def _texts(self, row: Row) -> tuple[str, ...]:
         if "text" in row:
             return (row["text"],)
-        tools = json.loads(row["tools"]) if row.get("tools") else None
+        tools = decode_tools(row.get("tools"))
         if "messages" in row:
             return (self._render(row["messages"], tools),)
         if "chosen" in row:
@@ -463,21 +437,6 @@ class RowConverter:
 def too_long(longest: int) -> str:
     """The reason that rows of more tokens are dropped for."""
     return f"longer than {longest} tokens"
-
-
-def _place(files: list[DataFile], batch: list[tuple[int, int, Row]], index: int) -> str:
-    file, number, _ = batch[index]
-    return files[file].at(number)
-
-
-def converter_code() -> str:
-    """Hash of the code that decides what becomes of a row, for the keys of caches and prepared mixtures."""
-    package = Path(importlib.util.find_spec(__package__).origin).parent
-    names = ("config", "duplicates", "filters", "kto", "quality", "rows", "schemas", "selection", "sources")
-    names = (*names, "transcripts", "turns")
-    tokens = (package.parent / "tokenization" / f"{name}.py" for name in ("control_tokens", "masks", "renderings"))
-    files = [*(package / f"{name}.py" for name in names), *tokens]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _listed(keys: tuple[str, ...]) -> str | None:

@@ -31,28 +31,28 @@ class Pool:
     key: np.ndarray
     group: np.ndarray
     tokens: np.ndarray
-    fate: np.ndarray
+    outcome: np.ndarray
     """`TRAIN`, `VALIDATION` or the number of the reason it was dropped for. All start as `TRAIN`."""
-    fates: list[str] = field(default_factory=lambda: ["train", "validation"])
-    """The names of the fates."""
+    outcomes: list[str] = field(default_factory=lambda: ["train", "validation"])
+    """The names of the outcomes."""
 
     @property
     def live(self) -> np.ndarray:
-        return self.fate <= VALIDATION
+        return self.outcome <= VALIDATION
 
     def drop(self, rows: np.ndarray, reason: str) -> None:
         """Drop rows (a mask or indices) under a reason."""
-        if reason not in self.fates:
-            self.fates.append(reason)
-        self.fate[rows] = self.fates.index(reason)
+        if reason not in self.outcomes:
+            self.outcomes.append(reason)
+        self.outcome[rows] = self.outcomes.index(reason)
 
     def reasons_of(self, source: int, held_out: bool | None = None) -> dict[str, int]:
         """Dropped rows of a source by reason, most frequent first."""
         rows = self.source == source
         if held_out is not None:
             rows &= self.held_out == held_out
-        counts = np.bincount(self.fate[rows], minlength=len(self.fates))
-        dropped = {name: int(count) for name, count in zip(self.fates, counts, strict=True) if count}
+        counts = np.bincount(self.outcome[rows], minlength=len(self.outcomes))
+        dropped = {name: int(count) for name, count in zip(self.outcomes, counts, strict=True) if count}
         dropped = {name: count for name, count in dropped.items() if name not in ("train", "validation")}
         return dict(sorted(dropped.items(), key=lambda item: -item[1]))
 
@@ -80,11 +80,11 @@ def split(pool: Pool, mixture: Mixture) -> None:
         return
     hashed = is_held_out(pool.group, mixture.validation)
     has_own = np.isin(pool.source, np.unique(pool.source[pool.held_out]))
-    pool.fate[pool.live & np.where(has_own, pool.held_out, hashed)] = VALIDATION
+    pool.outcome[pool.live & np.where(has_own, pool.held_out, hashed)] = VALIDATION
     # A source with validation rows of its own trains on all others, also where the hash holds another source's out.
-    suspects = (pool.fate == TRAIN) & has_own & hashed
+    suspects = (pool.outcome == TRAIN) & has_own & hashed
     if np.any(suspects):
-        pool.drop(suspects & np.isin(pool.group, pool.group[pool.fate == VALIDATION]), LEAKED)
+        pool.drop(suspects & np.isin(pool.group, pool.group[pool.outcome == VALIDATION]), LEAKED)
 
 
 def is_held_out(group: np.ndarray, rule: Validation) -> np.ndarray:
@@ -246,7 +246,7 @@ def _out_of_reach(mixture: Mixture, wanted: str, reached: str, capacities: list[
 
 
 def _rows_of(pool: Pool, source: int, side: int) -> np.ndarray:
-    return np.flatnonzero((pool.source == source) & (pool.fate == side))
+    return np.flatnonzero((pool.source == source) & (pool.outcome == side))
 
 
 def _taken(

@@ -29,10 +29,11 @@ import pyarrow.parquet
 from datasets import Dataset, IterableDataset, load_from_disk
 from fsspec.utils import infer_compression
 
-from ..errors import MixtureError, nearest
+from ..errors import MixtureError, first_line, nearest
 from ..files import file_digest
 from .config import Origin, Source, format_of
 from .hub import download_file, hub_errors, list_files, load_hub_split, remember_revision, resolve_revision
+from .tables import as_rows
 
 Row = dict[str, Any]
 Rows = Iterator[tuple[int, Row]]
@@ -205,7 +206,7 @@ def _open_file(source: Origin, path: Path) -> DataFile:
         digest = file_digest(content)
     except OSError as error:
         raise MixtureError(f"{source.name}: cannot read {path}: {error.strerror}") from error
-    read = partial(_read_file, kind, content, str(path))
+    read = partial(read_rows, kind, content, str(path))
     file = DataFile(str(path), digest, "line" if kind in ("jsonl", "csv") else "row", read)
     if kind in _CUT and not infer_compression(path):
         file.parts = lambda: [replace(file, read=partial(read, part=part), parts=None) for part in _CUT[kind](content)]
@@ -256,7 +257,17 @@ def _copies() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="minimind-trl-pipes-")
 
 
-def _read_file(kind: str, path: Path, name: str, **part: Part) -> Rows:
+def read_rows(kind: str, path: Path, name: str | None = None, **part: Part) -> Rows:
+    """The rows of a local file, each with its line or row number.
+
+    Args:
+        kind: jsonl, json, csv, parquet or arrow.
+        name: how messages name it; by default its path.
+
+    Raises:
+        MixtureError: it cannot be read; the line is named where there is one.
+    """
+    name = name or str(path)
     try:
         yield from _READERS[kind](path, **part)
     except MixtureError as error:
@@ -264,7 +275,7 @@ def _read_file(kind: str, path: Path, name: str, **part: Part) -> Rows:
             raise
         raise MixtureError(str(error).replace(str(path), name)) from error.__cause__
     except (pyarrow.ArrowException, OSError, EOFError, ValueError, ImportError, zlib.error, lzma.LZMAError) as error:
-        told = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+        told = getattr(error, "strerror", None) or first_line(error)
         raise MixtureError(f"{name}: not a readable {kind} file ({told})") from error
 
 
@@ -379,6 +390,11 @@ def _cut_arrow(path: Path) -> list[Part]:
     return [Part(start, min(start + _BATCH, rows)) for start in range(0, rows, _BATCH)]
 
 
+def public_name(path: str) -> str:
+    """A path as a lock may show it: only the name of an absolute one."""
+    return Path(path).name if Path(path).is_absolute() else path
+
+
 def filled_rows(columns: dict[str, list]) -> list[Row]:
     """Rows of a table, without the empty fields that Arrow gives an object for the keys of all others."""
     return [_filled_row(row) for row in as_rows(columns)]
@@ -394,10 +410,6 @@ def _filled(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _filled(item) for name, item in value.items() if item is not None}
     return value
-
-
-def as_rows(columns: dict[str, list]) -> list[Row]:
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 _JSON = {"jsonl": _read_jsonl, "json": _read_json}

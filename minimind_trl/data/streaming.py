@@ -1,17 +1,16 @@
-"""A streaming mixture: rows are converted as they are read, and nothing is known of the whole.
+"""A streaming mixture: rows are converted as they are read, and the whole is never known.
 
-So there is no deduplication and no total; shares hold in expectation, and a source that runs dry ends the mixture.
-The split is by content hash, as always.
+So there is no deduplication and no total; shares hold in expectation, and the mixture ends with the first source that
+does. The split is by content hash, as always.
 
-Rows are shuffled in blocks, and files are read in parts, in random order. So the state of a stream, which knows a part
-and a block and a place in them, is enough to go on at that row without reading what was before; with a buffer, as
-`IterableDataset.shuffle` has it, the rows in the buffer would be lost.
+Files are read in parts, in random order, and rows are shuffled in blocks. The state of a stream names a part, a block
+and a place in them, which is enough to resume at that row without reading what came before. With a shuffle buffer, as
+in `IterableDataset.shuffle`, a resumed run would lose the rows in the buffer.
 """
 
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 from datasets import (
@@ -26,35 +25,55 @@ from datasets.distributed import split_dataset_by_node
 
 from ..errors import MixtureError
 from . import selection
+from .config import Source
 from .duplicates import CONTAMINATED
-from .report import MOVED
+from .reader import MixtureReader, SourceReader, converted_rows
+from .report import CUT, MOVED, TOKENS
 from .rows import FACTS, RowConverter
 from .schemas import Row
 from .selection import LEAKED
 from .sources import DataFile, filled_rows
 
-if TYPE_CHECKING:
-    from .mixer import DatasetMixer
-
-_LOOKED_AT = 1000  # rows after which a source that gives next to nothing is an error
-_BLOCK = 10_000  # rows that are shuffled among each other
-TOKENS, CUT = "tokens", "tokens beyond the limit, cut off"  # as `mixer.seen` counts them
-_PARTS_EACH = 4  # a process should have, or their sizes would decide how often a row is seen
+_LOOKED_AT = 1000  # rows after which a source with hardly any usable row is an error
+_BLOCK = 10_000  # rows that are shuffled together
+_PARTS_EACH = 4  # parts per process below which their sizes would decide how often a row is seen
 
 
-def build_stream(mixer: "DatasetMixer", tokenizer) -> IterableDatasetDict:
-    """The streams of a mixture, train and, where rows are held out, validation; `mixer.seen` counts what is read."""
-    mixture = mixer.mixture
+def open_streamed(reader: MixtureReader, source: Source) -> SourceReader:
+    """Open a source to stream it, and check its first rows.
+
+    Raises:
+        MixtureError: it cannot be opened, its rows cannot be used, or they are of KTO.
+    """
+    opened = reader.open(source, remote=True)
+    if opened.converter.schema == "kto":
+        raise MixtureError(
+            f"{reader.path}: datasets.{source.name}: answers with a label (KTO) become pairs over the whole "
+            "source, which a stream never sees: set streaming: false"
+        )
+    opened.check_head()
+    return opened
+
+
+def build_stream(opened: list[SourceReader], seen: dict[str, Counter[str]]) -> IterableDatasetDict:
+    """The streams of a mixture: "train" and, where rows are held out, "validation".
+
+    Args:
+        opened: by `open_streamed`.
+        seen: by source; counts the rows that are read.
+    """
+    mixture = opened[0].reader.mixture
     total = sum(source.mix_ratio for source in mixture.datasets)
     ratios = [source.mix_ratio / total for source in mixture.datasets]
-    sources = [_Stream(mixer, index, tokenizer) for index in range(len(ratios))]
+    sources = [_Stream(source, seen[source.source.name]) for source in opened]
     held_out = {group for source in sources for group in source.own_groups()}
+    converters = [source.converter for source in opened]
 
     def mixed(streams: list[IterableDataset], seed: int) -> IterableDataset:
         rows = interleave_datasets(streams, probabilities=ratios, seed=seed, stopping_strategy="first_exhausted")
-        needless = [] if any(source.converter.flattens for source in sources) else ["untrained"]
-        rows = rows.remove_columns([*FACTS, *(name for name in needless if name in sources[0].converter.features)])
-        return _decoded(rows, sorted({name for s in sources for name in s.converter.extras}))
+        needless = [] if any(converter.flattens for converter in converters) else ["untrained"]
+        rows = rows.remove_columns([*FACTS, *(name for name in needless if name in converters[0].features)])
+        return _decoded(rows, sorted({name for converter in converters for name in converter.extras}))
 
     train = mixed([source.train(held_out) for source in sources], mixture.seed)
     if mixture.size:
@@ -78,24 +97,14 @@ def share_of(rows: IterableDataset, process: int, processes: int) -> IterableDat
 class _Stream:
     """One source, as streams of its two sides."""
 
-    def __init__(self, mixer: "DatasetMixer", index: int, tokenizer):
-        self.mixture = mixer.mixture
-        self.source = self.mixture.datasets[index]
-        self.files = mixer.files(self.source)
-        self.own = mixer.files(self.source, validation=True)
-        self.converter = mixer.converter(self.source, self.files + self.own, tokenizer, stream=True)
-        if self.converter.schema == "kto":
-            raise MixtureError(
-                f"{mixer.path}: datasets.{self.source.name}: answers with a label (KTO) become pairs over the whole "
-                "source, which a stream never sees: set streaming: false"
-            )
-        mixer.look_at(self.source, self.files, self.converter)
-        self.seen = mixer.seen.setdefault(self.source.name, Counter())
-        self.cut_at = mixer.cut_at
+    def __init__(self, opened: SourceReader, seen: Counter[str]):
+        self.mixture, self.cut_at = opened.reader.mixture, opened.reader.cut_at
+        self.source, self.files, self.own = opened.source, opened.files, opened.own
+        self.converter, self.seen = opened.converter, seen
 
     def own_groups(self) -> Iterator[int]:
-        """What the source holds out itself, which no source may train on."""
-        rows = self.converter.rows(self.own, stream=True) if self.own else ()
+        """Hashes of what the source holds out itself, which no source may train on."""
+        rows = converted_rows(self.own, self.converter, remote=True)
         return (row["_group"] for row in rows if row.get("_group") is not None)
 
     def train(self, held_out: set[int]) -> IterableDataset:
@@ -136,7 +145,7 @@ class _Stream:
 
 def _convert(files: list[tuple[int, DataFile]], by: RowConverter) -> Iterator[Row]:
     for index, file in files:  # some of them: `datasets` splits the lists it is given
-        for row in by.rows([file], stream=True):
+        for row in converted_rows([file], by, remote=True):
             yield row | {"_file": index}
 
 

@@ -1,67 +1,88 @@
-"""Rows into an Arrow file in the cache of `datasets`, a batch at a time."""
+"""Rows into files: an Arrow file in the cache of `datasets`, and JSON lines."""
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow as pa
-from datasets import ArrowBasedBuilder, Dataset, DatasetInfo, Features, SplitGenerator
-from datasets.exceptions import DatasetGenerationError
-from datasets.packaged_modules.generator.generator import GeneratorConfig
+from datasets import Dataset, Features, Split
+from datasets.arrow_writer import ArrowWriter
+from datasets.table import MemoryMappedTable
+from filelock import FileLock
 
-from ..errors import InputError, MixtureError
+from ..errors import MixtureError
+from ..files import atomic_path
 from .schemas import Row
 
+SPLITS = ("train", "validation")
 _BATCH = 1000
+_TURNS = ("messages", "prompt", "chosen", "rejected")
 
 
 def cached_rows(rows: Callable[[], Iterator[Row]], features: Features, fingerprint: str) -> Dataset:
-    """As `Dataset.from_generator`, which encodes value by value, in twice the time. Values of `Json` come encoded.
+    """Rows as an Arrow file in the cache of `datasets`, written unless it is there; one of several processes writes it.
+
+    `Dataset.from_generator` does the same and encodes value by value, which takes twice the time.
+
+    Args:
+        rows: values of `Json` come encoded.
+        fingerprint: names the file, and whatever is later derived from the data set.
 
     Raises:
-        MixtureError: the cache cannot be written; or what `rows` raises of the kind `InputError`.
+        MixtureError: the cache cannot be written; or what `rows` raises.
     """
+    cache = Path(datasets.config.HF_DATASETS_CACHE).expanduser()
+    path = cache / "minimind-trl" / f"rows-{fingerprint}.arrow"
     try:
-        builder = _Tables(features=features, generator=rows, config_id=f"rows-{fingerprint}")
-        builder.download_and_prepare()
-        dataset = builder.as_dataset(split="train")
-    except (DatasetGenerationError, OSError) as error:
-        told = _told(error)
-        if told is error:
-            raise
-        raise told from None
-    dataset._fingerprint = fingerprint
-    return dataset
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{path}.lock"):
+                if not path.exists():
+                    _write_arrow(path, rows(), features)
+    except OSError as error:
+        raise MixtureError(
+            f"{cache}: the cache of the data sets cannot be written: {error.strerror or error}; make room there, or "
+            "set HF_DATASETS_CACHE to a folder on another disk"
+        ) from None
+    return Dataset(MemoryMappedTable.from_file(str(path)), split=Split.TRAIN, fingerprint=fingerprint)
 
 
-def _told(error: BaseException) -> BaseException:
-    """The error of the rows, or of the cache's disk, in what `datasets` raises; sources have told of their files."""
-    causes = [error]
-    while causes[-1].__cause__ is not None:
-        causes.append(causes[-1].__cause__)
-    for cause in causes:
-        if isinstance(cause, InputError):
-            return cause
-        if isinstance(cause, OSError):
-            return MixtureError(
-                f"{datasets.config.HF_DATASETS_CACHE}: the cache of the data sets cannot be written: "
-                f"{cause.strerror or cause}; make room there, or set HF_DATASETS_CACHE to a folder on another disk"
-            )
-    return error
+def write_split(rows: Dataset, path: Path) -> dict[str, Any]:
+    """Write rows as JSON lines; keys without a value are left out of messages.
+
+    Returns:
+        name, number of rows and sha256 of the file.
+    """
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for columns in rows.iter(_BATCH):
+            for row in as_rows(columns):
+                line = (json.dumps(_without_nulls(row), ensure_ascii=False) + "\n").encode()
+                digest.update(line)
+                file.write(line)
+    return {"name": path.name, "rows": len(rows), "sha256": digest.hexdigest()}
 
 
-class _Tables(ArrowBasedBuilder):
-    BUILDER_CONFIG_CLASS = GeneratorConfig
+def as_rows(columns: dict[str, list]) -> list[Row]:
+    """The rows of a table of columns."""
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
-    def _info(self) -> DatasetInfo:
-        return DatasetInfo(features=self.config.features)
 
-    def _split_generators(self, _) -> list[SplitGenerator]:
-        return [SplitGenerator("train")]
-
-    def _generate_tables(self) -> Iterator[tuple[int, pa.Table]]:
-        schema = self.config.features.arrow_schema
-        rows, number = self.config.generator(), 0
+def _write_arrow(path: Path, rows: Iterator[Row], features: Features) -> None:
+    with atomic_path(path) as temporary, ArrowWriter(path=str(temporary), features=features) as writer:
         while batch := list(islice(rows, _BATCH)):
-            yield number, pa.Table.from_pylist(batch, schema=schema)
-            number += 1
+            writer.write_table(pa.Table.from_pylist(batch, schema=features.arrow_schema))
+        writer.finalize()
+
+
+def _without_nulls(row: Row) -> Row:
+    return {
+        name: [{key: part for key, part in turn.items() if part is not None} for turn in value]
+        if name in _TURNS
+        else value
+        for name, value in row.items()
+    }

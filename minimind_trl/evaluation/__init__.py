@@ -1,6 +1,11 @@
 """One yardstick for every checkpoint, during training and later."""
 
-from .answers import exact_match_by_skill, generate_answers, position_score
-from .held_out import held_out_figures
+from ..imports import lazy_names
 
-__all__ = ["exact_match_by_skill", "generate_answers", "held_out_figures", "position_score"]
+# Imported on first use: the figures of `measures.py` are printed without any of it.
+_HOMES = {
+    "answers": ["exact_match_by_skill", "generate_answers", "position_score"],
+    "held_out": ["held_out_figures"],
+}
+__all__ = sorted(name for names in _HOMES.values() for name in names)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

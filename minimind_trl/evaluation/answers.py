@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..tokenization import decode_tools
 from .held_out import device_of, evaluating
 from .measures import Measure, mean, share
 
@@ -46,8 +47,8 @@ def render_prompt(
         tools: a list, or its JSON.
         template: more for the chat template, such as MiniMind-3's `open_thinking=True`.
     """
-    tools = json.loads(tools) if isinstance(tools, str) else tools
-    return tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=True, **template)
+    options = {"tools": decode_tools(tools), "tokenize": False, "add_generation_prompt": True, **template}
+    return tokenizer.apply_chat_template(messages, **options)
 
 
 def generate_tokens(

@@ -1,6 +1,5 @@
 """How well a model predicts held-out rows: the same figures during training and later."""
 
-import json
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import InputError
-from ..tokenization import pieces, tokenize_conversation, tokenize_text, with_training_template
+from ..tokenization import decode_tools, pieces, tokenize_conversation, tokenize_text, with_training_template
 
 _SCORED_AT_ONCE = 4096  # positions whose logits are float32 at the same time
 
@@ -122,7 +121,7 @@ def _tokenize_row(row: dict, tokenizer, max_length: int | None, assistant_only: 
     if "messages" not in row:
         ids, mask = tokenize_text(tokenizer, row["text"], row.get("untrained"))
     else:
-        tools = json.loads(row["tools"]) if isinstance(row.get("tools"), str) else row.get("tools")
+        tools = decode_tools(row.get("tools"))
         ids, mask = tokenize_conversation(tokenizer, row["messages"], tools, assistant_only)
     return ids[:max_length], mask[:max_length]
 

@@ -1,6 +1,5 @@
 """Which of two answers a model, or a reward model, prefers."""
 
-import json
 from collections.abc import Iterable
 
 import torch
@@ -8,6 +7,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InputError
+from ..tokenization import decode_tools
 from .held_out import device_of, evaluating, score_rows
 from .measures import Measure, mean, share
 
@@ -135,7 +135,7 @@ def tokenize_answers(row: dict, tokenizer, max_length: int | None) -> list[tuple
 
 
 def _render(tokenizer, messages: list[dict], row: dict, **options) -> list[int]:
-    tools = json.loads(row["tools"]) if isinstance(row.get("tools"), str) else row.get("tools")
+    tools = decode_tools(row.get("tools"))
     return tokenizer.apply_chat_template(messages, tools=tools, return_dict=False, **options)
 
 

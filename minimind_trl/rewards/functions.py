@@ -10,6 +10,7 @@ from trl.rewards import think_format_reward
 from .. import patterns
 from ..errors import InputError
 from ..evaluation.answers import position_score, without_reasoning
+from ..tokenization import decode_tools
 from .reward import answer_of, text_of, turns_of
 
 _CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
@@ -216,8 +217,7 @@ def _is_held(part: str, text: str, numbers: set[float]) -> bool:
 
 
 def _calls_are_valid(completion: str | list[dict], tools: str | list | None) -> bool:
-    tools = json.loads(tools) if isinstance(tools, str) else tools
-    known = {tool.get("function", tool).get("name") for tool in tools or []}
+    known = {tool.get("function", tool).get("name") for tool in decode_tools(tools) or []}
     names = list(_called(completion))
     return all(name and (not known or name in known) for name in names)
 

@@ -1,32 +1,13 @@
-"""What the recipes share: arguments, loading, training with evaluation, saving."""
+"""What a recipe needs before and after its trainer: options, model, data, checks, records."""
 
-from .arguments import (
-    ConversationConfig,
-    LoraArguments,
-    PreferenceConfig,
-    PretrainConfig,
-    RecipeArguments,
-    RewardModelConfig,
-    parse_arguments,
-    run_recipe,
-)
-from .loading import as_reward_model, load_data, load_or_create_model, load_tokenizer
-from .training import train_dpo, train_reward, train_sft
+from ..imports import lazy_names
 
-__all__ = [
-    "ConversationConfig",
-    "LoraArguments",
-    "PreferenceConfig",
-    "PretrainConfig",
-    "RecipeArguments",
-    "RewardModelConfig",
-    "as_reward_model",
-    "load_data",
-    "load_or_create_model",
-    "load_tokenizer",
-    "parse_arguments",
-    "run_recipe",
-    "train_dpo",
-    "train_reward",
-    "train_sft",
-]
+# Imported on first use, so that options can be read without what a run needs.
+_HOMES = {
+    "arguments": ["LoraArguments", "RecipeArguments", "parse_arguments"],
+    "exit_codes": ["run_recipe"],
+    "recipe_configs": ["DPORecipeConfig", "PretrainRecipeConfig", "RewardRecipeConfig", "SFTRecipeConfig"],
+    "recipe_run": ["Run"],
+}
+__all__ = sorted(name for names in _HOMES.values() for name in names)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

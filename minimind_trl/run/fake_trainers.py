@@ -17,8 +17,8 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 from ..internals import fused_head_columns, modules_of_fake_tensors, use_cpu
 from ..models import MiniMindForCausalLM, MiniMindForSequenceClassification
 from ..models.adapters import lora_config
-from ..tokenization import tiny_tokenizer
-from ..trainers import AnswersCollator, add_learned_positions_head
+from ..tokenization import tiny_tokenizer, with_training_template
+from ..trainers import add_learned_positions_head
 from .memory import Memory, MemoryCounter, count_trainer
 
 ONLINE = ("grpo", "ppo", "spo")
@@ -73,18 +73,18 @@ class TrainerSetup:
     def _trainer(self, folder: str) -> Trainer:
         config = self._config(folder)
         model, extra = self._model(), {}
-        if self.recipe == "dpo" and not self.lora.use_peft and not config.precompute_ref_log_probs:
+        if self.recipe == "dpo" and not self.lora.use_peft:
             extra["ref_model"] = copy.deepcopy(model)
         if self.recipe == "distill":
             teacher = MiniMindForCausalLM(self.teacher).eval().requires_grad_(False)
-            extra |= {"teacher_model": teacher, "data_collator": AnswersCollator(pad_token_id=0)}
+            extra["teacher_model"] = teacher
         if self.recipe in ONLINE:
             extra |= {"reward_funcs": _no_reward, "rollout_func": self._rollout}
         with _zero_stage(self.zero_stage):
             trainer = self.trainer_class(
                 model=model,
                 args=config,
-                processing_class=tiny_tokenizer(),
+                processing_class=with_training_template(tiny_tokenizer()),
                 train_dataset=self._rows(),
                 peft_config=lora_config(self.lora, model),
                 **extra,
@@ -92,6 +92,8 @@ class TrainerSetup:
             if self.recipe == "dpo" and self.zero_stage:  # see the trainer, which does so under DeepSpeed
                 for part in filter(None, (trainer.model, trainer.ref_model)):
                     add_learned_positions_head(part, for_preferences=True)
+        if getattr(self.config, "precompute_ref_log_probs", False):
+            trainer.precompute_ref_logps, trainer.ref_model = True, None
         return trainer
 
     def _config(self, folder: str) -> Any:
@@ -109,7 +111,14 @@ class TrainerSetup:
                 "reward_weights": None,
                 "reward_range": None,
             },
-            **{"max_length": self.length, "lmbda": 0.0, "seq_kd": False, "opponent": None, "init_rollouts": 0},
+            **{
+                "precompute_ref_log_probs": False,
+                "max_length": self.length,
+                "lmbda": 0.0,
+                "seq_kd": False,
+                "opponent": None,
+                "init_rollouts": 0,
+            },
         }
         for name, value in changes.items():
             if hasattr(config, name):
@@ -130,8 +139,10 @@ class TrainerSetup:
         """Short rows that the trainer's constructor takes; what is counted are those of `_batch`."""
         if self.recipe in ONLINE:
             return Dataset.from_dict({"prompt": [f"{number}" for number in range(self.config.generation_batch_size)]})
+        prompt, answer = [{"role": "user", "content": "1"}], [{"role": "assistant", "content": "2"}]
+        if self.recipe == "distill":
+            return Dataset.from_list([{"messages": prompt + answer}])
         if self.recipe == "dpo":
-            prompt, answer = [{"role": "user", "content": "1"}], [{"role": "assistant", "content": "2"}]
             return Dataset.from_list([{"prompt": prompt, "chosen": answer, "rejected": answer}])
         return Dataset.from_dict({name: [ids[:2]] for name, ids in self._row().items()})
 

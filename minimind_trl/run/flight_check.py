@@ -1,8 +1,7 @@
-"""The flight check: what a run is about to do, and every reason not to start it, before the first step.
+"""The flight check: before the first step, print what a run will do, and refuse it if it cannot work.
 
-All reasons are collected and raised together. What it prints: the mixture, steps, the share of tokens that the loss
-counts on, the shares of rows that are cut and that are dropped, rendered examples, memory, and an estimate of the time
-from a few real steps.
+All reasons to refuse are raised together. The plan lists the mixture, the steps, the share of tokens in the loss, the
+shares of rows that are cut or dropped, rendered examples, memory, and the time estimated from a few real steps.
 """
 
 import json
@@ -11,6 +10,7 @@ import sys
 import time
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,46 +20,46 @@ from transformers import PreTrainedTokenizerBase
 from transformers.training_args import OptimizerNames
 from trl import DPOConfig
 
-from ..commands.data import marked_row
 from ..data import DatasetMixer
+from ..data.marked_rows import marked_row
 from ..data.report import FEW, describe_long_rows
 from ..data.schemas import Row, plain_text
-from ..errors import InputError
+from ..errors import InputError, raise_all
 from ..evaluation.held_out import tokenize_rows
 from ..evaluation.pairs import tokenize_answers
 from ..tokenization import compare_prompts
-from .arguments import RecipeArguments
 from .memory import checkpoint_activations, state_memory
 from .records import differences, run_record
 
-SAMPLE = 256  # training rows that are looked at
-_COMPARED = 100_000  # training rows that are compared with the validation rows
+if TYPE_CHECKING:
+    from .recipe_run import Run
+
+SAMPLE = 256  # training rows to examine
+_COMPARED = 100_000  # training rows to compare with the validation rows
 _EXAMPLES = 2
 _TIMED_STEPS = 3
 
 
-def flight_check(
-    trainer, args: RecipeArguments, tokenizer: PreTrainedTokenizerBase, data: DatasetDict, mixer: DatasetMixer
-) -> None:
-    """Refuse what would train on nothing or on the wrong thing; print mixture, two examples, plan, memory and time.
+def flight_check(trainer, run: "Run") -> None:
+    """Refuse a run that would train on nothing or on the wrong thing; print the plan.
 
     Raises:
         InputError: one line for each reason, with the nearest setting that works.
     """
-    rows = list(islice(data["train"], SAMPLE))
+    rows = list(islice(run.data["train"], SAMPLE))
     boundary = compare_prompts(rows, trainer.processing_class)
-    problems = [
-        *tokenizer_problems(trainer, args, tokenizer),
-        *boundary.problems(),
-        *(_length_problems(trainer, rows, tokenizer) or _batch_problems(trainer, data)),
-        *overlap_problems(data),
-        *resume_problems(trainer, args, mixer),
-    ]
-    if problems:
-        raise InputError("\n".join(problems))
-    seconds = _seconds_per_step(trainer)  # all processes together: the loss gathers figures
+    raise_all(
+        [
+            *tokenizer_problems(trainer, run),
+            *boundary.problems(),
+            *(_length_problems(trainer, rows, run.tokenizer) or _batch_problems(trainer, run.data)),
+            *overlap_problems(run.data),
+            *resume_problems(trainer, run),
+        ]
+    )
+    seconds = _seconds_per_step(trainer)  # in all processes, since the loss gathers figures
     if trainer.is_world_process_zero():
-        _print_plan(trainer, rows, tokenizer, mixer, seconds)
+        _print_plan(trainer, rows, run.tokenizer, run.mixer, seconds)
         print_warnings(boundary.warnings())
 
 
@@ -68,13 +68,13 @@ def print_warnings(warnings: list[str]) -> None:
         print(f"warning: {warning}", file=sys.stderr)
 
 
-def tokenizer_problems(trainer, args: RecipeArguments, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    problems = []
+def tokenizer_problems(trainer, run: "Run") -> list[str]:
+    args, tokenizer, problems = run.args, run.tokenizer, []
     if tokenizer.eos_token_id is None:
         problems.append("the tokenizer has no end-of-sequence token: set eos_token in its tokenizer_config.json")
     if tokenizer.pad_token_id is None:
         problems.append("the tokenizer has no padding token: set pad_token in its tokenizer_config.json")
-    # A classifier reads the last token that is not padding: the end of the turn must not be taken for it.
+    # A classifier reads the last token that is not padding; the end of the turn must not look like padding.
     is_reward = getattr(trainer.model.config, "num_labels", None) == 1
     if is_reward and tokenizer.pad_token_id is not None and tokenizer.pad_token_id == tokenizer.eos_token_id:
         problems.append(f"pad_token and eos_token are both {tokenizer.eos_token!r}: give padding a token of its own")
@@ -140,15 +140,15 @@ def _length_problems(trainer, rows: list[Row], tokenizer: PreTrainedTokenizerBas
 
 def overlap_problems(data: DatasetDict) -> list[str]:
     if isinstance(data["train"], IterableDataset) or "validation" not in data:
-        return []  # the split by content hash cannot overlap; a stream is not read twice to say so
+        return []  # a stream is split by content hash, which cannot overlap
     held_out = {_content(row) for row in data["validation"]}
     shared = sum(_content(row) in held_out for row in islice(data["train"], _COMPARED))
     return [f"{shared} training rows are among the validation rows as well: build the mixture again"] if shared else []
 
 
-def resume_problems(trainer, args: RecipeArguments, mixer: DatasetMixer) -> list[str]:
+def resume_problems(trainer, run: "Run") -> list[str]:
     checkpoint = trainer.args.resume_from_checkpoint
-    changed = differences(Path(checkpoint), run_record(trainer, args, mixer)) if checkpoint else []
+    changed = differences(Path(checkpoint), run_record(trainer, run)) if checkpoint else []
     if not changed:
         return []
     return [
@@ -158,7 +158,7 @@ def resume_problems(trainer, args: RecipeArguments, mixer: DatasetMixer) -> list
 
 
 def _on_long(trainer) -> str:
-    """What becomes of longer rows in this trainer; those of TRL cut or drop them."""
+    """What this trainer does with rows that are too long; TRL's own trainers cut or drop them."""
     return getattr(trainer, "on_long", "cut")
 
 
@@ -167,7 +167,7 @@ def _content(row: Row) -> str:
 
 
 def _tokenized(trainer, rows: list[Row], tokenizer: PreTrainedTokenizerBase, limit: int | None) -> list:
-    """Ids and mask of rows; of a preference pair the longer side."""
+    """Ids and mask of each row; for a preference pair, of the longer side."""
     if "chosen" not in rows[0]:
         return tokenize_rows(rows, tokenizer, limit, getattr(trainer.args, "assistant_only_loss", False))
     sides = [
@@ -196,15 +196,15 @@ def _print_plan(
         console.rule(f"train row {number}, from {row['source']}")
         console.print(marked_row(row, tokenizer, limit, mixer.on_long), markup=False)
     print_model(console, trainer)
-    steps = _steps(trainer)
+    steps, dropped_why = _steps(trainer), trainer.drop_reason.format(limit)
     packed = "packed rows" if getattr(config, "packing", False) else "rows"
     console.print(
         f"plan: {steps:,} steps of {_rows_per_step(config)} {packed} in {config.world_size} process(es), at most "
         f"{limit} tokens each; {learned}{long_rows.rows / len(whole):.1%} of the rows are longer"
         + (f": {long_rows.told()}" if long_rows.rows else "")
-        + (f"; {no_room.mean():.1%} of the rows are dropped: {trainer.drops.format(limit)}" if no_room.any() else "")
+        + (f"; {no_room.mean():.1%} of the rows are dropped: {dropped_why}" if no_room.any() else "")
     )
-    if mixer.report is None and long_rows.share > FEW:  # of a mixture at rest the mixer has said it
+    if mixer.report is None and long_rows.share > FEW:  # otherwise the mixer has reported it
         print(
             f"warning: of the first {len(whole)} rows {long_rows.told()}; --max_length {long_rows.enough} would keep "
             "95% of the tokens",
@@ -212,14 +212,14 @@ def _print_plan(
         )
     if seconds is not None:
         minutes = seconds * steps / 60
-        console.print(f"time: {seconds:.2f} s a step here, {minutes:.1f} minutes in all, evaluation apart")
+        console.print(f"time: {seconds:.2f} s a step here, {minutes:.1f} minutes in all, without evaluation")
 
 
 def _without_room(trainer, rows: list[Row], tokenizer: PreTrainedTokenizerBase, over: np.ndarray) -> np.ndarray:
-    """Which rows the trainer drops, because a cut to `max_length` would leave nothing to learn from."""
+    """Which rows the trainer drops because nothing to learn from is left within `max_length`."""
     config, dropped = trainer.args, np.zeros(len(rows), dtype=bool)
     if isinstance(config, DPOConfig) and config.truncation_mode == "keep_end":
-        return dropped  # where some of the answer always is left
+        return dropped  # which always leaves some of the answer
     for at in np.flatnonzero(over):
         if "chosen" in rows[at]:
             dropped[at] = tokenize_answers(rows[at], tokenizer, config.max_length) is None
@@ -230,7 +230,7 @@ def _without_room(trainer, rows: list[Row], tokenizer: PreTrainedTokenizerBase, 
 
 
 def print_model(console: Console, trainer) -> None:
-    """Size, precision, optimizer, and the memory of what is there before the first row."""
+    """Print size, precision, optimizer, and the memory in use before the first row."""
     config, parameters = trainer.args, list(trainer.model.parameters())
     total = sum(parameter.numel() for parameter in parameters)
     trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
@@ -247,7 +247,7 @@ def _memory_line(model, config) -> str:
     try:
         kept = state_memory(model, config)
     except InputError as error:
-        if isinstance(error.__cause__, ImportError):  # training could not make the optimizer either
+        if isinstance(error.__cause__, ImportError):  # training cannot build the optimizer either
             raise
         return f"memory: not known: {error}"
     size = (kept.parameters + kept.gradients + kept.optimizer) / 2**20
@@ -266,28 +266,28 @@ def _steps(trainer) -> int:
 
 
 def _seconds_per_step(trainer) -> float | None:
-    """Median time of a few forward and backward passes, times those that a step accumulates; leaves no trace.
+    """Seconds of an optimizer step: the median of a few forward and backward passes, times the accumulated batches.
 
-    None under DeepSpeed and FSDP, whose model does not exist yet.
+    Weights and random states are left as they were. None under DeepSpeed and FSDP, whose model does not exist yet.
     """
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
         return None
     model, python = trainer.model, random.getstate()
     was_training, times = model.training, []
     model.train()
-    if trainer.args.activation_checkpointing:  # train() switches it on, which is later than this
+    if trainer.args.activation_checkpointing:  # train() switches it on, later
         checkpoint_activations(model, trainer.args)
     with torch.random.fork_rng():
         for batch in islice(trainer.get_train_dataloader(), _TIMED_STEPS):
             started = time.perf_counter()
-            inputs = trainer._prepare_inputs(batch)
-            with trainer.accelerator.autocast():  # which train() puts into the model's forward pass, again later
+            inputs = trainer.prepare_inputs(batch)
+            with trainer.accelerator.autocast():  # train() adds this to the model's forward pass, later
                 loss = trainer.compute_loss(model, inputs)
             loss.backward()
             times.append(time.perf_counter() - started)
     model.zero_grad()
     model.train(was_training)
     random.setstate(python)
-    for figures in trainer._metrics.values():  # TRL's, for its next log
+    for figures in trainer.metrics_to_log.values():
         figures.clear()
     return sorted(times)[len(times) // 2] * trainer.args.gradient_accumulation_steps

@@ -1,16 +1,16 @@
-"""Learning rates that learn, by stage and size of the model, where the command line and `--config` give none."""
+"""Default learning rates by stage and model size."""
 
 import sys
 from typing import Any
 
 from transformers import PreTrainedModel
 
-# Parameters up to which the first and the second rate of a stage hold; the third is for larger models.
+# Up to so many parameters a stage's first and second rate apply; the third is for larger models.
 SIZES = (10_000_000, 300_000_000)
 
-_EMBEDDED = "recipes/configs/{}/tiny.yaml"  # tried in this repository: `make demo`
+_EMBEDDED = "recipes/configs/{}/tiny.yaml"  # measured by `make demo`
 
-# Stage: three rates, and where each is from. "MiniMind" are the defaults of upstream's trainer/train_*.py.
+# For each stage three rates with their sources. "MiniMind" means the defaults in upstream's trainer/train_*.py.
 RATES: dict[str, tuple[tuple[float, str], tuple[float, str], tuple[float, str]]] = {
     "pretrain": (
         (3e-3, _EMBEDDED.format("pretrain")),
@@ -51,20 +51,20 @@ RATES: dict[str, tuple[tuple[float, str], tuple[float, str], tuple[float, str]]]
         for stage in ("grpo", "ppo", "spo")
     },
 }
-_LEARNED_ANEW = ("pretrain", "sft", "distill", "reward")  # which, with --preset, are learned from random weights
+_LEARNED_ANEW = ("pretrain", "sft", "distill", "reward")  # with --preset these start from random weights
 _LORA = 10  # times the rate of all weights: MiniMind's train_lora.py has 1e-4 where train_full_sft.py has 1e-5
-_FINE_TUNING = 10  # a model from scratch hardly learns at a rate so many times lower than the usual one
+_FINE_TUNING = 10  # warn if a rate from scratch is this many times lower than the default
 WARMUP = 0.05
 """Share of the steps in which the rate rises to its full height, unless `--warmup_steps` says otherwise."""
 
 
 def usual_rate(stage: str, parameters: int, *, scratch: bool = False, lora: bool = False) -> tuple[float, str]:
-    """The learning rate of a stage for a model of this size, and what it is after.
+    """The default learning rate of a stage for a model of this size, and its source.
 
     Args:
         stage: a key of `RATES`.
-        scratch: from random weights, which for supervised stages is pretraining.
-        lora: of an adapter: ten times as high, and never above pretraining's.
+        scratch: start from random weights; supervised stages then use pretraining's rate.
+        lora: train an adapter: ten times the rate, at most pretraining's.
     """
     column = sum(parameters > size for size in SIZES)
     rate, source = RATES["pretrain" if scratch and stage in _LEARNED_ANEW else stage][column]
@@ -73,8 +73,8 @@ def usual_rate(stage: str, parameters: int, *, scratch: bool = False, lora: bool
     return rate, source
 
 
-def settle_learning_rate(args, config, lora: Any, model: PreTrainedModel) -> None:
-    """Set the learning rate where none is given, and print it; warn of one for fine-tuning in a run from scratch.
+def set_learning_rate(args, config, lora: Any, model: PreTrainedModel) -> None:
+    """Set the learning rate if none is given, and print it; warn about a fine-tuning rate in a run from scratch.
 
     Args:
         config: its `stage` is a key of `RATES`.
@@ -86,7 +86,7 @@ def settle_learning_rate(args, config, lora: Any, model: PreTrainedModel) -> Non
     if not given:
         config.learning_rate = usual
     if config.warmup_steps == WARMUP and 0 < config.max_steps * WARMUP < 1:
-        config.warmup_steps = 0  # transformers would take a whole step, and that one at a rate of 0
+        config.warmup_steps = 0  # transformers would round up to one step, at a rate of 0
     if config.process_index:
         return
     size = f"{parameters / 1e6:.3g}M parameters"

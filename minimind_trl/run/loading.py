@@ -1,29 +1,31 @@
-"""Tokenizer, model and data of a recipe."""
+"""Load the tokenizer, the model and the data of a recipe."""
 
 import copy
 import sys
 from pathlib import Path
 
+from accelerate import PartialState
 from datasets import Dataset, DatasetDict, IterableDatasetDict
-from transformers import PreTrainedTokenizerBase, set_seed
+from peft import LoraConfig
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from ..data import DatasetMixer, load_or_prepare
 from ..data.streaming import share_of
 from ..errors import InputError
 from ..models import MiniMindConfig, MiniMindForCausalLM, MiniMindForSequenceClassification, load_model
+from ..models.adapters import leaves_experts_out, lora_config
 from ..models.checkpoints import check_vocabulary, load_tokenizer_of, tokenizer_folder
 from ..models.names import check_name
 from ..models.stored import NATIVE_SUFFIXES
-from ..tokenization import TINY_TOKENIZER_DIR
+from ..tokenization import TINY_TOKENIZER_DIR, prepared_for_trl
 from .arguments import RecipeArguments
-from .training import take_output_folder
 
 
 def load_tokenizer(args: RecipeArguments) -> PreTrainedTokenizerBase:
     """The tokenizer that belongs to the model.
 
     Raises:
-        InputError: none is known for this model; the message says how to give one.
+        InputError: the model brings none; the message says how to give one.
     """
     if args.from_weight and Path(args.from_weight).suffix in NATIVE_SUFFIXES and not Path(args.from_weight).exists():
         raise InputError(f"--from_weight {args.from_weight}: no such file")
@@ -40,15 +42,15 @@ def load_tokenizer(args: RecipeArguments) -> PreTrainedTokenizerBase:
     tokenizer = load_tokenizer_of(name)
     if args.chat_template is not None:
         tokenizer.chat_template = args.chat_template
-    return tokenizer
+    return prepared_for_trl(tokenizer)  # it is saved like this, so that TRL's own scripts can use the checkpoint
 
 
 def load_or_create_model(args: RecipeArguments, tokenizer: PreTrainedTokenizerBase, seed: int) -> MiniMindForCausalLM:
     """The checkpoint of `--from_weight`, or fresh weights of `--preset` in the tokenizer's vocabulary.
 
     Raises:
-        InputError: the checkpoint cannot be loaded, is no language model, or its vocabulary is smaller than the
-            tokenizer's.
+        InputError: the checkpoint cannot be loaded, is not a language model, or has a smaller vocabulary than the
+            tokenizer.
     """
     if args.preset:
         set_seed(seed)
@@ -64,7 +66,7 @@ def load_or_create_model(args: RecipeArguments, tokenizer: PreTrainedTokenizerBa
 
 
 def as_reward_model(model: MiniMindForCausalLM, seed: int) -> MiniMindForSequenceClassification:
-    """The language model's body under a fresh head that gives one number, the reward."""
+    """The language model's body with a new head that gives a single number, the reward."""
     set_seed(seed)
     config = copy.deepcopy(model.config)
     config.num_labels = 1
@@ -73,31 +75,43 @@ def as_reward_model(model: MiniMindForCausalLM, seed: int) -> MiniMindForSequenc
     return reward_model.to(model.dtype)
 
 
-def load_data(
-    args: RecipeArguments, config, tokenizer: PreTrainedTokenizerBase, phases: tuple[str, ...]
-) -> tuple[DatasetDict, DatasetMixer]:
-    """The mixture's train and validation rows, and the mixer, which tells what became of the others.
-
-    Sets `config.max_length`, if there is such a setting, from the mixture where it is unset. Takes the output folder
-    before the mixture is built.
+def adapter_for(args: RecipeArguments, lora, model: PreTrainedModel) -> LoraConfig | None:
+    """The adapter config for `--use_peft`, else None.
 
     Raises:
-        InputError: the mixture cannot be built, or is for another phase; and of `take_output_folder`.
+        InputError: from `lora_config`; or there is no checkpoint for the adapter to belong to.
     """
-    mixer = DatasetMixer.from_yaml(args.data_config)
-    metadata = mixer.mixture.metadata
-    if metadata.phase not in phases:
-        raise InputError(f"{args.data_config}: phase {metadata.phase!r}, but this recipe trains {' or '.join(phases)}")
-    if getattr(config, "max_length", 0) is None:  # online trainers have none
-        config.max_length = metadata.max_seq_length or 1024
-    if mixer.mixture.streaming and config.max_steps <= 0:
-        raise InputError(f"{args.data_config}: a streaming mixture has no end that is known: set --max_steps")
-    _settle_lengths(args, config, mixer)
-    if mixer.mixture.validation is None and args.eval_interval:
-        args.eval_interval = 0
-        if config.process_index == 0:
-            print(f"evaluation: off, {args.data_config} holds no rows out (validation: none)")
-    take_output_folder(args, config)
+    if lora.use_peft and args.preset:
+        raise InputError("--use_peft: an adapter belongs to a checkpoint, and --preset saves none: give --from_weight")
+    adapter = lora_config(lora, model)
+    if adapter and leaves_experts_out(adapter, model) and PartialState().is_main_process:
+        print(
+            "LoRA: all-linear leaves the experts' stacked weights as they are; --lora_target_parameters "
+            "mlp.experts.gate_up_proj mlp.experts.down_proj adapts them, too"
+        )
+    return adapter
+
+
+def open_mixture(path: str, phases: tuple[str, ...]) -> DatasetMixer:
+    """The mixture of `--data_config`.
+
+    Raises:
+        InputError: the file is not a mixture, or is for another phase.
+    """
+    mixer = DatasetMixer.from_yaml(path)
+    if mixer.mixture.metadata.phase not in phases:
+        raise InputError(
+            f"{path}: phase {mixer.mixture.metadata.phase!r}, but this recipe trains {' or '.join(phases)}"
+        )
+    return mixer
+
+
+def build_data(args: RecipeArguments, config, tokenizer: PreTrainedTokenizerBase, mixer: DatasetMixer) -> DatasetDict:
+    """The mixture's train and validation rows, with a description on stdout and warnings on stderr.
+
+    Raises:
+        InputError: the mixture cannot be built.
+    """
     if args.use_prepared:
         data = load_or_prepare(mixer, Path(args.prepared_dir) / mixer.name, tokenizer)
     else:
@@ -109,30 +123,12 @@ def load_data(
             print(f"data: {line}")
         for line in mixer.warnings():
             print(f"warning: {line}", file=sys.stderr)
-    return data, mixer
-
-
-def _settle_lengths(args: RecipeArguments, config, mixer: DatasetMixer) -> None:
-    """Tell the mixer how many tokens a row may have here, and what this trainer does with longer ones.
-
-    Raises:
-        InputError: the mixture wants longer rows cut, which the trainer does not do.
-    """
-    mixer.max_length = getattr(config, "max_length", None)
-    if getattr(config, "stage", None) == "reward" and mixer.on_long != "drop":
-        if mixer.mixture.metadata.on_long:
-            raise InputError(
-                f"{args.data_config}: metadata.on_long: {mixer.on_long}, but a reward model judges whole rows, so that "
-                "longer ones are dropped: set on_long: drop"
-            )
-        mixer.on_long = "drop"
-    if mixer.on_long == "cut" and getattr(config, "packing", False) and config.packing_strategy != "bfd":
-        mixer.on_long = "chunk"  # as TRL's other ways to pack do it
+    return data
 
 
 def _streams(args: RecipeArguments, config, streams: IterableDatasetDict, mixer: DatasetMixer) -> DatasetDict:
-    """This process's share of the training rows; and the held-out rows as a data set, since they are read often."""
-    # Prompts are shared by the trainer, which must give the answers to one prompt to processes side by side.
+    """This process's share of the training rows, and the held-out rows as a map-style data set."""
+    # Online trainers share out prompts themselves, since the answers to one prompt span processes.
     whole = mixer.mixture.metadata.phase == "rlaif"
     train = streams["train"] if whole else share_of(streams["train"], config.process_index, config.world_size)
     if not args.eval_interval:

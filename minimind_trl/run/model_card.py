@@ -1,8 +1,8 @@
-"""The model card: what TRL's draft says wrongly of these models put right, and what the run knows besides."""
+"""The model card: TRL's draft, corrected for these models and completed with what the run knows."""
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import is_peft_model
 from huggingface_hub import ModelCard, ModelCardData
@@ -16,26 +16,29 @@ from ..files import atomic_path
 from ..models import MiniMindForSequenceClassification
 from ..models.stored import file_of
 
+if TYPE_CHECKING:
+    from .recipe_run import Run
+
 _HYPERPARAMETERS = (
     *("learning_rate", "lr_scheduler_type", "warmup_steps", "max_steps", "num_train_epochs"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "packing", "weight_decay"),
     *("adam_beta2", "max_grad_norm", "beta", "lmbda", "bf16", "seed", "reward_funcs", "reward_weights"),
 )
-_OF_SCRATCH = "apache-2.0"  # of the model's code, which is saved beside the weights
-_TOLD_BY_NOBODY = "unknown"
+_OF_SCRATCH = "apache-2.0"  # the license of the model code saved beside the weights
+_UNKNOWN_LICENSE = "unknown"
 
 
-def complete_card(trainer, args, mixer: DatasetMixer, record: dict[str, Any], metrics: dict[str, dict]) -> None:
+def complete_card(trainer, run: "Run", record: dict[str, Any], metrics: dict[str, dict]) -> None:
     """Rewrite the model card that TRL has drafted in the output folder.
 
-    Metadata and quick start are made anew: TRL's know neither local checkpoints nor adapters, and show a chat whatever
-    was trained. Results, command, hyperparameters and mixture are added.
+    Metadata and quick start are replaced, since TRL's know neither local checkpoints nor adapters and always show a
+    chat. Results, command, hyperparameters and mixture are added.
 
     Args:
-        record: of `run_record`.
-        metrics: held-out figures `before` and `after` training, as far as they are there.
+        record: from `run_record`.
+        metrics: held-out figures `before` and `after` training, if measured.
     """
-    folder = Path(trainer.args.output_dir)
+    args, mixer, folder = run.args, run.mixer, Path(trainer.args.output_dir)
     card = ModelCard.load(folder / "README.md")
     model = trainer.accelerator.unwrap_model(trainer.model)
     _set_metadata(card.data, model, args, trainer.args)
@@ -51,7 +54,7 @@ def complete_card(trainer, args, mixer: DatasetMixer, record: dict[str, Any], me
         text,
         flags=re.DOTALL,
     )
-    if stage := getattr(trainer.args, "stage", None):  # SFT is the trainer of more than that
+    if stage := getattr(trainer.args, "stage", None):  # SFTTrainer also pretrains
         text = text.replace("was trained with SFT.", f"was trained with TRL's SFTTrainer (stage: {stage}).")
     options = record["options"] | {"processes": record["processes"]}
     chosen = [(name, options[name]) for name in (*_HYPERPARAMETERS, "processes") if options.get(name) is not None]
@@ -80,7 +83,7 @@ def _set_metadata(data: ModelCardData, model, args, config) -> None:
     is_reward = _is_reward(model)
     data.pop("licence", None)  # TRL's placeholder
     parent = _card_of(args.from_weight) if args.from_weight else None
-    data.license = _OF_SCRATCH if not args.from_weight else (parent and parent.license) or _TOLD_BY_NOBODY
+    data.license = _OF_SCRATCH if not args.from_weight else (parent and parent.license) or _UNKNOWN_LICENSE
     data.base_model = _base_model(args.from_weight, parent, config.push_to_hub)
     data.library_name = "peft" if is_peft_model(model) else "transformers"
     data.pipeline_tag = "text-classification" if is_reward else "text-generation"
@@ -89,7 +92,7 @@ def _set_metadata(data: ModelCardData, model, args, config) -> None:
 
 
 def _base_model(start: str | None, parent: ModelCardData | None, is_published: bool) -> str | None:
-    """The model of the Hub that this one goes back to; else the local one, which on the Hub would mean nothing."""
+    """The Hub model that this one derives from; else the local path, unless the card is published."""
     if not start or not Path(start).exists():
         return start
     further = parent.base_model if parent else None
@@ -99,7 +102,7 @@ def _base_model(start: str | None, parent: ModelCardData | None, is_published: b
 
 
 def _card_of(name: str) -> ModelCardData | None:
-    """What the card of a checkpoint says, of the Hub or of a run of ours; None where there is none to be had."""
+    """The metadata of a checkpoint's card, on the Hub or from a local run; None if there is no readable card."""
     if Path(name).is_file():
         return None
     folders = [name]
@@ -109,7 +112,7 @@ def _card_of(name: str) -> ModelCardData | None:
         try:
             if found := file_of(folder, "README.md"):
                 return ModelCard.load(found).data
-        except (OSError, ValueError):  # no Hub to be reached, or a card that is none: nothing is known
+        except (OSError, ValueError):  # the Hub is unreachable, or the file is not a card
             continue
     return None
 
@@ -139,13 +142,13 @@ def _quick_start(trainer, model, args, mixer: DatasetMixer) -> str:
 
 
 def _folder_of_weights(trainer) -> str:
-    """The output folder; while training goes on, the checkpoint that is about to be saved in it."""
+    """The output folder; during training, the checkpoint about to be saved in it."""
     folder = trainer.args.output_dir
     return f"{folder}/{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}" if trainer.is_in_train else str(folder)
 
 
 def _loaded(model, start: str | None) -> str:
-    """The line that loads it: by its own code, so that it runs where this package is not installed, too."""
+    """The line that loads the model with its own code, so that it works without this package."""
     task = "SequenceClassification" if _is_reward(model) else "CausalLM"
     if not is_peft_model(model):
         return f"model = AutoModelFor{task}.from_pretrained(name, trust_remote_code=True)\n"
@@ -193,7 +196,7 @@ def _is_reward(model) -> bool:
 
 
 def _dropped(rows: dict[str, Any] | None) -> list[str]:
-    """What the trainer has dropped of the mixture's rows."""
+    """A sentence on the rows that the trainer dropped, if any."""
     if not rows or not rows["dropped"]:
         return []
     told = "; ".join(

@@ -1,7 +1,7 @@
-"""Which values the options of the recipes may have: one table by name, from what torch, transformers and TRL compute.
+"""The valid range of every recipe option, in one table by name.
 
-An option means the same wherever it occurs; a config whose option of that name means something else says so in its own
-`option_ranges`. Types and choices come from the configs' fields.
+A config whose option of the same name has another meaning overrides the table in its own `option_ranges`. Types and
+choices come from the configs' fields.
 """
 
 import dataclasses
@@ -29,13 +29,13 @@ _BELOW_1 = Field(ge=0, lt=1)
 _PORT = Field(ge=1, le=65535)
 _SEED = Field(ge=0, lt=2**32)  # numpy's
 _PROCESSES = max(16, 4 * (os.cpu_count() or 1))  # hundreds of workers use up a machine's memory before the first step
-_LARGEST_FLOAT, _LARGEST_INT = 3.4e38, 2**31 - 1  # what torch computes with; beyond, it ends in an OverflowError
+_LARGEST_FLOAT, _LARGEST_INT = 3.4e38, 2**31 - 1  # torch raises OverflowError beyond these
 _SECRETS = ("hub_token",)
 _JSON_OR_FILE = ("accelerator_config", "fsdp_config", "deepspeed")
 
 
 def one_of(*choices: Any) -> AfterValidator:
-    """A value, or each of a list of values, that is one of the choices."""
+    """Accept a value, or a list of values, from these choices."""
     known = [str(getattr(choice, "value", choice)) for choice in choices]
 
     def check(value: Any) -> Any:
@@ -48,7 +48,7 @@ def one_of(*choices: Any) -> AfterValidator:
 
 
 def _at_most(largest: float) -> AfterValidator:
-    # not a Field, which would take the place of another bound that an option has
+    # not a Field, which would replace another bound of the option
     def check(value: float | None) -> float | None:
         if value is not None and abs(value) > largest:
             raise ValueError(f"must be at most {largest}")
@@ -89,7 +89,7 @@ def _reward_scale(value: Any) -> Any:
 
 
 RANGES: dict[str, Any] = {
-    # how much at once, and for how long
+    # batch sizes, lengths and steps
     **dict.fromkeys(
         (
             *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
@@ -159,7 +159,7 @@ RANGES: dict[str, Any] = {
     "scale_rewards": [BeforeValidator(_reward_scale), one_of("group", "batch", "none")],
     "multi_objective_aggregation": one_of("sum_then_normalize", "normalize_then_sum"),
     "f_divergence_type": one_of("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"),
-    "truncation_mode": one_of("keep_start"),  # TRL is giving the other up, and evaluation cuts at the end
+    "truncation_mode": one_of("keep_start"),  # TRL deprecates the other, and evaluation cuts at the end
     "kl_estimator": one_of("k1", "k3"),
     "lora_task_type": one_of(*TaskType),
     # vLLM
@@ -182,7 +182,7 @@ RANGES: dict[str, Any] = {
     **dict.fromkeys(("hub_model_id", "log_completions_hub_repo", "trackio_space_id"), AfterValidator(_repository)),
 }
 
-# Options that would do nothing, or break what the recipe does, and why.
+# Options that would have no effect or break the recipe, and why.
 REFUSED = {
     "model_init_kwargs": "not used, the recipe loads the model; give --preset or --from_weight",
     "eval_steps": "is set by --eval_interval N (steps; 0 is off)",
@@ -211,14 +211,14 @@ REFUSED = {
 
 
 def check_options(config: type, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Check the values of a config's fields before it is made; defaults are taken to be right.
+    """Check the values of a config's fields before it is built; defaults are not checked.
 
     Args:
         config: a dataclass of options.
-        values: by field; of a YAML file they may be of another type.
+        values: by field; those from YAML may have another type.
 
     Returns:
-        The values in their fields' types, and one line for each that cannot be used.
+        The values converted to their fields' types, and one line for each invalid value.
     """
     fields = {field.name: field for field in dataclasses.fields(config) if field.init}
     # `save_strategy: no` is false to YAML
@@ -327,6 +327,6 @@ def _shown(name: str, value: Any) -> str:
         return ""
     if isinstance(value, list):
         return f" {' '.join(map(str, value))}"
-    if isinstance(value, float):  # 7 as it was written, not 7.0
+    if isinstance(value, float):  # 7 as the user wrote it, not 7.0
         return f" {value:g}" if float(f"{value:g}") == value else f" {value}"
     return f" {value!r}" if isinstance(value, str) and not value.strip() else f" {value}"

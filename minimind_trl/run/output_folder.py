@@ -1,4 +1,4 @@
-"""The lock on the output folder, against a second run at the same time."""
+"""The lock that keeps a second run out of the output folder."""
 
 import os
 import socket
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from .arguments import RecipeArguments
 
 RUN_LOCK = "_run.lock"  # what begins with _ is not pushed to the Hub
-_held: dict[Path, FileLock | None] = {}  # by this process; None: unlocked, for a dry run
+_held: dict[Path, FileLock | None] = {}  # by this process; None for a dry run, which takes no lock
 
 
 def lock_output_folder(args: "RecipeArguments", config) -> None:
     """Make the output folder and lock it until `release_output_folders`.
 
-    Of several processes the first one holds the lock; where it dies, in whatever way, the system lets go of it. A dry
-    run writes nothing and locks nothing.
+    The first of several processes holds the lock; the operating system releases it when the process dies. A dry run
+    writes nothing and locks nothing.
 
     Raises:
         InputError: another run holds the lock, or the folder cannot be written to.
@@ -35,14 +35,14 @@ def lock_output_folder(args: "RecipeArguments", config) -> None:
 
 
 def release_output_folders() -> None:
-    """Let go of what this process holds; of a folder that nothing came into, leave nothing."""
+    """Release the locks of this process, and remove folders that stayed empty."""
     while _held:
         folder, lock = _held.popitem()
         if lock is not None:
             with suppress(OSError):
-                (folder / RUN_LOCK).unlink()  # first, or it could be another run's by then
+                (folder / RUN_LOCK).unlink()  # before the release, or it could be another run's
             lock.release()
-        with suppress(OSError):  # one that holds something stays
+        with suppress(OSError):  # a folder with files stays
             folder.rmdir()
 
 
@@ -58,19 +58,19 @@ def _locked(folder: Path) -> FileLock:
         lock.acquire(blocking=False)
     except Timeout:
         raise InputError(
-            f"--output_dir {folder} is in use by another run{_told(path)}; give another folder, or wait for its end"
+            f"--output_dir {folder} is in use by another run{_holder(path)}; give another folder, or wait for its end"
         ) from None
     except OSError as error:
         raise InputError(f"--output_dir {folder} cannot be written to: {error.strerror or error}") from error
-    if not isinstance(lock, SoftFileLock):  # of file systems without locks, which has written the same
+    if not isinstance(lock, SoftFileLock):  # which has written the same, on file systems without locks
         path.write_text(f"{os.getpid()}\n{socket.gethostname()}\n{time.strftime('%Y-%m-%d %H:%M:%S')}\n")
     return lock
 
 
-def _told(path: Path) -> str:
-    """Who holds a lock, as far as it is known."""
+def _holder(path: Path) -> str:
+    """Who holds a lock, if known."""
     try:
         process, host, *since = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError):  # it has ended, or has not written yet
+    except (OSError, ValueError):  # its holder has ended, or has not written yet
         return ""
     return f" (process {process} on {host}" + (f", since {since[0]})" if since else ")")

@@ -1,4 +1,4 @@
-"""Processes: what the launcher of several must have done, how models are loaded under it, and signals."""
+"""Several processes: checks of the launcher, loading of models, waiting, and signals."""
 
 import os
 import signal
@@ -19,12 +19,12 @@ _AS_LONG_AS_IT_TAKES = timedelta(days=30)
 
 
 def refuse_other_launch(config) -> None:
-    """Refuse a launch that is silently another one than it was asked for.
+    """Refuse a launch that silently differs from what was requested.
 
     Raises:
-        InputError: accelerate has started one process of several.
+        InputError: accelerate was asked for several processes and started one.
     """
-    # The launcher of a single process gives it an address to meet others at if it was told of others.
+    # The launcher sets a rendezvous address only if several processes were requested.
     alone = "WORLD_SIZE" not in os.environ and config.world_size == 1
     if alone and _is_set("ACCELERATE_USE_CPU") and "MASTER_ADDR" in os.environ:
         raise InputError(
@@ -34,15 +34,15 @@ def refuse_other_launch(config) -> None:
 
 
 def launched_precision() -> str:
-    """What `accelerate launch --mixed_precision` was given: "no", "bf16", "fp16" or "fp8"."""
+    """The launcher's `--mixed_precision`: "no", "bf16", "fp16" or "fp8"."""
     return os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
 
 
 def launch_problems(config) -> Iterator[str]:
-    """One line for each option that contradicts the launcher, or needs another one.
+    """One line for each option that contradicts the launcher or needs a different one.
 
     Args:
-        config: transformers' settings, as given; `bf16` is None where it was not.
+        config: transformers' settings as given; `bf16` is None if it was not given.
     """
     launched = launched_precision()
     if launched == "bf16" and (config.bf16 is False or config.fp16):
@@ -66,18 +66,19 @@ def launch_problems(config) -> Iterator[str]:
 
 
 def load_models_whole() -> None:
-    """Have models loaded as ever under ZeRO-3 too; the trainer's engine shards them.
+    """Load models whole under ZeRO-3 too; the trainer's engine shards them later.
 
-    Else transformers shards each model as it is loaded, and nothing can run, copy or count it before the engine exists.
+    Otherwise transformers shards each model while loading it, and nothing can run, copy or count it before the engine
+    exists.
     """
     unset_hf_deepspeed_config()
 
 
 def limit_waiting(seconds: float | None) -> None:
-    """How long a process waits for the others from here on.
+    """Set how long a process waits for the others from here on.
 
-    None, while one prepares data for all: as long as it takes. A process that dies ends the others' waiting in any
-    case, through the launcher.
+    None waits without limit, for when one process prepares data for all. If a process dies, the launcher ends the
+    others in any case.
     """
     if not dist.is_initialized():
         return
@@ -88,10 +89,10 @@ def limit_waiting(seconds: float | None) -> None:
 
 @contextmanager
 def ending_on_signals() -> Iterator[None]:
-    """Inside, SIGTERM and SIGHUP raise `Interrupted`, as Ctrl-C raises KeyboardInterrupt; while training, they save.
+    """Inside, SIGTERM and SIGHUP raise `Interrupted`, as Ctrl-C raises KeyboardInterrupt; in training they save.
 
-    Ignored signals, as under nohup, stay ignored. Each of several processes ends at once: one that waits for another
-    that has failed would not hear of them.
+    Ignored signals, as under nohup, stay ignored. With several processes the default handlers stay, and each process
+    ends at once, since one that waits for a failed process could not react.
     """
 
     def end(number: int, frame) -> None:

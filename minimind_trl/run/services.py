@@ -1,4 +1,4 @@
-"""Trackers and the Hub: whether a run will reach what it reports to, found out before its data is built."""
+"""Check before the data is built that a run can reach its trackers and the Hub."""
 
 import importlib.util
 import netrc
@@ -16,18 +16,18 @@ from transformers.utils import ENV_VARS_TRUE_VALUES
 
 from ..errors import first_line, nearest
 
-# Packages of trackers, where they have another name.
+# Packages of trackers with a different name.
 _PACKAGES = {"azure_ml": "azureml", "flyte": "flytekit", "kubeflow": None}
-_EXTRAS = ("tensorboard", "wandb")  # of this package
+_EXTRAS = ("tensorboard", "wandb")  # extras of this package
 _WITHOUT_KEY = ("offline", "disabled", "dryrun")
 
 
 def service_problems(config, use_wandb: bool = False) -> Iterator[str]:
-    """One line for each tracker that cannot be reported to, and for a Hub that nothing can be pushed to.
+    """One line for each tracker that cannot be used, and for a Hub that cannot be pushed to.
 
     Args:
         config: transformers' settings.
-        use_wandb: whether to report to WandB beside `config.report_to`.
+        use_wandb: also report to WandB.
     """
     names = [*config.report_to, *(["wandb"] if use_wandb and "wandb" not in config.report_to else [])]
     for name in names:
@@ -40,7 +40,7 @@ def service_problems(config, use_wandb: bool = False) -> Iterator[str]:
 
 
 def folder_problem(folder: str) -> str | None:
-    """Why a run could not write to a folder, which need not be there; nothing is left behind."""
+    """Why a run cannot write to a folder, which may not exist yet; None if it can. Leaves nothing behind."""
     path = Path(folder).absolute()
     try:
         existing = next(each for each in (path, *path.parents) if each.exists())
@@ -68,10 +68,10 @@ def _tracker_problem(name: str) -> str | None:
 
 
 def _has_wandb_key() -> bool:
-    """Whether WandB can start without asking; it would ask only when training begins."""
+    """Whether WandB can start without prompting for a key, which it would do when training begins."""
     from wandb.sdk import wandb_setup
 
-    settings = wandb_setup.singleton().settings  # of the environment and its files; starts nothing
+    settings = wandb_setup.singleton().settings  # from the environment and its files; starts nothing
     disabled = os.environ.get("WANDB_DISABLED", "").upper() in ENV_VARS_TRUE_VALUES
     if disabled or os.environ.get("WANDB_MODE", settings.mode) in _WITHOUT_KEY:
         return True
@@ -102,6 +102,6 @@ def _hub_problem() -> str | None:
         status = error.response.status_code
         refused = "refuses the token: log in with `hf auth login`, or set HF_TOKEN"
         return f"the Hub {refused if status in (401, 403) else f'answers {status}'}"
-    except (httpx.HTTPError, OSError) as error:  # never its text, which may quote the header that holds the token
+    except (httpx.HTTPError, OSError) as error:  # not its text, which may quote the header with the token
         return f"the Hub ({constants.ENDPOINT}) cannot be reached ({type(error).__name__})"
     return None

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from minimind_trl.tokenization.control_tokens import find_control_tokens
+from minimind_trl.tokenization.templates import decode_tools
 
 # Generation prompts of the known templates: as evaluation and rollouts ask, and as a row with reasoning begins.
 _ASKED, _OPEN = {}, {"open_thinking": True}
@@ -90,7 +91,7 @@ def compare_prompts(rows: Iterable[dict], tokenizer: PreTrainedTokenizerBase) ->
 
 def _joints(row: dict, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, str, bool]]:
     """Of every answer: the prompt, the whole text that begins with it, and whether one is asked so by default."""
-    tools = json.loads(row["tools"]) if isinstance(row.get("tools"), str) else row.get("tools")
+    tools = decode_tools(row.get("tools"))
     if "text" in row:
         yield from _joints_in_text(row["text"], tokenizer)
     elif "messages" in row and "prompt" not in row:

@@ -12,6 +12,7 @@ is refused.
 """
 
 import copy
+import json
 import re
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,23 @@ from minimind_trl.errors import InputError
 GENERATIONS = ("minimind2", "minimind3")
 
 _MARKER_LINES = re.compile(r"^ *\{%- (?:end)?generation %\}\n", re.MULTILINE)
+
+# Reasoning, tool calls and content of an answer, for `tokenizer.parse_response`. The format is transformers'.
+RESPONSE_TEMPLATE = {
+    "defaults": {"role": "assistant"},
+    "start_anchor": "<|im_start|>assistant\n",
+    "fields": {
+        "reasoning_content": {"open": "<think>", "close_pattern": r"</think>\s*", "content": "text"},
+        "tool_calls": {
+            "open": "<tool_call>",
+            "close_pattern": r"</tool_call>\s*",
+            "repeats": True,
+            "content": "json",
+            "transform": {"type": "function", "function": "{content}"},
+        },
+        "content": {"close_pattern": r"<\|im_end\|>\s*", "content": "text"},
+    },
+}
 
 _TOOL = {"type": "function", "function": {"name": "get_weather", "description": "天气 <now>"}}
 _FLAT_CALL = {"name": "get_weather", "arguments": {"city": "Köln", "days": 2}}
@@ -82,6 +100,11 @@ class ChatTemplateError(InputError):
     """A tokenizer's chat template has no training twin."""
 
 
+def decode_tools(tools: str | list | None) -> list | None:
+    """A row's tools as `apply_chat_template` takes them; data sets store them as JSON."""
+    return (json.loads(tools) if isinstance(tools, str) and tools else tools) or None
+
+
 @cache
 def training_template(generation: str) -> str:
     """Read the training twin of a generation's chat template.
@@ -113,6 +136,45 @@ def inference_template(generation: str) -> str:
         ValueError: there is no such generation.
     """
     return _MARKER_LINES.sub("", training_template(generation))
+
+
+def prepared_for_trl(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Return a copy that TRL's trainers take as it is: they look for markers, and for a way to read tool calls.
+
+    Args:
+        tokenizer: it is not changed.
+
+    Returns:
+        A copy with the training twin of its MiniMind template, which renders the same bytes, and with
+        `RESPONSE_TEMPLATE`. A tokenizer with a template of another kind, or without one, is returned itself.
+    """
+    twin = _minimind_twin(tokenizer)
+    if twin is None:
+        return tokenizer
+    prepared = copy.deepcopy(tokenizer)
+    prepared.chat_template = twin
+    prepared.response_template = RESPONSE_TEMPLATE
+    return prepared
+
+
+def prepared_for_engines(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Return a copy whose MiniMind template has no markers, for engines that know only plain Jinja.
+
+    A tokenizer with a template of another kind, or without one, is returned itself.
+    """
+    twin = _minimind_twin(tokenizer)
+    if twin is None:
+        return tokenizer
+    prepared = copy.deepcopy(tokenizer)
+    prepared.chat_template = _MARKER_LINES.sub("", twin)
+    return prepared
+
+
+def _minimind_twin(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    if not isinstance(tokenizer.chat_template, str):
+        return None
+    twins = (training_template(generation) for generation in GENERATIONS if not _differences(tokenizer, generation))
+    return next(twins, None)
 
 
 def with_training_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

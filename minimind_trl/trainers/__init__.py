@@ -1,42 +1,30 @@
-"""What the recipes add to TRL's trainers, and the trainers that TRL does not have."""
+"""TRL's trainers as the recipes use them, and the trainers that TRL does not have."""
 
-import importlib
-from typing import Any
+from ..imports import lazy_names
+from ..internals import unwrap_without_importing_deepspeed
 
-from .callbacks import RecipeProgress, StopOnSignal
-from .collators import AnswersCollator, PackedRowsCollator
-from .curves import write_curves
-from .lm_head import add_learned_positions_head
-from .metered import MeteredTrainer
-from .safe_checkpoints import checkpoint_problem, last_good_checkpoint
+unwrap_without_importing_deepspeed()
 
-# Imported when asked for: they take seconds.
-_ONLINE = {
-    "PPOConfig": "ppo_config",
-    "PPOTrainer": "ppo_trainer",
-    "RLDoctor": "doctor",
-    "Rollout": "rollout_trainer",
-    "RolloutConfig": "rollout_config",
-    "RolloutTrainer": "rollout_trainer",
-    "SPOConfig": "spo_config",
-    "SPOTrainer": "spo_trainer",
+# Imported on first use, since some of them take seconds.
+_HOMES = {
+    "callbacks": ["RecipeProgress", "StopOnSignal"],
+    "collators": ["AnswersCollator", "PackedRowsCollator"],
+    "curves": ["write_curves"],
+    "doctor": ["RLDoctor"],
+    "gkd_trainer": ["MiniMindGKDTrainer"],
+    "grpo_trainer": ["MiniMindGRPOTrainer"],
+    "lm_head": ["add_learned_positions_head"],
+    "ppo_config": ["PPOConfig"],
+    "ppo_trainer": ["PPOTrainer"],
+    "preference_trainers": ["MiniMindDPOTrainer", "MiniMindRewardTrainer"],
+    "rollout_config": ["RolloutConfig"],
+    "rollout": ["Rollout"],
+    "rollout_trainer": ["RolloutTrainer"],
+    "safe_checkpoints": ["checkpoint_problem", "last_good_checkpoint"],
+    "sft_trainer": ["MiniMindSFTTrainer"],
+    "spo_config": ["SPOConfig"],
+    "spo_trainer": ["SPOTrainer"],
+    "trainer_mixin": ["TrainerMixin"],
 }
-
-__all__ = [
-    "AnswersCollator",
-    "MeteredTrainer",
-    "PackedRowsCollator",
-    "RecipeProgress",
-    "StopOnSignal",
-    "add_learned_positions_head",
-    "checkpoint_problem",
-    "last_good_checkpoint",
-    "write_curves",
-    *_ONLINE,
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _ONLINE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_ONLINE[name]}", __name__), name)
+__all__ = sorted(name for names in _HOMES.values() for name in names)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -15,7 +15,7 @@ class PromptTracker:
     """A Beta distribution over each prompt's reward (Single-stream Policy Optimization, arXiv 2509.13232, section 3).
 
     Rewards are in [0, 1]. The baseline is `v = a / (a + b)` *before* the update; after it `a = rho a + r` and
-    `b = rho b + 1 - r`, with rho of `forgetting`. What `initialise` learns weighs as much as `N_init =
+    `b = rho b + 1 - r`, with rho of `forgetting`. What `initialize` learns weighs as much as `N_init =
     1 / (1 - rho_min)` answers, the memory of a tracker that forgets fastest. Of a prompt of which nothing is known a
     and b are `prior`, 1/2 in the authors' code (verl, recipe/spo): its first answers move it at once.
 
@@ -23,7 +23,7 @@ class PromptTracker:
         prompts: how many there are.
         half_life: D_half, in nats.
         rho_min, rho_max: bounds of rho.
-        prior: a and b at first, unless `initialise` sets them.
+        prior: a and b at first, unless `initialize` sets them.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class PromptTracker:
         self.a = torch.full((prompts,), prior, dtype=torch.float64)
         self.b = self.a.clone()
 
-    def initialise(self, rewards: Tensor) -> None:
+    def initialize(self, rewards: Tensor) -> None:
         """Start from n answers to every prompt, `rewards` (prompts, n): `a0 = N_init (sum r + 1/2) / (n + 1)`.
 
         NaN is an answer without a reward, and not one of the n.

@@ -128,7 +128,7 @@ def test_a_mixture_that_holds_no_rows_out_has_none_to_measure(checkpoints, mixtu
     file = Path(path)
     file.write_text(file.read_text().replace("validation: {ratio: 0.2}", "validation: none"))
     assert main(["eval", str(checkpoints["dense3"]), "--data_config", path]) == 2
-    assert "holds no rows out (validation: none), so that none can be measured" in capsys.readouterr().err
+    assert "holds out no rows (validation: none): there is nothing to measure on" in capsys.readouterr().err
 
 
 def test_settings_are_those_of_the_training_of_that_phase(checkpoints, mixture, capsys, tmp_path):
@@ -385,15 +385,15 @@ def test_the_harness_is_told_how_to_ask(checkpoints, capsys, tmp_path, monkeypat
         told.update(given)
         return {"task/acc": Measure(0.5)}, {}
 
-    monkeypatch.setattr("minimind_trl.commands.eval.check_installed", lambda: None)
-    monkeypatch.setattr("minimind_trl.commands.eval.harness_measures", harness)
+    monkeypatch.setattr("minimind_trl.evaluation.harness.check_installed", lambda: None)
+    monkeypatch.setattr("minimind_trl.evaluation.harness.harness_measures", harness)
     report, _ = evaluate(capsys, tmp_path, checkpoints["dense3"], "--lm_eval", "task", *options)
     assert {name: told[name] for name in expected} == expected
     assert {name: report["options"][name] for name in expected} == expected
 
 
 def test_a_chat_template_that_is_not_there_is_not_applied(checkpoints, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("minimind_trl.commands.eval.check_installed", lambda: None)
+    monkeypatch.setattr("minimind_trl.evaluation.harness.check_installed", lambda: None)
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = None
     tokenizer.save_pretrained(tmp_path)

@@ -15,7 +15,7 @@ from minimind_trl import cli
 from minimind_trl.commands.plan import RECIPES, make_plan
 from minimind_trl.errors import InputError
 from minimind_trl.models import MiniMindConfig, MiniMindForCausalLM, load_model
-from minimind_trl.run import PretrainConfig
+from minimind_trl.run import PretrainRecipeConfig
 from minimind_trl.run.flight_check import _memory_line
 from minimind_trl.run.memory import Memory, MemoryCounter
 from minimind_trl.run.sharding import Sharding, shard_memory
@@ -335,7 +335,7 @@ def test_the_peak_of_a_real_run_is_within_a_fifth_of_its_plan(recipe, data, opti
 def test_an_optimizer_that_cannot_be_counted_does_not_stop_a_training(monkeypatch, tmp_path):
     """Kernels for a GPU alone run there and not on tensors without data; a missing package stops it either way."""
     model = MiniMindForCausalLM(small_config("dense3"))
-    config = PretrainConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
+    config = PretrainRecipeConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
 
     def fails(error):
         def make(*args):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from minimind_trl.cli import main
-from minimind_trl.commands.data import marked_row
 from minimind_trl.data import LOCK, DatasetMixer, MixtureError, load_mixture
+from minimind_trl.data.marked_rows import marked_row
 from minimind_trl.data.report import describe_long_rows
 from minimind_trl.tokenization import pieces, tiny_tokenizer
 from tests.data.test_mixer import build, chat, texts
@@ -183,4 +183,4 @@ def test_what_is_shown_as_trained_ends_where_training_does(tokenizer):
 def test_explain_says_what_becomes_of_a_long_row(write, capsys):
     path = write({"a": long_and_short()}, metadata={"max_seq_length": LIMIT})
     assert main(["data", "explain", str(path), "--row", "1", "--tokenizer", "tiny"]) == 0
-    assert f"pieces of at most {LIMIT}; trained on is" in capsys.readouterr().out
+    assert f"pieces of at most {LIMIT}; the trained part is" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import pickle
 import sys
 
 import pytest
@@ -9,6 +10,7 @@ import yaml
 from datasets import Dataset
 
 from minimind_trl.data import DatasetMixer, MixtureError, load_mixture
+from minimind_trl.data.filters import Candidate
 from minimind_trl.imports import imported
 from minimind_trl.tokenization import tiny_tokenizer
 
@@ -306,7 +308,7 @@ def test_validate_looks_at_every_source_and_builds_nothing(write, monkeypatch):
         DatasetMixer.from_yaml(path).validate_mixture()
     assert "b.jsonl, line 1: columns body cannot be turned into 'text'" in str(caught.value)
     assert "datasets.c: messages rows in phase pretrain are written by the chat template" in str(caught.value)
-    monkeypatch.setattr("minimind_trl.data.mixer.cached_rows", lambda *_, **__: pytest.fail("built"))
+    monkeypatch.setattr("minimind_trl.data.reader.cached_rows", lambda *_, **__: pytest.fail("built"))
     lines = DatasetMixer.from_yaml(write({"a": texts("a", 90)})).validate_mixture()
     assert lines == ["a: 1 file(s), schema text, first 90 rows looked at"]
 
@@ -424,3 +426,23 @@ def test_an_edited_filter_function_is_noticed(write, tmp_path, monkeypatch):
 def test_what_looks_like_an_option_and_is_none(write, options, extra, message):
     with pytest.raises(MixtureError, match=message):
         build(write({"a": texts("a", 60)}, options=options, **extra))
+
+
+def test_a_filter_beside_the_mixture_leaves_the_search_path_alone(write, tmp_path, monkeypatch):
+    """Its module is found, what the module imports when it is called is too, and so it is in another process."""
+    (tmp_path / "helper_beside_for_test.py").write_text("LIMIT = 20\n")
+    (tmp_path / "beside_for_test.py").write_text(
+        "def keep(row):\n    from helper_beside_for_test import LIMIT\n    return int(row['text'].split()[1]) < LIMIT\n"
+    )
+    before = list(sys.path)
+    path = write({"a": texts("a", 90)}, options={"filters": [{"type": "beside_for_test:keep"}]})
+    mixture = load_mixture(path)
+    assert sys.path == before
+    for name in ("beside_for_test", "helper_beside_for_test"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    imported.cache_clear()  # as a process starts that only gets the filter
+    [rule] = pickle.loads(pickle.dumps(mixture.datasets[0].filters))
+    found = [rule.reason(Candidate({"text": f"a {number}"}, {}, "")) for number in (3, 33)]
+    assert found == [None, "beside_for_test:keep: dropped"]
+    DatasetMixer(mixture, path).build()
+    assert sys.path == before

@@ -168,8 +168,9 @@ def test_mixtures(wanted):
     def spy(pool, mixture, count_tokens):
         """How many rows of each source are on each side, before shares are taken of them."""
         names = [source.name for source in mixture.datasets]
-        for side, fate in {"train": selection.TRAIN, "validation": selection.VALIDATION}.items():
-            sides[side] = {name: int(np.sum((pool.source == i) & (pool.fate == fate))) for i, name in enumerate(names)}
+        for side, outcome in {"train": selection.TRAIN, "validation": selection.VALIDATION}.items():
+            on_side = pool.outcome == outcome
+            sides[side] = {name: int(np.sum((pool.source == i) & on_side)) for i, name in enumerate(names)}
         return share_train(pool, mixture, count_tokens)
 
     share_train = selection.share_train

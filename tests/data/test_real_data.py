@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from minimind_trl.data import DatasetMixer
+from minimind_trl.data.mixer import make_mix
 from minimind_trl.tokenization import tiny_tokenizer
 
 RATIOS = {"alpaca": 0.5, "tinystories": 0.3, "python_code": 0.2}
@@ -146,10 +147,10 @@ def test_near_duplicates_are_found_and_little_else(real, tmp_path):
     copies = [edited(text, number) for number, text in enumerate(stories[:200])]
     file = write_rows(tmp_path / "stories.jsonl", [{"text": text} for text in stories + copies])
     mixer = DatasetMixer.from_yaml(write_mixture(tmp_path / "mixture.yaml", "pretrain", [file], dedup="near"))
-    mixer.build()
+    mix = make_mix(mixer.reader())
     [source] = mixer.mixture.datasets
     dropped = [
-        mixer.fate(source, 0, number) == "dropped: near-duplicate"
+        mix.outcome(source, 0, number) == "dropped: near-duplicate"
         for number in range(1, len(stories) + len(copies) + 1)
     ]
     # Of a story and its copy either may go.

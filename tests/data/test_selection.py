@@ -47,7 +47,7 @@ def pool_of(*sizes: int, keys=None, groups=None, held_out=(), tokens=None) -> Po
         key=keys,
         group=keys.copy() if groups is None else np.asarray(groups, dtype=np.uint64),
         tokens=np.ones(count, dtype=np.uint32) if tokens is None else np.asarray(tokens, dtype=np.uint32),
-        fate=np.zeros(count, dtype=np.int16),
+        outcome=np.zeros(count, dtype=np.int16),
     )
 
 
@@ -57,7 +57,7 @@ def of_sources(pool: Pool, taken: np.ndarray) -> list[int]:
 
 
 def reasons(pool: Pool) -> dict[str, int]:
-    return dict(Counter(pool.fates[fate] for fate in pool.fate if fate > VALIDATION))
+    return dict(Counter(pool.outcomes[outcome] for outcome in pool.outcome if outcome > VALIDATION))
 
 
 # Shares
@@ -253,7 +253,7 @@ def test_a_token_budget_takes_the_most_rows_that_stay_within_it():
 
 def test_stratified_validation_has_the_shares_too():
     pool = pool_of(100, 30)
-    pool.fate[:] = VALIDATION
+    pool.outcome[:] = VALIDATION
     taken = share_validation(pool, mixture({"a": 0.25, "b": 0.75}))
     assert of_sources(pool, taken) == [10, 30] and len(set(taken)) == 40
     assert reasons(pool) == {"validation: beyond its share": 90}
@@ -261,20 +261,20 @@ def test_stratified_validation_has_the_shares_too():
 
 def test_every_source_is_in_a_stratified_validation_split():
     pool = pool_of(30, 30)
-    pool.fate[:] = VALIDATION
+    pool.outcome[:] = VALIDATION
     assert of_sources(pool, share_validation(pool, mixture({"a": 0.99, "b": 0.01}))) == [30, 1]
 
 
 def test_validation_that_is_not_stratified_has_every_held_out_row():
     pool = pool_of(100, 30, 5)
-    pool.fate[:135] = VALIDATION
+    pool.outcome[:135] = VALIDATION
     share = mixture({"a": 0.25, "b": 0.25, "c": 0.5}, validation={"stratified": False})
     assert sorted(share_validation(pool, share)) == list(range(135))
 
 
 def test_validation_is_never_repeated():
     pool = pool_of(5, 50)
-    pool.fate[:] = VALIDATION
+    pool.outcome[:] = VALIDATION
     taken = share_validation(pool, mixture({"a": 0.5, "b": 0.5}, sources={"a": {"max_repetition": 5}}))
     assert of_sources(pool, taken) == [5, 5] and len(set(taken)) == 10
 
@@ -284,7 +284,7 @@ def test_an_empty_validation_split_is_refused():
     with pytest.raises(MixtureError, match="the validation split is empty"):
         share_validation(pool_of(5, 5), mixture(ratios))
     pool = pool_of(5, 5)
-    pool.fate[:5] = VALIDATION
+    pool.outcome[:5] = VALIDATION
     with pytest.raises(MixtureError, match=r"no row of b; raise validation.ratio, or set validation.stratified"):
         share_validation(pool, mixture(ratios))
     assert len(share_validation(pool, mixture(ratios, validation={"stratified": False}))) == 5
@@ -294,7 +294,7 @@ def test_an_empty_validation_split_is_refused():
 
 
 def sampled(pool: Pool, count: int, seed: int = 42) -> list[int]:
-    pool.fate[:] = TRAIN
+    pool.outcome[:] = TRAIN
     sample_sources(pool, mixture({"a": 1.0}, sources={"a": {"max_samples": count}}, seed=seed))
     return np.flatnonzero(pool.live).tolist()
 
@@ -327,7 +327,7 @@ def test_a_sample_leaves_rows_alone_that_the_source_holds_out():
 def side(count: int, ratio: float, seed: int) -> np.ndarray:
     pool = pool_of(count)
     split(pool, mixture({"a": 1.0}, validation={"ratio": ratio, "seed": seed}))
-    return pool.fate == VALIDATION
+    return pool.outcome == VALIDATION
 
 
 @pytest.mark.parametrize("ratio", [0.01, 0.05, 0.3, 0.999])
@@ -354,7 +354,7 @@ def test_the_draws_of_one_seed_do_not_depend_on_each_other():
     held_out = side(count, 0.5, 42)
     pool = pool_of(count)
     kept = np.isin(np.arange(count), sampled(pool, half, seed=42))
-    pool.fate[:] = TRAIN
+    pool.outcome[:] = TRAIN
     order = np.argsort(share_train(pool, mixture({"a": 1.0}), count_tokens=False)) < half
     for one, other in itertools.combinations((held_out, kept, order, side(count, 0.5, 43)), 2):
         assert abs(np.sum(one & other) - count / 4) < 5 * (count / 16) ** 0.5
@@ -376,14 +376,14 @@ def test_the_order_of_training_is_shuffled():
 def test_of_duplicates_the_first_source_by_name_keeps_its_row():
     pool = pool_of(3, 3, keys=[1, 2, 2, 2, 1, 3])
     drop_duplicates(pool, mixture({"b": 0.5, "a": 0.5}))
-    assert pool.fate.tolist() == [2, 2, 2, TRAIN, TRAIN, TRAIN]
+    assert pool.outcome.tolist() == [2, 2, 2, TRAIN, TRAIN, TRAIN]
     assert pool.reasons_of(0) == {"duplicate": 3} and pool.reasons_of(1) == {}
 
 
 def test_of_duplicates_the_held_out_row_is_kept():
     pool = pool_of(2, 2, keys=[1, 2, 1, 3], held_out=[2])
     drop_duplicates(pool, mixture({"a": 0.5, "b": 0.5}))
-    assert pool.fate.tolist() == [2, TRAIN, TRAIN, TRAIN]
+    assert pool.outcome.tolist() == [2, TRAIN, TRAIN, TRAIN]
 
 
 def test_dropped_rows_are_nobodys_duplicates():
@@ -425,8 +425,8 @@ def test_rows_that_a_source_also_holds_out_are_not_trained_on():
 def test_a_source_trains_on_all_rows_but_those_it_holds_out():
     pool = pool_of(500, 500, held_out=range(10))
     split(pool, mixture({"a": 0.5, "b": 0.5}, validation={"ratio": 0.5}))
-    assert np.flatnonzero(pool.fate[:500] == VALIDATION).tolist() == list(range(10))
-    assert 200 < np.sum(pool.fate[500:] == VALIDATION) < 300
+    assert np.flatnonzero(pool.outcome[:500] == VALIDATION).tolist() == list(range(10))
+    assert 200 < np.sum(pool.outcome[500:] == VALIDATION) < 300
 
 
 def test_no_prompt_is_on_both_sides():
@@ -437,7 +437,7 @@ def test_no_prompt_is_on_both_sides():
     share = mixture({"a": 0.5, "b": 0.5}, validation={"ratio": 0.4})
     drop_leaks(pool)
     split(pool, share)
-    on = {side: set(groups[pool.fate == side].tolist()) for side in (TRAIN, VALIDATION)}
+    on = {side: set(groups[pool.outcome == side].tolist()) for side in (TRAIN, VALIDATION)}
     assert on[TRAIN] and on[VALIDATION] and not on[TRAIN] & on[VALIDATION]
 
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
-import minimind_trl  # noqa: F401
+from minimind_trl import InputError  # noqa: F401  # any name of the package registers the Auto classes
 
 
 def main(checkpoint: str, file: str) -> None:

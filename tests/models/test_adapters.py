@@ -22,10 +22,11 @@ from minimind_trl.models import (
 from minimind_trl.models.adapters import base_of, leaves_experts_out, lora_config
 from minimind_trl.models.checkpoints import architecture_of, load_tokenizer_of, tokenizer_folder
 from minimind_trl.rewards import RewardModel, load_rewards
-from minimind_trl.run import RecipeArguments, load_or_create_model, load_tokenizer
+from minimind_trl.run import RecipeArguments
+from minimind_trl.run.loading import load_or_create_model, load_tokenizer
 from minimind_trl.tokenization import tiny_tokenizer
 from minimind_trl.trainers.critic import make_critic
-from minimind_trl.trainers.distillation import load_teacher
+from minimind_trl.trainers.gkd_trainer import load_teacher
 from tests.conftest import small_config
 
 IDS = torch.arange(3, 15)[None]

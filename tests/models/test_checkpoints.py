@@ -22,6 +22,7 @@ from minimind_trl.models import (
     to_twin,
 )
 from minimind_trl.models.checkpoints import read_native_state
+from minimind_trl.tokenization import inference_template, training_template
 from tests.conftest import small_config
 
 NATIVE = ["minimind2/full_sft_64", "minimind2/full_sft_64_moe", "minimind3/full_sft_64", "minimind3/full_sft_64_moe"]
@@ -256,9 +257,12 @@ def test_convert_to_native_in_float32(checkpoints, tmp_path):
     assert {value.dtype for value in read_native_state(path).values()} == {torch.float32}
 
 
-def test_convert_takes_the_tokenizer_along(checkpoints, tmp_path):
-    assert main(["convert", str(checkpoints["dense3"]), str(tmp_path / "qwen3"), "--to", "qwen3"]) == 0
-    assert (tmp_path / "qwen3" / "tokenizer.json").is_file()
+@pytest.mark.parametrize(("to", "template"), [("hf", training_template), ("qwen3", inference_template)])
+def test_convert_takes_the_tokenizer_along(checkpoints, tmp_path, to, template):
+    """With the markers that TRL asks for, or without, for engines that know only plain Jinja."""
+    assert main(["convert", str(checkpoints["dense3"]), str(tmp_path / to), "--to", to]) == 0
+    assert (tmp_path / to / "tokenizer.json").is_file()
+    assert (tmp_path / to / "chat_template.jinja").read_text() == template("minimind3")
 
 
 @pytest.mark.parametrize(
@@ -271,6 +275,7 @@ def test_convert_takes_the_tokenizer_along(checkpoints, tmp_path):
         (["{corrupt}", "{new}", "--to", "hf"], "cannot be loaded"),
         (["{dense3}", "{new}", "--to", "hf", "--num_attention_heads", "2"], "for a native .pth file only"),
         (["{dense3}", "{new}", "--to", "llama"], "use --to qwen3"),
+        (["{dense3}", "{new}", "--to", "gguf"], "--to gguf: choose one of hf, native, llama, qwen3"),
         (["{moe2}", "{new}", "--to", "qwen3"], "no stock twin"),
         (["{dense3}", "{new}", "--to", "native"], "ending in .pth"),
         (["{dense3}", "{dense2}", "--to", "hf"], "exists already"),

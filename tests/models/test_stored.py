@@ -258,7 +258,7 @@ def test_weights_that_are_not_finite_are_found_by_whoever_loads_them(copied, tmp
         load_model(folder)
     assert message in str(error.value)
     capsys.readouterr()  # transformers' progress
-    monkeypatch.setattr("minimind_trl.commands.eval.check_installed", lambda: None)
+    monkeypatch.setattr("minimind_trl.evaluation.harness.check_installed", lambda: None)
     for command in (
         ["convert", str(folder), str(tmp_path / "out"), "--to", "hf"],
         ["eval", str(folder), "--lm_eval", "x"],

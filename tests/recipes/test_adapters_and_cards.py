@@ -20,7 +20,7 @@ from minimind_trl.cli import main
 from minimind_trl.evaluation.measures import main_figures, short_number
 from minimind_trl.models import load_model
 from minimind_trl.rewards import RewardModel
-from minimind_trl.run import training
+from minimind_trl.run import recipe_run
 from minimind_trl.run.model_card import _imports
 from minimind_trl.trainers import write_curves
 from tests.conftest import REPOSITORY
@@ -98,7 +98,7 @@ class Watched:
     def __init__(self, runs: Runs, base: Path):
         self.cards: list[str] = []
         self.figures: list[Figure] = []
-        complete, output = training.complete_card, io.StringIO()
+        complete, output = recipe_run.complete_card, io.StringIO()
 
         def noted(trainer, *rest):
             complete(trainer, *rest)
@@ -109,7 +109,7 @@ class Watched:
             path.touch()
 
         with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
-            patch.setattr(training, "complete_card", noted)
+            patch.setattr(recipe_run, "complete_card", noted)
             patch.setattr(Figure, "savefig", drawn)
             self.folder = runs("sft", "full", "sft", from_weight=base)
         self.lines = output.getvalue().splitlines()
@@ -318,6 +318,6 @@ def test_numbers_have_the_digits_that_mean_something(value, text):
 def test_each_stage_reports_to_its_own_project(runs, base, monkeypatch, recipe, phase, options, project):
     monkeypatch.setenv("WANDB_MODE", "offline")
     projects = []
-    monkeypatch.setattr("minimind_trl.run.training.run", lambda *_: projects.append(os.environ["WANDB_PROJECT"]))
+    monkeypatch.setattr("minimind_trl.run.Run.finish", lambda *_: projects.append(os.environ["WANDB_PROJECT"]))
     runs(recipe, f"project-{recipe}", phase, from_weight=base, use_wandb=True, **options)
     assert projects == [project]

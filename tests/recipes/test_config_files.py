@@ -10,17 +10,17 @@ import yaml
 
 from minimind_trl.commands.plan import make_plan
 from minimind_trl.errors import InputError
-from minimind_trl.run import ConversationConfig, parse_arguments
-from minimind_trl.run.arguments import found_from
-from minimind_trl.run.online import GRPORecipeConfig
-from minimind_trl.trainers.distillation import DistillationConfig
+from minimind_trl.run import SFTRecipeConfig, parse_arguments
+from minimind_trl.run.config_files import found_from
+from minimind_trl.run.distill_config import DistillRecipeConfig
+from minimind_trl.run.online_configs import GRPORecipeConfig
 from tests.conftest import REPOSITORY
 from tests.test_yaml_files import BOMBS
 
 CONFIGS = sorted((REPOSITORY / "recipes/configs").glob("*/*.yaml"))
 
 
-def parsed(config: Path, kind=ConversationConfig, *options: str):
+def parsed(config: Path, kind=SFTRecipeConfig, *options: str):
     return parse_arguments(kind, options=["--config", str(config), *options])
 
 
@@ -61,7 +61,7 @@ def test_what_is_read_is_found_and_what_is_written_stays_here(project):
 
 def test_the_working_directory_comes_first_and_the_command_line_is_taken_as_it_is(project):
     Path("runs/sft").mkdir(parents=True)
-    args, *_ = parsed(write(project), ConversationConfig, "--data_config", "data/sft.yaml", "--output_dir", "x")
+    args, *_ = parsed(write(project), SFTRecipeConfig, "--data_config", "data/sft.yaml", "--output_dir", "x")
     assert (args.data_config, args.from_weight) == ("data/sft.yaml", "runs/sft")
 
 
@@ -76,7 +76,7 @@ def test_teachers_and_reward_models_are_found_and_names_are_left_alone(project):
         f"reward_model:{model},low=-1",
         f"minimind3:reward_model={model}",
     ]
-    _, config, _ = parsed(write(project, teacher_model_name_or_path="runs/sft", output_dir="x"), DistillationConfig)
+    _, config, _ = parsed(write(project, teacher_model_name_or_path="runs/sft", output_dir="x"), DistillRecipeConfig)
     assert config.teacher_model_name_or_path == str(project / "runs/sft")
     assert found_from(project / "x.yaml", {"from_weight": "owner/name", "resume": "auto"}) == {
         "from_weight": "owner/name",
@@ -112,7 +112,7 @@ def test_an_alias_bomb_for_accelerate_ends_at_once(tmp_path):
 def test_what_is_no_config_file_is_refused(tmp_path, content, message):
     (tmp_path / "c.yaml").write_text(content)
     with pytest.raises(InputError) as caught:
-        parsed(tmp_path / "c.yaml", ConversationConfig, "--preset", "tiny", "--data_config", "x", "--output_dir", "x")
+        parsed(tmp_path / "c.yaml", SFTRecipeConfig, "--preset", "tiny", "--data_config", "x", "--output_dir", "x")
     assert message in str(caught.value)
 
 

@@ -5,9 +5,9 @@ import torch
 from datasets import Dataset
 
 from minimind_trl.models import MiniMindForCausalLM
+from minimind_trl.run.distill_config import DistillRecipeConfig
 from minimind_trl.tokenization import tiny_tokenizer, with_training_template
-from minimind_trl.trainers import AnswersCollator
-from minimind_trl.trainers.distillation import DistillationConfig, RecipeGKDTrainer
+from minimind_trl.trainers import AnswersCollator, MiniMindGKDTrainer
 from tests.conftest import small_config
 
 
@@ -18,8 +18,8 @@ def test_a_mixture_of_experts_is_balanced_while_it_learns(tmp_path, items):
     messages = [{"role": "user", "content": "sort: 3 1 2"}, {"role": "assistant", "content": " 1 2 3"}]
     ids = list(range(10, 17))
     rows = Dataset.from_list([{"messages": messages, "input_ids": ids, "labels": [-100, *ids[1:]]}] * 2)
-    config = DistillationConfig(output_dir=str(tmp_path), teacher_model_name_or_path="teacher", report_to="none")
-    trainer = RecipeGKDTrainer(
+    config = DistillRecipeConfig(output_dir=str(tmp_path), teacher_model_name_or_path="teacher", report_to="none")
+    trainer = MiniMindGKDTrainer(
         model=student,
         teacher_model=teacher,
         args=config,

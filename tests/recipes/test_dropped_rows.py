@@ -2,21 +2,13 @@
 
 import json
 import re
+import runpy
 
 import pytest
 import yaml
 
-from minimind_trl.run import (
-    PreferenceConfig,
-    RewardModelConfig,
-    as_reward_model,
-    load_data,
-    load_or_create_model,
-    load_tokenizer,
-    parse_arguments,
-    train_dpo,
-    train_reward,
-)
+from minimind_trl.run.output_folder import release_output_folders
+from tests.conftest import REPOSITORY
 
 # 8 prompts that are longer than 64 tokens with any answer, and 10 answers that are.
 PROMPTS = [f"count {n}: {'cat ' * (80 if n % 10 == 0 else 1)}" for n in range(80)]
@@ -42,23 +34,26 @@ def pairs(tmp_path):
     return write
 
 
-def trained(pairs, checkpoints, folder, phase, config, train):
-    """A run of one step."""
-    options = {"from_weight": checkpoints["dense3"], "data_config": pairs(phase), "output_dir": folder}
-    options |= {"max_steps": 1, "logging_steps": 1, "save_strategy": "no", "per_device_train_batch_size": 4}
-    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    args, settings, lora = parse_arguments(config, options=words)
-    tokenizer = load_tokenizer(args)
-    model = load_or_create_model(args, tokenizer, settings.seed)
-    model = as_reward_model(model, settings.seed) if phase == "reward" else model
-    data, mixer = load_data(args, settings, tokenizer, phases=(phase,))
-    train(args, settings, lora, model, tokenizer, data, mixer)
-    lock, recipe = (json.loads((folder / f"{name}.json").read_text()) for name in ("mixture.lock", "recipe"))
-    return lock, recipe["rows"], (folder / "README.md").read_text()
+@pytest.fixture
+def trained(pairs, checkpoints, tmp_path, monkeypatch):
+    """A run of one step in this process: the lock, the rows of `recipe.json`, and the card."""
+
+    def run(recipe: str):
+        folder = tmp_path / "out"
+        options = {"from_weight": checkpoints["dense3"], "data_config": pairs(recipe), "output_dir": folder}
+        options |= {"max_steps": 1, "logging_steps": 1, "save_strategy": "no", "per_device_train_batch_size": 4}
+        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        monkeypatch.setattr("sys.argv", [f"{recipe}.py", *words])
+        runpy.run_path(str(REPOSITORY / "recipes" / f"{recipe}.py"))["main"]()
+        release_output_folders()
+        lock, record = (json.loads((folder / f"{name}.json").read_text()) for name in ("mixture.lock", "recipe"))
+        return lock, record["rows"], (folder / "README.md").read_text()
+
+    return run
 
 
-def test_pairs_whose_prompt_leaves_no_room_are_told_everywhere(pairs, checkpoints, tmp_path, capsys):
-    lock, rows, card = trained(pairs, checkpoints, tmp_path / "out", "dpo", PreferenceConfig, train_dpo)
+def test_pairs_whose_prompt_leaves_no_room_are_reported_everywhere(trained, capsys):
+    lock, rows, card = trained("dpo")
     told, reason = capsys.readouterr().out, "a prompt of max_length=64 tokens or more"
     assert f"data: 7 train rows dropped: {reason}" in told and f"data: 1 validation rows dropped: {reason}" in told
     assert f"10.0% of the rows are dropped: {reason}" in told  # and as many are cut
@@ -69,10 +64,8 @@ def test_pairs_whose_prompt_leaves_no_room_are_told_everywhere(pairs, checkpoint
     assert f"Of these the trainer dropped {lost}. 63 train rows are left." in card
 
 
-def test_pairs_with_a_side_that_is_too_long_for_a_reward_model_are_dropped_by_the_mixture(
-    pairs, checkpoints, tmp_path, capsys
-):
-    lock, rows, _ = trained(pairs, checkpoints, tmp_path / "out", "reward", RewardModelConfig, train_reward)
+def test_pairs_with_a_side_that_is_too_long_for_a_reward_model_are_dropped_by_the_mixture(trained, capsys):
+    lock, rows, _ = trained("reward")
     assert rows == {"train_rows": 56, "dropped": {}} and lock["training"] == rows
     assert sum(lock["sources"][0]["dropped"].values()) == 16 and lock["train"]["rows"] == 56
     assert "cut off" not in capsys.readouterr().out

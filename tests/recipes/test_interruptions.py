@@ -160,7 +160,7 @@ def test_sys_exit_in_the_users_code_is_an_error(folder, where):
 
 def test_sys_exit_anywhere_else_names_its_place(folder, monkeypatch):
     mixture(folder)
-    monkeypatch.setattr("minimind_trl.run.training.run_record", lambda *args: sys.exit())
+    monkeypatch.setattr("minimind_trl.run.recipe_run.run_record", lambda *args: sys.exit())
     result = sft(folder)
     assert result["code"] == 1 and not (folder / "run").exists()
     assert last_line(result).startswith("error: SystemExit: sys.exit() was called in <lambda> (")
@@ -193,7 +193,7 @@ def test_a_signal_before_the_first_step_ends_in_one_line_and_leaves_nothing(fold
 
 def test_a_signal_while_the_model_is_saved_waits_until_all_is(folder, monkeypatch):
     mixture(folder)
-    monkeypatch.setattr("minimind_trl.run.training.write_curves", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr("minimind_trl.run.results.write_curves", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     result = sft(folder)
     assert result["code"] == 143 and "stopped by SIGTERM after the last step; all is saved" in result["out"]
     assert (folder / "run" / "README.md").is_file() and not (folder / "run" / RUN_LOCK).exists()
@@ -309,7 +309,7 @@ def test_the_best_model_is_what_the_last_figures_are_of(folder, monkeypatch):
         asked.append(1)
         return {"eval_loss": next(losses)}
 
-    monkeypatch.setattr("minimind_trl.run.training.held_out_figures", figures)
+    monkeypatch.setattr("minimind_trl.trainers.sft_trainer.held_out_figures", figures)
     options = {"eval_interval": 2, "save_strategy": "best", "max_steps": 6}
     result = sft(folder, load_best_model_at_end=True, metric_for_best_model="loss", **options)
     assert result["code"] == 0, result["err"]

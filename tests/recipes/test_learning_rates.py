@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 
 from minimind_trl.commands.plan import make_plan
-from minimind_trl.run import ConversationConfig, LoraArguments, PreferenceConfig, PretrainConfig, RewardModelConfig
-from minimind_trl.run.learning_rates import RATES, settle_learning_rate, usual_rate
-from minimind_trl.run.online import GRPORecipeConfig, PPORecipeConfig, SPORecipeConfig
-from minimind_trl.trainers.distillation import DistillationConfig
+from minimind_trl.run import DPORecipeConfig, LoraArguments, PretrainRecipeConfig, RewardRecipeConfig, SFTRecipeConfig
+from minimind_trl.run.distill_config import DistillRecipeConfig
+from minimind_trl.run.learning_rates import RATES, set_learning_rate, usual_rate
+from minimind_trl.run.online_configs import GRPORecipeConfig, PPORecipeConfig, SPORecipeConfig
 from tests.conftest import REPOSITORY
 
 SCRATCH, TRAINED = SimpleNamespace(preset="minimind3"), SimpleNamespace(preset=None)
@@ -17,7 +17,7 @@ TINY, MINIMIND, LARGE = 1_000_000, 63_912_192, 600_000_000
 
 def settled(capsys, config, args=SCRATCH, parameters=MINIMIND, **lora):
     model = SimpleNamespace(num_parameters=lambda: parameters)
-    settle_learning_rate(args, config, LoraArguments(**lora), model)
+    set_learning_rate(args, config, LoraArguments(**lora), model)
     captured = capsys.readouterr()
     return config, captured.out, captured.err
 
@@ -45,7 +45,7 @@ def test_the_table(stage, parameters, options, rate):
 
 
 def test_every_stage_has_rates_that_fall_with_size_and_name_their_source():
-    configs = (ConversationConfig, PretrainConfig, PreferenceConfig, RewardModelConfig, DistillationConfig)
+    configs = (SFTRecipeConfig, PretrainRecipeConfig, DPORecipeConfig, RewardRecipeConfig, DistillRecipeConfig)
     configs += (GRPORecipeConfig, PPORecipeConfig, SPORecipeConfig)
     assert {config.stage for config in configs} | {"midtrain"} == set(RATES)
     for rates in RATES.values():
@@ -56,7 +56,7 @@ def test_every_stage_has_rates_that_fall_with_size_and_name_their_source():
 
 
 def test_it_is_set_and_printed_with_its_source(tmp_path, capsys):
-    config, out, err = settled(capsys, PretrainConfig(output_dir=str(tmp_path)))
+    config, out, err = settled(capsys, PretrainRecipeConfig(output_dir=str(tmp_path)))
     assert config.learning_rate == 5e-4 and err == ""
     assert out == (
         "learning rate: 0.0005 (pretrain from scratch, 63.9M parameters: MiniMind's train_pretrain.py), "
@@ -66,7 +66,7 @@ def test_it_is_set_and_printed_with_its_source(tmp_path, capsys):
 
 def test_what_is_given_wins(tmp_path, capsys):
     given = {"learning_rate": 1e-4, "warmup_steps": 7}
-    config, out, err = settled(capsys, PretrainConfig(output_dir=str(tmp_path), **given))
+    config, out, err = settled(capsys, PretrainRecipeConfig(output_dir=str(tmp_path), **given))
     assert (config.learning_rate, config.warmup_steps) == (1e-4, 7) and err == ""
     assert out == "learning rate: 0.0001 (as given), warm-up over 7 steps\n"
 
@@ -74,12 +74,12 @@ def test_what_is_given_wins(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("kind", "args", "rate", "warned"),
     [
-        (PretrainConfig, SCRATCH, 2e-5, True),
-        (ConversationConfig, SCRATCH, 2e-5, True),
-        (PretrainConfig, SCRATCH, 1e-4, False),
-        (ConversationConfig, TRAINED, 2e-5, False),
-        (PretrainConfig, TRAINED, 2e-5, False),
-        (PreferenceConfig, SCRATCH, 1e-6, False),
+        (PretrainRecipeConfig, SCRATCH, 2e-5, True),
+        (SFTRecipeConfig, SCRATCH, 2e-5, True),
+        (PretrainRecipeConfig, SCRATCH, 1e-4, False),
+        (SFTRecipeConfig, TRAINED, 2e-5, False),
+        (PretrainRecipeConfig, TRAINED, 2e-5, False),
+        (DPORecipeConfig, SCRATCH, 1e-6, False),
     ],
 )
 def test_a_rate_for_fine_tuning_in_a_run_from_scratch_is_warned_of(tmp_path, capsys, kind, args, rate, warned):
@@ -91,7 +91,7 @@ def test_a_rate_for_fine_tuning_in_a_run_from_scratch_is_warned_of(tmp_path, cap
 @pytest.mark.parametrize(("max_steps", "warmup"), [(2, 0), (19, 0), (20, 0.05), (-1, 0.05)])
 def test_a_run_too_short_for_a_warm_up_has_none(tmp_path, capsys, max_steps, warmup):
     """transformers would round it up to one step at a rate of 0: of a single step, nothing would be learned."""
-    config, *_ = settled(capsys, PretrainConfig(output_dir=str(tmp_path), max_steps=max_steps))
+    config, *_ = settled(capsys, PretrainRecipeConfig(output_dir=str(tmp_path), max_steps=max_steps))
     assert config.warmup_steps == warmup
 
 

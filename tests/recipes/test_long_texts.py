@@ -8,9 +8,10 @@ from datasets import Dataset, IterableDataset
 
 from minimind_trl.evaluation import held_out_figures
 from minimind_trl.models import MiniMindForCausalLM
-from minimind_trl.run import PretrainConfig
-from minimind_trl.run.training import RecipeSFTTrainer, pieces_of
+from minimind_trl.run import PretrainRecipeConfig
 from minimind_trl.tokenization import pieces, tiny_tokenizer
+from minimind_trl.trainers import MiniMindSFTTrainer
+from minimind_trl.trainers.tokenized_rows import pieces_of
 from tests.conftest import small_config
 
 LIMIT = 32
@@ -28,12 +29,12 @@ def documents(tokenizer):
     return [tokenizer(row["text"] + tokenizer.eos_token)["input_ids"] for row in ROWS]
 
 
-def trainer(tmp_path, tokenizer, rows=None, **options) -> RecipeSFTTrainer:
+def trainer(tmp_path, tokenizer, rows=None, **options) -> MiniMindSFTTrainer:
     defaults = {"max_length": LIMIT, "bf16": False, "report_to": "none", "learning_rate": 1e-3, "packing": False}
     on_long = options.pop("on_long", "chunk")
-    return RecipeSFTTrainer(
+    return MiniMindSFTTrainer(
         model=MiniMindForCausalLM(small_config("dense3")),
-        args=PretrainConfig(str(tmp_path), **{**defaults, **options}),
+        args=PretrainRecipeConfig(str(tmp_path), **{**defaults, **options}),
         train_dataset=Dataset.from_list(ROWS) if rows is None else rows,
         processing_class=tokenizer,
         on_long=on_long,
@@ -79,7 +80,7 @@ def test_it_is_the_same_every_time(tmp_path, tokenizer):
 def test_a_stream_goes_on_in_pieces_too(tmp_path, tokenizer, documents, packing):
     stream = IterableDataset.from_generator(lambda: iter(ROWS))
     prepared = trainer(tmp_path, tokenizer, stream, packing=packing, max_steps=1)._prepare_dataset(
-        stream, tokenizer, PretrainConfig(str(tmp_path), max_length=LIMIT, bf16=False), packing, None, "train"
+        stream, tokenizer, PretrainRecipeConfig(str(tmp_path), max_length=LIMIT, bf16=False), packing, None, "train"
     )
     assert sorted(sequences(prepared)) == sorted(expected_pieces(documents))
 

@@ -8,18 +8,11 @@ from datasets import Dataset, DatasetDict
 from minimind_trl.errors import InputError
 from minimind_trl.rewards import Reward, load_rewards
 from minimind_trl.run import parse_arguments
-from minimind_trl.run.online import (
-    GRPORecipeConfig,
-    PPORecipeConfig,
-    SPORecipeConfig,
-    _tokenized,
-    _with_thinking,
-    _with_tools,
-    online_check,
-    reward_problem,
-)
+from minimind_trl.run.online_configs import GRPORecipeConfig, PPORecipeConfig, SPORecipeConfig
+from minimind_trl.run.rl_flight_check import reward_problem, rl_flight_check
+from minimind_trl.run.rl_run import _tokenized, _with_thinking, _with_tools
 from minimind_trl.tokenization import inference_template, tiny_tokenizer
-from minimind_trl.trainers import RolloutTrainer
+from minimind_trl.trainers import MiniMindGRPOTrainer
 from tests.conftest import REPOSITORY
 from tests.trainers.online import QUICK, bandit_model, prompts
 
@@ -57,17 +50,17 @@ def test_more_answers_show_rarer_successes():
 
 
 def checked(folder, reward: Reward, columns: dict | None = None, **options) -> str:
-    """online_check on a GRPO run that has nothing else to refuse."""
+    """rl_flight_check on a GRPO run that has nothing else to refuse."""
     rows = [row | {name: values[n] for name, values in (columns or {}).items()} for n, row in enumerate(prompts(24))]
     held_out = rows[0] | {"prompt": [{"role": "user", "content": "held out"}]}
     data = DatasetDict(train=Dataset.from_list(rows), validation=Dataset.from_list([held_out]))
     options = {**QUICK, "num_generations": 4, "gradient_accumulation_steps": 1, **options}
     config = GRPORecipeConfig(output_dir=str(folder), **options)
-    trainer = RolloutTrainer(
+    trainer = MiniMindGRPOTrainer(
         bandit_model(), [reward], config, train_dataset=data["train"], processing_class=tiny_tokenizer()
     )
-    args = SimpleNamespace(tokenizer=None, from_weight=None)
-    online_check(trainer, args, tiny_tokenizer(), data, SimpleNamespace(report=None))
+    args, mixer = SimpleNamespace(tokenizer=None, from_weight=None), SimpleNamespace(report=None)
+    rl_flight_check(trainer, SimpleNamespace(args=args, tokenizer=tiny_tokenizer(), data=data, mixer=mixer))
 
 
 def sparse(prompts, completions, **_) -> list[float]:
@@ -98,7 +91,7 @@ def test_right_answers_that_no_reward_can_read_are_counted_before_training(tmp_p
     checked(tmp_path, rewards, {"answer": golds})
     assert (
         "warning: reward math_accuracy cannot score 12 of the 24 train prompts, such as one with answer 'no idea': "
-        "their answers get no reward from it" in capsys.readouterr().out
+        "their answers get no reward from it" in capsys.readouterr().err
     )
     with pytest.raises(
         InputError, match="reward math_accuracy can score none of the 24 train prompts, such as one with"

@@ -23,34 +23,33 @@ from hypothesis import strategies as st
 from transformers import TrainingArguments
 from wandb.sdk import wandb_setup
 
-from minimind_trl.errors import InputError, first_line
+from minimind_trl.errors import InputError, first_line, raise_all
 from minimind_trl.models.names import check_name, has_path_form
 from minimind_trl.run import (
-    ConversationConfig,
+    DPORecipeConfig,
     LoraArguments,
-    PreferenceConfig,
-    PretrainConfig,
+    PretrainRecipeConfig,
     RecipeArguments,
-    RewardModelConfig,
-    load_tokenizer,
+    RewardRecipeConfig,
+    SFTRecipeConfig,
     parse_arguments,
 )
-from minimind_trl.run.arguments import raise_all
-from minimind_trl.run.online import GRPORecipeConfig, PPORecipeConfig, SPORecipeConfig
+from minimind_trl.run.distill_config import DistillRecipeConfig
+from minimind_trl.run.loading import load_tokenizer
+from minimind_trl.run.online_configs import GRPORecipeConfig, PPORecipeConfig, SPORecipeConfig
 from minimind_trl.run.option_ranges import RANGES, REFUSED, check_options
 from minimind_trl.run.records import command_line
 from minimind_trl.run.secrets import take_out_secrets
-from minimind_trl.trainers.distillation import DistillationConfig
 from tests.conftest import REPOSITORY
 from tests.forking import run as run_forked
 
 RECIPES = {
-    "pretrain": PretrainConfig,
-    "midtrain": runpy.run_path(str(REPOSITORY / "recipes/midtrain.py"))["MidtrainConfig"],
-    "sft": ConversationConfig,
-    "distill": DistillationConfig,
-    "dpo": PreferenceConfig,
-    "reward": RewardModelConfig,
+    "pretrain": PretrainRecipeConfig,
+    "midtrain": runpy.run_path(str(REPOSITORY / "recipes/midtrain.py"))["MidtrainRecipeConfig"],
+    "sft": SFTRecipeConfig,
+    "distill": DistillRecipeConfig,
+    "dpo": DPORecipeConfig,
+    "reward": RewardRecipeConfig,
     "grpo": GRPORecipeConfig,
     "ppo": PPORecipeConfig,
     "spo": SPORecipeConfig,
@@ -358,7 +357,7 @@ def test_the_hubs_token_is_in_nothing_that_is_saved(monkeypatch, tmp_path, how):
     if how == "environment":
         monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr(sys, "argv", ["recipes/sft.py", *START, *words])
-    made = parse_arguments(ConversationConfig)
+    made = parse_arguments(SFTRecipeConfig)
     assert os.environ["HF_TOKEN"] == TOKEN  # where huggingface_hub finds it
     assert not any(TOKEN in text for text in (*sys.argv, command_line(), json.dumps(made[1].to_dict(), default=str)))
     assert TOKEN.encode() not in pickle.dumps(made[1])

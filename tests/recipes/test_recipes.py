@@ -8,18 +8,21 @@ from pathlib import Path
 
 import pytest
 import yaml
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import SFTConfig, SFTTrainer
 
 from minimind_trl.models import load_model, save_native
 from minimind_trl.run import (
-    ConversationConfig,
-    PreferenceConfig,
-    PretrainConfig,
-    RewardModelConfig,
+    DPORecipeConfig,
+    PretrainRecipeConfig,
+    RewardRecipeConfig,
+    SFTRecipeConfig,
     parse_arguments,
 )
-from minimind_trl.run.online import GRPORecipeConfig, PPORecipeConfig, SPORecipeConfig
-from minimind_trl.tokenization import inference_template, tiny_tokenizer
-from minimind_trl.trainers.distillation import DistillationConfig
+from minimind_trl.run.distill_config import DistillRecipeConfig
+from minimind_trl.run.online_configs import GRPORecipeConfig, PPORecipeConfig, SPORecipeConfig
+from minimind_trl.tokenization import tiny_tokenizer, training_template
 from tests.conftest import REPOSITORY
 from tests.forking import run as run_forked
 from tests.recipes.launching import (
@@ -48,10 +51,22 @@ def test_the_checkpoint_says_what_it_was_trained_on(pretrained):
     assert "## Training data" in (pretrained / "README.md").read_text()
 
 
-def test_the_saved_tokenizer_carries_the_inference_template(pretrained):
-    """Which every engine reads, and not the training twin."""
-    template = (pretrained / "chat_template.jinja").read_text()
-    assert "generation %}" not in template and template == inference_template("minimind3")
+def test_plain_trl_goes_on_from_our_checkpoints(pretrained, tmp_path):
+    """The tokenizer brings what TRL's own SFTTrainer needs for `assistant_only_loss`, and GRPOTrainer for tools."""
+    tokenizer = AutoTokenizer.from_pretrained(pretrained)
+    assert tokenizer.chat_template == training_template("minimind3") and tokenizer.response_template
+    model = AutoModelForCausalLM.from_pretrained(pretrained, trust_remote_code=True)
+    chat = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me."}]
+    options = {"assistant_only_loss": True, "max_steps": 1, "bf16": False, "use_cpu": True, "report_to": "none"}
+    trainer = SFTTrainer(
+        model,
+        SFTConfig(str(tmp_path), **options),
+        train_dataset=Dataset.from_list([{"messages": chat}] * 8),
+        processing_class=tokenizer,
+    )
+    labels = next(iter(trainer.get_train_dataloader()))["labels"][0]
+    assert tokenizer.decode(labels[labels != -100]) == "<think>\n\n</think>\n\nMe.<|im_end|>"
+    assert trainer.train().training_loss > 0
 
 
 def test_prepared_data_is_reused_and_every_checkpoint_has_its_lock(pretrained, tmp_path):
@@ -130,17 +145,17 @@ def test_evaluating_more_often_does_not_change_training(pretrained, tmp_path):
 
 def test_every_config_that_comes_with_the_recipes_is_understood(monkeypatch):
     kinds = {
-        "pretrain": PretrainConfig,
-        "midtrain": PretrainConfig,
-        "dpo": PreferenceConfig,
-        "reward": RewardModelConfig,
+        "pretrain": PretrainRecipeConfig,
+        "midtrain": PretrainRecipeConfig,
+        "dpo": DPORecipeConfig,
+        "reward": RewardRecipeConfig,
     }
-    kinds |= {"distill": DistillationConfig, "grpo": GRPORecipeConfig, "ppo": PPORecipeConfig, "spo": SPORecipeConfig}
+    kinds |= {"distill": DistillRecipeConfig, "grpo": GRPORecipeConfig, "ppo": PPORecipeConfig, "spo": SPORecipeConfig}
     files = sorted((REPOSITORY / "recipes/configs").glob("*/*.yaml"))
     assert len(files) >= 10
     for file in files:
         monkeypatch.setattr(sys, "argv", [f"{file.parent.name}.py", "--config", str(file)])
-        args, *_ = parse_arguments(kinds.get(file.parent.name, ConversationConfig))
+        args, *_ = parse_arguments(kinds.get(file.parent.name, SFTRecipeConfig))
         assert (REPOSITORY / args.data_config).is_file(), file
 
 

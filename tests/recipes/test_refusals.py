@@ -143,7 +143,7 @@ REFUSED = [
     (
         "sft",
         [*SCRATCH[:4], "--output_dir", "{torn}", *SHORT, "--resume", "auto"],
-        "/checkpoint-2 is passed over: optimizer.pt has 9 bytes of ",
+        "/checkpoint-2 is skipped: optimizer.pt has 9 bytes of ",
     ),
     (
         "sft",

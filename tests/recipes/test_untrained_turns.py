@@ -7,11 +7,10 @@ from minimind_trl.data.config import Source
 from minimind_trl.data.rows import RowConverter
 from minimind_trl.evaluation.held_out import tokenize_rows
 from minimind_trl.models import MiniMindForCausalLM
-from minimind_trl.run import ConversationConfig, PretrainConfig
-from minimind_trl.run.training import RecipeSFTTrainer
+from minimind_trl.run import PretrainRecipeConfig, SFTRecipeConfig
 from minimind_trl.tokenization import tiny_tokenizer, with_training_template
-from minimind_trl.trainers import AnswersCollator
-from minimind_trl.trainers.distillation import _answers
+from minimind_trl.trainers import AnswersCollator, MiniMindSFTTrainer
+from minimind_trl.trainers.gkd_trainer import _answers
 from tests.conftest import small_config
 
 ROWS = 6
@@ -47,10 +46,10 @@ def test_they_have_no_labels(tmp_path, phase, assistant_only, packing, flag):
     rows, tokenizer = rows_of(phase, flag), tiny_tokenizer()
     options = {"packing": packing, "max_length": 128, "per_device_train_batch_size": 2, "report_to": "none"}
     if phase == "sft":
-        config = ConversationConfig(str(tmp_path), bf16=False, assistant_only_loss=assistant_only, **options)
+        config = SFTRecipeConfig(str(tmp_path), bf16=False, assistant_only_loss=assistant_only, **options)
     else:
-        config = PretrainConfig(str(tmp_path), bf16=False, **options)
-    trainer = RecipeSFTTrainer(
+        config = PretrainRecipeConfig(str(tmp_path), bf16=False, **options)
+    trainer = MiniMindSFTTrainer(
         model=MiniMindForCausalLM(small_config("dense3")),
         args=config,
         train_dataset=rows,

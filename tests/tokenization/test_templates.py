@@ -4,11 +4,15 @@ import random
 import re
 
 import pytest
+from transformers import AutoTokenizer
+from trl.chat_template_utils import get_training_chat_template, is_chat_template_prefix_preserving
 
 from minimind_trl.tokenization import (
     GENERATIONS,
     ChatTemplateError,
     inference_template,
+    prepared_for_engines,
+    prepared_for_trl,
     training_template,
     with_training_template,
 )
@@ -297,3 +301,42 @@ def test_sft_trains_exactly_the_assistants_turns(shipped, tmp_path):
         expected = assistant_tokens(tokenizer, ids)
         assert labels == [token if mine else -100 for token, mine in zip(ids, expected, strict=True)]
         assert tokenizer.eos_token_id in labels
+
+
+# --- what is saved ---
+
+CALL = {"type": "function", "function": {"name": "get_weather", "arguments": {"city": "Köln"}}}
+
+
+def test_a_saved_tokenizer_brings_what_trl_asks_for(shipped, tmp_path):
+    before = shipped.chat_template
+    prepared_for_trl(shipped).save_pretrained(tmp_path)
+    assert shipped.chat_template == before
+    saved = AutoTokenizer.from_pretrained(tmp_path)
+    assert get_training_chat_template(saved) is None and is_chat_template_prefix_preserving(saved)
+    assert prepared_for_engines(saved).chat_template == before
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"content": "Yes.\n\nNo."},
+        {"content": "Let me see.", "tool_calls": [CALL, CALL]},
+        {"content": "", "tool_calls": [CALL]},
+    ],
+)
+def test_an_answer_is_read_back_into_the_message_it_was_rendered_from(shipped, turn, tmp_path):
+    prepared_for_trl(shipped).save_pretrained(tmp_path)
+    tokenizer, question = AutoTokenizer.from_pretrained(tmp_path), [{"role": "user", "content": "?"}]
+    prompt = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+    whole = tokenizer.apply_chat_template([*question, {"role": "assistant", **turn}], tokenize=False)
+    assert whole.startswith(prompt)
+    read = tokenizer.parse_response(whole.removeprefix(prompt), prefix=prompt)
+    assert read == {"role": "assistant"} | {name: value for name, value in turn.items() if value}
+
+
+def test_a_template_of_another_kind_is_saved_as_it_is(trained):
+    other = copy.deepcopy(trained)
+    for template in ("{{ messages[0].content }}", None):
+        other.chat_template = template
+        assert prepared_for_trl(other) is other and prepared_for_engines(other) is other

@@ -1,15 +1,13 @@
-import argparse
 import copy
 import json
-import os
 import random
 from pathlib import Path
 
 import pytest
-from datasets import Dataset, DatasetDict
 from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 from transformers import AutoTokenizer
 
+from minimind_trl.data.texts import iter_texts
 from minimind_trl.models import PRESETS
 from minimind_trl.tokenization import (
     GENERATIONS,
@@ -18,13 +16,11 @@ from minimind_trl.tokenization import (
     TokenizerTrainingError,
     bytes_per_token,
     inference_template,
-    iter_texts,
     save_tokenizer,
     tiny_tokenizer,
     train_tokenizer,
     training_template,
 )
-from minimind_trl.tokenization.tokenizer_training import add_cli
 
 from .conftest import TEXTS, UPSTREAM
 
@@ -43,7 +39,7 @@ def test_the_tokenizer_is_of_minimind_3s_kind(trained):
         *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tts_text_bos_single>"),
         *("<tool_call>", "<think>", "</think>", "<|buffer9|>"),
     ]
-    assert trained.chat_template == inference_template("minimind3")
+    assert trained.chat_template == training_template("minimind3")
 
 
 def test_the_added_tokens_are_those_of_upstream(trained):
@@ -122,7 +118,7 @@ def of_chats():
     return train_tokenizer(["Yes\n\nNo\n\n  x\n    return 1\n\n\tx\r\n\r\n" * 20] * 20, vocab_size=MIN_VOCAB_SIZE + 12)
 
 
-@pytest.mark.parametrize("twin", [inference_template, training_template])
+@pytest.mark.parametrize("twin", [training_template, inference_template])
 @pytest.mark.parametrize("generation", GENERATIONS)
 @pytest.mark.parametrize("text", BEGINNINGS)
 def test_a_generation_prompt_has_the_tokens_that_its_row_begins_with(of_chats, text, generation, twin):
@@ -173,140 +169,8 @@ def test_options_that_cannot_work():
         train_tokenizer(TEXTS, 6400)
 
 
-# ----- iter_texts
-
-CHAT = "user\na\nassistant\n\nb"  # roles as the template writes them
-
-
-@pytest.mark.parametrize(
-    ("row", "text"),
-    [
-        ({"id": 1, "text": "a\nb"}, "a\nb"),
-        ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, CHAT),
-        (
-            {"conversations": [{"role": "assistant", "content": "b", "reasoning_content": "a"}], "gt": ["1"]},
-            "assistant\n\na\nb",
-        ),
-        ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, "a\nb"),
-        ({"prompt": "a", "completion": [{"role": "assistant", "content": "b"}]}, "a\nassistant\n\nb"),
-        ({"instruction": "a", "input": "", "output": "b"}, "a\n\nb"),
-    ],
-)
-def test_the_text_of_a_row_is_found(tmp_path, row, text):
-    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
-    assert list(iter_texts([tmp_path / "rows.jsonl"])) == [text]
-
-
-def test_every_kind_of_file(tmp_path):
-    rows = Dataset.from_dict({"text": ["a", "b"]})
-    rows.to_csv(tmp_path / "x.csv")
-    rows.to_parquet(tmp_path / "x.parquet")
-    rows.to_json(tmp_path / "x.jsonl")
-    (tmp_path / "x.json").write_text('[{"text": "a"}, {"text": "b"}]')
-    rows.save_to_disk(tmp_path / "saved")
-    DatasetDict(train=rows).save_to_disk(tmp_path / "splits")
-    (tmp_path / "folder").mkdir()
-    rows.to_parquet(tmp_path / "folder" / "x.parquet")
-    arrow = next((tmp_path / "saved").glob("*.arrow"))
-    names = ["x.csv", "x.parquet", "x.jsonl", "x.json", "saved", "splits", "folder", arrow]
-    for name in names:
-        assert list(iter_texts([tmp_path / name])) == ["a", "b"], name
-    assert list(iter_texts([tmp_path / name for name in names[:2]])) == ["a", "b", "a", "b"]
-
-
-def test_a_text_file_is_read_in_blocks_of_whole_lines(tmp_path):
-    text = "one\r\n\n  two\n" * 20_000 + "end"
-    (tmp_path / "x.txt").write_bytes(text.encode())
-    blocks = list(iter_texts([tmp_path / "x.txt"]))
-    assert "".join(blocks) == text
-    assert len(blocks) > 3
-    assert all(block.endswith("\n") for block in blocks[:-1])
-
-
-def test_another_text_field(tmp_path):
-    (tmp_path / "x.jsonl").write_text('{"id": "7", "story": "Once upon a time"}\n')
-    assert list(iter_texts([tmp_path / "x.jsonl"], "story")) == ["Once upon a time"]
-    with pytest.raises(TokenizerTrainingError, match=r"x\.jsonl: no column that .* id, story; .* --text_field story$"):
-        list(iter_texts([tmp_path / "x.jsonl"]))
-    with pytest.raises(TokenizerTrainingError, match=r"no column 'stories', only: id, story; .* --text_field story$"):
-        list(iter_texts([tmp_path / "x.jsonl"], "stories"))
-
-
-def test_sources_that_cannot_be_read(tmp_path):
-    def error(name, content=None):
-        if content is not None:
-            (tmp_path / name).write_bytes(content)
-        with pytest.raises(TokenizerTrainingError) as caught:
-            list(iter_texts([tmp_path / name]))
-        return str(caught.value)
-
-    assert "missing.jsonl" in error("missing.jsonl")
-    assert "missing.txt" in error("missing.txt")
-    assert "broken.jsonl: cannot be read: JSON parse error" in error("broken.jsonl", b'{"text": \n')
-    assert "empty.csv: is empty" in error("empty.csv", b"")
-    assert "notes.md: unknown kind of file: convert it to one of .txt" in error("notes.md", b"x")
-    assert "latin.txt: is not UTF-8 text" in error("latin.txt", b"\xe9")
-    assert "column 'text' holds int, not text" in error("numbers.jsonl", b'{"text": 1}\n')
-
-
-def test_pipes_devices_and_folders_of_a_file_s_name_are_refused(tmp_path):
-    os.mkfifo(tmp_path / "pipe.jsonl")
-    (tmp_path / "folder.txt").mkdir()
-    for source, kind in (("/dev/zero", "a pipe or a device"), ("pipe.jsonl", "a pipe or"), ("folder.txt", "a folder")):
-        with pytest.raises(TokenizerTrainingError, match=f"{source}: is {kind}"):
-            list(iter_texts([tmp_path / source]))
-
-
-# ----- minimind-trl tokenizer train
-
-
-def run(*arguments):
-    parser = argparse.ArgumentParser()
-    add_cli(parser.add_subparsers(required=True))
-    args = parser.parse_args(["tokenizer", "train", *map(str, arguments)])
-    args.run(args)
-
-
-@pytest.fixture
-def stories(tmp_path):
-    Dataset.from_dict({"text": TEXTS}).to_json(tmp_path / "stories.jsonl")
-    return tmp_path / "stories.jsonl"
-
-
-def test_the_command_trains_and_reports(stories, tmp_path, capsys, trained):
-    run(stories, "--vocab_size", 400, "--output_dir", tmp_path / "out")
-    printed = capsys.readouterr().out
-    assert "vocabulary: 400 tokens" in printed
-    assert f"bytes per token: {bytes_per_token(trained, TEXTS):.2f}" in printed
-    assert f"saved to: {tmp_path / 'out'}" in printed
-    assert AutoTokenizer.from_pretrained(tmp_path / "out").get_vocab() == trained.get_vocab()
-
-
-def test_the_command_reads_only_so_many_rows_of_each_file(stories, tmp_path):
-    run(stories, stories, "--vocab_size", 340, "--output_dir", tmp_path / "out", "--max_rows", 1)
-    expected = train_tokenizer([TEXTS[0], TEXTS[0]], 340)
-    assert AutoTokenizer.from_pretrained(tmp_path / "out").get_vocab() == expected.get_vocab()
-
-
-def test_the_command_never_overwrites(stories, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "precious").touch()
-    with pytest.raises(TokenizerTrainingError, match="exists and is not an empty folder: choose another --output_dir"):
-        run(tmp_path / "not even read", "--vocab_size", 400, "--output_dir", tmp_path / "out")
-    (tmp_path / "empty").mkdir()
-    run(stories, "--vocab_size", 300, "--output_dir", tmp_path / "empty")
-    assert (tmp_path / "empty" / "tokenizer.json").is_file()
-
-
-def test_a_failed_command_leaves_nothing_behind(stories, tmp_path):
-    for options in (["--vocab_size", 6400], ["--vocab_size", 300, "--max_rows", 0]):
-        with pytest.raises(TokenizerTrainingError):
-            run(stories, "--output_dir", tmp_path / "new" / "out", *options)
-    assert not (tmp_path / "new").exists()
-
-
 def test_the_shipped_tokenizer_is_trained_on_the_embedded_tasks(tmp_path):
-    """The command in the README's "Tokens" section makes `minimind_trl/tokenization/tiny`, byte for byte."""
+    """The command in docs/models.md makes `minimind_trl/tokenization/tiny`, byte for byte."""
     data = Path(__file__).resolve().parents[2] / "data_configs" / "tiny" / "data"
     texts = iter_texts([data / f"{stage}_train.jsonl" for stage in ("pretrain", "midtrain", "sft")])
     save_tokenizer(train_tokenizer(texts, len(tiny_tokenizer()), model_max_length=2048), tmp_path / "tiny")

@@ -22,8 +22,8 @@ from trl import SFTTrainer
 from minimind_trl.errors import InputError, TrainingError, TrainingInterrupted
 from minimind_trl.files import file_digest
 from minimind_trl.trainers import last_good_checkpoint
+from minimind_trl.trainers.batch_rows import describe_rows
 from minimind_trl.trainers.callbacks import SIGNALS
-from minimind_trl.trainers.metered import describe_rows
 from minimind_trl.trainers.safe_checkpoints import CHECKSUMS, checkpoint_problem, rotate
 from tests.conftest import REPOSITORY
 from tests.forking import run, says, start
@@ -336,12 +336,12 @@ def test_a_spoiled_checkpoint_is_replaced_when_its_step_comes_again(tmp_path):
     (tmp_path / "checkpoint-4" / "optimizer.pt").write_bytes(b"")
     (tmp_path / "checkpoint-6" / "model.safetensors").unlink()
     told = []
-    found = last_good_checkpoint(tmp_path, tell=told.append)
+    found = last_good_checkpoint(tmp_path, report=told.append)
     assert found == tmp_path / "checkpoint-2"
-    assert "checkpoint-6 is passed over: the model's weights" in told[0]
-    assert "checkpoint-4 is passed over: optimizer.pt has 0 bytes" in told[1]
+    assert "checkpoint-6 is skipped: the model's weights" in told[0]
+    assert "checkpoint-4 is skipped: optimizer.pt has 0 bytes" in told[1]
     sft(tmp_path, **SAVING).train(resume_from_checkpoint=str(found))
-    assert last_good_checkpoint(tmp_path, tell=told.append) == tmp_path / "checkpoint-6"
+    assert last_good_checkpoint(tmp_path, report=told.append) == tmp_path / "checkpoint-6"
     assert checkpoint_problem(tmp_path / "checkpoint-4") is None
 
 
@@ -371,7 +371,7 @@ def test_damage_is_found(saved, tmp_path, maker, damage, name):
     else:
         (folder / name).write_bytes(content[: len(content) // 2] if damage == "half" else b"")
     assert checkpoint_problem(folder) is not None
-    assert last_good_checkpoint(tmp_path, tell=lambda line: None) is None
+    assert last_good_checkpoint(tmp_path, report=lambda line: None) is None
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt"])
@@ -414,8 +414,8 @@ def test_a_file_cut_off_anywhere_is_told_and_the_checkpoint_before_it_taken(ppo_
     for rest in truncated(content, 10, name):
         (last / name).write_bytes(rest)
         told = []
-        assert last_good_checkpoint(folder, tell=told.append) == before
-        assert len(told) == 1 and f"{last} is passed over: " in told[0] and Path(name).name in told[0]
+        assert last_good_checkpoint(folder, report=told.append) == before
+        assert len(told) == 1 and f"{last} is skipped: " in told[0] and Path(name).name in told[0]
         assert "\n" not in told[0] and digests(before) == kept
 
 
@@ -434,7 +434,7 @@ def test_a_file_edited_by_hand_is_told(ppo_run, tmp_path, name, content):
     folder = shutil.copytree(ppo_run, tmp_path / "run")
     (folder / "checkpoint-2" / name).write_text(content)
     told = []
-    assert last_good_checkpoint(folder, tell=told.append) == folder / "checkpoint-1" and len(told) == 1
+    assert last_good_checkpoint(folder, report=told.append) == folder / "checkpoint-1" and len(told) == 1
 
 
 def digests(folder: Path) -> dict[Path, str]:
@@ -458,7 +458,7 @@ def test_with_room_for_one_checkpoint_the_good_one_stays(tmp_path):
     sft(tmp_path, **SAVING).train()
     torn = tmp_path / "checkpoint-6"
     (torn / "model.safetensors").write_bytes(b"")
-    found = last_good_checkpoint(tmp_path, tell=lambda line: None)
+    found = last_good_checkpoint(tmp_path, report=lambda line: None)
     assert found == tmp_path / "checkpoint-4"
     trainer = sft(tmp_path, **SAVING | {"save_steps": 1, "max_steps": 5}, save_total_limit=1)
     later = time.time() + 3600
@@ -550,7 +550,7 @@ def test_a_folder_without_checkpoints_has_none(tmp_path):
     (tmp_path / "checkpoint-x").mkdir()
     (tmp_path / "checkpoint-7").mkdir()
     told = []
-    assert last_good_checkpoint(tmp_path, tell=told.append) is None
+    assert last_good_checkpoint(tmp_path, report=told.append) is None
     assert len(told) == 1 and "trainer_state.json is missing" in told[0]
 
 

@@ -300,7 +300,7 @@ def test_of_two_processes_one_that_fails_takes_the_other_along(tmp_path):
     assert result.returncode == 1
     for name, step, why in (("grpo", 3, "reward judge raised KeyError: 'answer'"), ("sft", 2, "the collator ")):
         assert f"{name} 1: step {step + 1} in process 1: {why}" in result.stdout, result.stdout + result.stderr
-        other = "another process has failed, and tells why; saved "
+        other = "another process failed, and reports why; saved "
         assert f"{name} 0: step {step + 1} in process 0: {other}{folder}{name}/checkpoint-{step}" in result.stdout
         assert all(f"{name} {rank}: the same is True" in result.stdout for rank in (0, 1))
     assert "step 4 in process 1: OutOfMemoryError: full; the other processes cannot save with this one" in result.stderr

@@ -5,10 +5,9 @@ import torch
 from datasets import Dataset
 
 from minimind_trl.models import MiniMindForCausalLM
-from minimind_trl.run import ConversationConfig
-from minimind_trl.run.training import RecipeSFTTrainer
+from minimind_trl.run import SFTRecipeConfig
 from minimind_trl.tokenization import tiny_tokenizer, with_training_template
-from minimind_trl.trainers import AnswersCollator, PackedRowsCollator
+from minimind_trl.trainers import AnswersCollator, MiniMindSFTTrainer, PackedRowsCollator
 from tests.conftest import small_config
 
 
@@ -45,9 +44,9 @@ def test_packed_and_padded_rows_have_the_same_loss_and_gradient(tmp_path, attent
     losses, gradients = [], []
     for packing in (False, True):
         options = {"packing": packing, "max_length": 96, "per_device_train_batch_size": 24, "report_to": "none"}
-        trainer = RecipeSFTTrainer(
+        trainer = MiniMindSFTTrainer(
             model=model,
-            args=ConversationConfig(str(tmp_path), bf16=False, **options),
+            args=SFTRecipeConfig(str(tmp_path), bf16=False, **options),
             train_dataset=Dataset.from_list(rows),
             processing_class=with_training_template(tiny_tokenizer()),
         )

@@ -8,7 +8,7 @@ import torch
 
 from minimind_trl.rewards import Reward
 from minimind_trl.trainers import RLDoctor
-from minimind_trl.trainers.ppo_trainer import explained_variance, value_moments
+from minimind_trl.trainers.advantages import explained_variance, value_moments
 from tests.trainers.online import low_ids, online
 
 FINE = {"loss": 0.0, "reward": 0.5, "reward_std": 0.5, "entropy": 1.0, "completions/mean_length": 9.0}

@@ -9,13 +9,10 @@ from tests.trainers.online import METHODS, bounded, first_rollout, online
 
 def uneven(trainer) -> None:
     """Answers of 1, 2, 3, ... tokens, so that a mean over tokens is not one over answers."""
-    inner = trainer._generate_single_turn
-
-    def cut(prompt_ids, *rest, **named):
-        said, logps = inner(prompt_ids, *rest, **named)
-        return [ids[: 1 + place % len(ids)] for place, ids in enumerate(said)], logps
-
-    trainer._generate_single_turn = cut
+    inner = trainer.generate_completions
+    trainer.generate_completions = lambda prompt_ids: [
+        ids[: 1 + place % len(ids)] for place, ids in enumerate(inner(prompt_ids))
+    ]
 
 
 WEIGHTS = {  # of a token's `advantage * log-probability` in the loss, given the mask

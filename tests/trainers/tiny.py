@@ -10,22 +10,22 @@ from trl.experimental.gkd import GKDConfig, GKDTrainer
 
 from minimind_trl.models import MiniMindConfig, MiniMindForCausalLM, MiniMindForSequenceClassification
 from minimind_trl.tokenization import tiny_tokenizer
-from minimind_trl.trainers import MeteredTrainer
+from minimind_trl.trainers import TrainerMixin
 
 
-class MeteredSFT(MeteredTrainer, SFTTrainer):
+class TinySFT(TrainerMixin, SFTTrainer):
     pass
 
 
-class MeteredDPO(MeteredTrainer, DPOTrainer):
+class TinyDPO(TrainerMixin, DPOTrainer):
     pass
 
 
-class MeteredReward(MeteredTrainer, RewardTrainer):
+class TinyReward(TrainerMixin, RewardTrainer):
     pass
 
 
-class MeteredGKD(MeteredTrainer, GKDTrainer):
+class TinyGKD(TrainerMixin, GKDTrainer):
     pass
 
 
@@ -68,7 +68,7 @@ def tiny_model() -> MiniMindForCausalLM:
     return MiniMindForCausalLM(MiniMindConfig.from_preset("tiny"))
 
 
-def sft(output_dir: Path, trainer: type = MeteredSFT, rows: Dataset | None = None, **options: Any) -> MeteredSFT:
+def sft(output_dir: Path, trainer: type = TinySFT, rows: Dataset | None = None, **options: Any) -> TinySFT:
     return trainer(
         model=tiny_model(),
         args=SFTConfig(output_dir=str(output_dir), **{"max_length": 64, **QUICK, **options}),
@@ -78,8 +78,8 @@ def sft(output_dir: Path, trainer: type = MeteredSFT, rows: Dataset | None = Non
     )
 
 
-def dpo(output_dir: Path, **options: Any) -> MeteredDPO:
-    return MeteredDPO(
+def dpo(output_dir: Path, **options: Any) -> TinyDPO:
+    return TinyDPO(
         model=tiny_model(),
         ref_model=tiny_model(),
         args=DPOConfig(output_dir=str(output_dir), **{**QUICK, **options}),
@@ -89,9 +89,9 @@ def dpo(output_dir: Path, **options: Any) -> MeteredDPO:
     )
 
 
-def reward(output_dir: Path, **options: Any) -> MeteredReward:
+def reward(output_dir: Path, **options: Any) -> TinyReward:
     model = MiniMindForSequenceClassification(MiniMindConfig.from_preset("tiny", num_labels=1))
-    return MeteredReward(
+    return TinyReward(
         model=model,
         args=RewardConfig(output_dir=str(output_dir), **{**QUICK, **options}),
         processing_class=tiny_tokenizer(),
@@ -100,8 +100,8 @@ def reward(output_dir: Path, **options: Any) -> MeteredReward:
     )
 
 
-def gkd(output_dir: Path, **options: Any) -> MeteredGKD:
-    return MeteredGKD(
+def gkd(output_dir: Path, **options: Any) -> TinyGKD:
+    return TinyGKD(
         model=tiny_model(),
         teacher_model=tiny_model(),
         args=GKDConfig(output_dir=str(output_dir), **{"lmbda": 0.0, "max_length": 64, **QUICK, **options}),

@@ -1,0 +1,113 @@
+"""Convert checkpoints between formats: this library's, upstream's `.pth`, and the stock twins."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
+
+from ..errors import CheckpointError
+from ..files import atomic_path
+from ..models import MiniMindForCausalLM
+from ..models.checkpoints import check_vocabulary, load_model, load_tokenizer_of, save_native, tokenizer_folder
+from ..models.stored import file_of
+from ..models.twins import to_twin, twin_type
+from ..tokenization import prepared_for_engines, prepared_for_trl
+
+FORMATS = ("hf", "native", "llama", "qwen3")
+
+
+def convert(
+    source: str | os.PathLike,
+    destination: str | os.PathLike,
+    to: str,
+    *,
+    dtype: str = "auto",
+    tokenizer: str | os.PathLike | None = None,
+    config_overrides: dict | None = None,
+) -> Path:
+    """Convert a checkpoint between upstream's format, this library's and the stock twins'.
+
+    Args:
+        source: directory, Hub id, native `.pth`, or an adapter, which is merged into its base model.
+        destination: directory to create, or the `.pth` file for `to="native"`.
+        to: "hf" (MiniMind with its code files), "native" (upstream's `.pth`), "llama" (dense MiniMind2), "qwen3"
+            (MiniMind-3; a mixture of experts becomes Qwen3-MoE).
+        dtype: "auto" keeps the source's, or writes float16 with `to="native"`, as upstream does.
+        tokenizer: where the tokenizer comes from; by default the source, if that has one. Not written beside a `.pth`.
+            With `to="hf"` its MiniMind template gets the markers that TRL asks for; a twin's is saved without them.
+        config_overrides: config fields that a native source does not record.
+
+    Returns:
+        The path written.
+
+    Raises:
+        CheckpointError: unreadable source, no such counterpart, a destination that exists or cannot be written, or a
+            tokenizer with more tokens than the model.
+    """
+    destination = Path(destination)
+    if to not in FORMATS:
+        raise CheckpointError(f"--to {to}: choose one of {', '.join(FORMATS)}")
+    if to == "native" and destination.suffix != ".pth":
+        raise CheckpointError(f"{destination}: a native checkpoint is a file ending in .pth, such as full_sft_768.pth")
+    if to == "native" and tokenizer is not None:
+        raise CheckpointError(f"--tokenizer {tokenizer}: is not written beside a .pth; leave it out")
+    if destination.exists() and (destination.is_file() or any(destination.iterdir())):
+        raise CheckpointError(f"{destination}: exists already; give a new path or remove it")
+    model = load_model(source, dtype=dtype, config_overrides=config_overrides)
+    if to == "native":
+        with _writing(destination):
+            save_native(model, destination, torch.float16 if dtype == "auto" else model.dtype)
+        return destination
+    model, loaded = _in_format(model, to), _tokenizer_for(source, tokenizer)
+    if loaded is not None:
+        check_vocabulary(model, loaded, source)
+        loaded = prepared_for_trl(loaded) if to == "hf" else prepared_for_engines(loaded)
+    with _writing(destination):
+        _save_directory(model, loaded, destination)
+    return destination
+
+
+@contextmanager
+def _writing(destination: Path) -> Iterator[None]:
+    """Report a full or read-only disk in one line; for a full one torch reports only a position."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch's own is a RuntimeError
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        disk = next(folder for folder in destination.absolute().parents if folder.exists())
+        free = shutil.disk_usage(disk).free / 2**20
+        raise CheckpointError(f"{destination}: cannot be written, with {free:,.1f} MiB free there: {reason}") from error
+
+
+def _in_format(model: MiniMindForCausalLM, to: str) -> PreTrainedModel:
+    if to == "hf":
+        return model
+    twin = twin_type(model.config)
+    if not twin.startswith(to):
+        raise CheckpointError(
+            f"this model computes what a {twin} does, not a {to}; use --to {twin.removesuffix('_moe')}"
+        )
+    return to_twin(model)
+
+
+def _tokenizer_for(source, tokenizer):
+    if tokenizer is None:
+        folder = tokenizer_folder(source)
+        return load_tokenizer_of(folder) if folder and file_of(folder, TOKENIZER_CONFIG_FILE) else None
+    if not (Path(tokenizer) / "tokenizer_config.json").is_file():
+        raise CheckpointError(f"{tokenizer}: no tokenizer there (tokenizer_config.json is missing)")
+    return load_tokenizer_of(tokenizer)
+
+
+def _save_directory(model: PreTrainedModel, tokenizer, destination: Path) -> None:
+    """Write beside the destination and rename, so that an interrupted conversion leaves nothing half-written."""
+    with atomic_path(destination) as temporary:
+        model.save_pretrained(temporary)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary)

@@ -1,0 +1,302 @@
+"""The sources of a mixture as converted rows: the first of them, all of them as a table, or one by one.
+
+Both the mixer, which needs a whole table, and the streams, which never see one, stand on this module.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+from datasets import Dataset
+from datasets.fingerprint import Hasher
+from transformers import PreTrainedTokenizerBase
+
+from ..errors import MixtureError
+from .config import EvalSet, Mixture, Source
+from .duplicates import NGrams
+from .filters import CustomFilter, value_at
+from .rows import RowConverter
+from .schemas import Row
+from .sources import DataFile, open_source, public_name
+from .tables import cached_rows
+from .transcripts import may_hold_transcripts
+
+_BATCH = 500  # rows that are converted together, because tokenizers are faster on batches
+_EXAMPLES = 3
+_HEAD = 100  # rows of a file that a check converts
+_MOSTLY = 0.5  # more unusable rows than this share are an error: the schema or the file is probably wrong
+# Files of this folder that decide about no row of a mixture.
+_NOT_OF_ROWS = ("__init__", "hub", "marked_rows", "prepared", "report", "tables", "texts")
+_TOKENIZATION = ("control_tokens", "masks", "renderings", "templates")
+
+
+@dataclass
+class MixtureReader:
+    """What the sources of a mixture are read with.
+
+    Attributes:
+        tokenizer: escapes control tokens, counts tokens and renders conversations; None does none of it.
+        longest: tokens of a row beyond which `on_long` applies; None without a limit.
+        on_long: `cut`, `chunk`, `drop` or `keep`.
+    """
+
+    mixture: Mixture
+    path: Path
+    tokenizer: PreTrainedTokenizerBase | None
+    longest: int | None
+    on_long: str
+
+    @property
+    def cut_at(self) -> int | None:
+        """Tokens after which rows are cut off; None where they are not."""
+        return self.longest if self.on_long == "cut" else None
+
+    def files(self, source: Source, validation: bool = False) -> list[DataFile]:
+        """The files or Hub splits of a source: those to train on, or those that it holds out itself."""
+        try:
+            return open_source(source, self.path.parent, validation)
+        except MixtureError as error:
+            raise MixtureError(f"{self.path}: datasets.{error}") from error
+
+    def open(self, source: Source, remote: bool = False) -> "SourceReader":
+        """Open a source and choose its converter by its first rows.
+
+        Args:
+            remote: read the first rows of Hub data without downloading the rest.
+
+        Raises:
+            MixtureError: the source has no rows, or none that fit the phase.
+        """
+        files, own = self.files(source), self.files(source, validation=True)
+        return SourceReader(self, source, files, own, self._converter(source, files + own, remote))
+
+    def made_from(self) -> dict[str, str]:
+        """What decides how the mixture comes out, as it is now; equal where a build would give the same rows."""
+        content = self.mixture.model_dump_json(exclude={"metadata": {"description", "version"}}, by_alias=True)
+        filters = [rule for source in self.mixture.datasets for rule in source.filters]
+        found = {
+            "mixture file": Hasher.hash(content),
+            "code": Hasher.hash([converter_code(), *_filter_code(filters)]),
+        }
+        for source in self.mixture.datasets:
+            files = self.files(source) + self.files(source, validation=True)
+            found[f"data of {source.name}"] = Hasher.hash([file.digest for file in files])
+        if self.mixture.decontaminate:
+            sets = map(self._evaluation_files, self.mixture.decontaminate.against)
+            found["evaluation sets"] = Hasher.hash([file.digest for files in sets for file in files])
+        found["tokenizer"] = tokenizer_digest(self.tokenizer) or "none"
+        found["max_length"] = f"{self.longest} ({self.on_long})"  # a recipe's may differ from the file's
+        return found | {name: version(name) for name in ("minimind-trl", "datasets", "transformers")}
+
+    @cached_property
+    def forbidden(self) -> NGrams | None:
+        """What no row may share a run of words with."""
+        rules = self.mixture.decontaminate
+        return NGrams(self._evaluation_texts(), rules.ngram) if rules else None
+
+    def _converter(self, source: Source, files: list[DataFile], remote: bool) -> RowConverter:
+        firsts = [(file, *row) for file in files for row in file.head(1, remote)]
+        if not firsts:
+            raise MixtureError(f"{', '.join(file.name for file in files)}: no rows (datasets.{source.name})")
+        file, number, row = firsts[0]
+        forbidden = self.forbidden
+        try:
+            converter = RowConverter(
+                source,
+                self.mixture.metadata.phase,
+                list(row),
+                file.at(number),
+                self.tokenizer,
+                forbidden,
+                filled=[name for name, value in row.items() if value is not None],
+                # Only where more rows can decide anything: rows of the Hub have to be fetched.
+                sample=[row for _, row in file.head(_HEAD, remote)] if may_hold_transcripts(row) else [],
+                longest=self.longest if self.on_long == "drop" else None,
+            )
+        except MixtureError as error:
+            raise MixtureError(f"{self.path}: {error}") from error
+        missing = [name for name in converter.extras if not any(converter.has(name, first) for *_, first in firsts)]
+        if missing:
+            raise MixtureError(
+                f"{file.at(number)}: no column {missing[0]!r}, which datasets.{source.name}.keep_columns asks for "
+                f"(columns: {', '.join(row)})"
+            )
+        return converter
+
+    def _evaluation_files(self, evaluation: EvalSet) -> list[DataFile]:
+        try:
+            return open_source(evaluation, self.path.parent)
+        except MixtureError as error:
+            raise MixtureError(f"{self.path}: decontaminate.against.{error}") from error
+
+    def _evaluation_texts(self) -> Iterator[str]:
+        for evaluation in self.mixture.decontaminate.against:
+            for file in self._evaluation_files(evaluation):
+                for number, row in file.read():
+                    value = value_at(row, evaluation.field)
+                    if not isinstance(value, str):
+                        raise MixtureError(
+                            f"{self.path}: decontaminate.against.{evaluation.name}: {file.at(number)} has no text in "
+                            f"{evaluation.field!r} (columns: {', '.join(row)})"
+                        )
+                    yield value
+
+
+@dataclass
+class SourceReader:
+    """One source of a mixture.
+
+    Attributes:
+        files: those to train on.
+        own: those that the source holds out itself; often none.
+    """
+
+    reader: MixtureReader
+    source: Source
+    files: list[DataFile]
+    own: list[DataFile]
+    converter: RowConverter
+
+    def read(self) -> Iterator[tuple[int, int, Row]]:
+        """Every raw row with its file's index (`files`, then `own`) and its number in the file."""
+        return numbered_rows(self.files + self.own, self.converter, held_out=len(self.own))
+
+    @cached_property
+    def rows(self) -> Dataset:
+        """Every row, converted, with its `FACTS`; from the cache of `datasets` where an earlier build left it.
+
+        Raises:
+            MixtureError: a row cannot be read, or most rows cannot be used.
+        """
+        files, forbidden, converter = self.files + self.own, self.converter.forbidden, self.converter
+        key = [
+            converter_code(),
+            converter.phase,
+            self.source.model_dump_json(exclude={"mix_ratio", "max_samples", "max_repetition"}),
+            [file.digest for file in files],
+            (converter.schema, converter.extras, converter.transcripts),
+            tokenizer_digest(converter.tokenizer),
+            forbidden and (sorted(forbidden.runs), forbidden.size),
+            _filter_code(self.source.filters),
+            converter.longest,
+        ]
+        make = partial(converted_rows, files, converter, held_out=len(self.own))
+        rows = cached_rows(make, converter.features, Hasher.hash(key))
+        unusable = int(pc.sum(rows.data.column("_unusable")).as_py() or 0)
+        if unusable > _MOSTLY * len(rows):
+            numbers = np.flatnonzero(rows.data.column("_unusable").to_numpy())[:_EXAMPLES]
+            examples = [(self.place(row), row["_reason"]) for row in map(rows.__getitem__, numbers.tolist())]
+            self._refuse(unusable, len(rows), examples)
+        return rows
+
+    def check_head(self) -> int:
+        """Convert the first rows of each file, without downloading more.
+
+        Returns:
+            how many rows that were.
+
+        Raises:
+            MixtureError: most of them cannot be used, or they are the whole source and none is left.
+        """
+        heads = [(file, number, row) for file in self.files for number, row in file.head(_HEAD, stream=True)]
+        pairs = self.converter.pairs([[row for *_, row in heads]])
+        traced = self.converter.trace(
+            (pairs.joined(place, row) if pairs else row for place, (*_, row) in enumerate(heads)),
+            lambda index: heads[index][0].at(heads[index][1]),
+        )
+        failed = []
+        for (file, number, _), row in zip(heads, traced, strict=True):
+            self.converter.refuse_other_schema(row, file.at(number))
+            failed += [(file.at(number), row.reason)] if row.unusable else []
+        if len(failed) > _MOSTLY * len(heads):
+            self._refuse(len(failed), len(heads), failed[:_EXAMPLES])
+        if len(heads) < _HEAD and all(row.reason for row in traced):
+            reasons = listed(Counter(row.reason for row in traced))
+            raise MixtureError(f"{self.reader.path}: datasets.{self.source.name}: no row is left ({reasons})")
+        return len(heads)
+
+    def pins(self) -> list[dict[str, str]]:
+        """Name and digest of each file; relative to the mixture file, because the lock travels with checkpoints."""
+        base = f"{self.reader.path.parent}/"
+        files = self.files + self.own
+        return [{"name": public_name(file.name.removeprefix(base)), "digest": file.digest} for file in files]
+
+    def place(self, row: Row) -> str:
+        """Where a converted row comes from: its file and line."""
+        return (self.files + self.own)[row["_file"]].at(row["_number"])
+
+    def _refuse(self, failed: int, total: int, examples: list[tuple[str, str]]) -> None:
+        shown = "".join(f"\n  {where}: {reason}" for where, reason in examples)
+        name = f"{self.reader.path}: datasets.{self.source.name}"
+        raise MixtureError(f"{name}: {failed} of {total} rows cannot be used, such as{shown}")
+
+
+def converted_rows(
+    files: list[DataFile], converter: RowConverter, held_out: int = 0, remote: bool = False
+) -> Iterator[Row]:
+    """Every row of the files, converted, with its facts.
+
+    Args:
+        held_out: how many of the files, at their end, the source holds out itself.
+        remote: read Hub files while iterating instead of downloading them first.
+    """
+    numbered = numbered_rows(files, converter, held_out, remote)
+    while batch := list(islice(numbered, _BATCH)):
+        places = [files[index].at for index, *_ in batch]
+        traced = converter.trace((raw for *_, raw in batch), lambda i, batch=batch, at=places: at[i](batch[i][1]))
+        for (index, number, _), at, row in zip(batch, places, traced, strict=True):
+            converter.refuse_other_schema(row, at(number))
+            yield converter.with_facts(row) | {"_file": index, "_number": number}
+
+
+def numbered_rows(
+    files: list[DataFile], converter: RowConverter, held_out: int = 0, remote: bool = False
+) -> Iterator[tuple[int, int, Row]]:
+    """Every raw row with its file's index and its number; a KTO row with the pair that it is in. Arguments as above."""
+    training = len(files) - held_out
+    parts = ((row for file in part for _, row in file.read()) for part in (files[:training], files[training:]))
+    pairs, place = converter.pairs(parts), 0
+    for index, file in enumerate(files):
+        for number, row in file.read_remote() if remote and file.read_remote else file.read():
+            yield index, number, pairs.joined(place, row) if pairs else row
+            place += 1
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase | None) -> str | None:
+    """Hash of what decides in a tokenizer how rows come out: vocabulary, added tokens, chat template."""
+    if tokenizer is None:
+        return None
+    if not tokenizer.is_fast:
+        return Hasher.hash([sorted(tokenizer.get_vocab().items()), tokenizer.chat_template])
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    # Truncation and padding are left from the last call.
+    return Hasher.hash([state | {"truncation": None, "padding": None}, tokenizer.chat_template])
+
+
+def converter_code() -> str:
+    """Hash of the code that decides what becomes of a row, for the keys of caches and prepared mixtures."""
+    return hashlib.sha256(b"".join(file.read_bytes() for file in converter_files())).hexdigest()
+
+
+def converter_files() -> list[Path]:
+    """The source files that decide what becomes of a row; a new file of this folder is one of them."""
+    folder = Path(__file__).parent
+    own = [file for file in sorted(folder.glob("*.py")) if file.stem not in _NOT_OF_ROWS]
+    return [*own, *(folder.parent / "tokenization" / f"{name}.py" for name in _TOKENIZATION)]
+
+
+def listed(reasons: dict[str, int]) -> str:
+    """Counts by reason, as messages list them."""
+    return ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+
+
+def _filter_code(filters: Iterable) -> list[str]:
+    return [rule.code for rule in filters if isinstance(rule, CustomFilter)]

@@ -1,0 +1,65 @@
+"""The files of a finished run beside model and tokenizer: figures, lock, record, curves and card."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset, IterableDataset
+
+from ..data import LOCK
+from ..evaluation.measures import main_figures
+from ..files import write_json
+from ..trainers import write_curves
+from .records import RECIPE
+
+if TYPE_CHECKING:
+    from .recipe_run import Run
+
+
+def mixture_lock(run: "Run", record: dict[str, Any]) -> dict[str, Any]:
+    """The mixture's lock, with the rows that the trainer kept and dropped."""
+    return run.mixer.lock() | ({"training": record["rows"]} if record["rows"] else {})
+
+
+def count_rows(trainer, rows: Dataset | IterableDataset) -> dict[str, Any] | None:
+    """Print and return how many training rows are left, and how many of each split the trainer dropped and why.
+
+    Args:
+        trainer: with `rows_dropped` and `drop_reason`.
+        rows: the mixture's training split.
+    """
+    if not trainer.rows_dropped:
+        return None
+    reason = trainer.drop_reason.format(trainer.args.max_length)
+    for split, count in trainer.rows_dropped.items():
+        if count:
+            trainer.accelerator.print(f"data: {count} {split} rows dropped: {reason}")
+    return {
+        "train_rows": None if isinstance(rows, IterableDataset) else len(rows) - trainer.rows_dropped["train"],
+        "dropped": {split: {reason: count} for split, count in trainer.rows_dropped.items() if count},
+    }
+
+
+def write_results(trainer, run: "Run", metrics: dict[str, dict], record: dict[str, Any]) -> None:
+    """Write these files, and print the held-out figures before and after training."""
+    config = trainer.args
+    folder = Path(config.output_dir)
+    # What `minimind-trl eval` needs to give the same figures later.
+    options = {
+        "phase": run.mixer.mixture.metadata.phase,
+        "max_length": getattr(config, "max_length", None),
+        "on_long": run.mixer.on_long,
+        "batch_size": config.per_device_eval_batch_size,
+        "eval_batches": run.args.eval_batches * config.world_size,
+        "bf16": config.bf16,
+        "assistant_only_loss": getattr(config, "assistant_only_loss", None),
+        "beta": getattr(config, "beta", None),
+    }
+    write_json(folder / "metrics.json", metrics | {"options": options})
+    write_json(folder / LOCK, mixture_lock(run, record))
+    write_json(folder / RECIPE, record)
+    start = [{"step": 0, **metrics["before"]}] if metrics else []  # training's own history begins after it
+    write_curves(start + trainer.state.log_history, folder / "curves.png")
+    trainer.create_model_card(model_name=folder.name)
+    for when, figures in metrics.items():
+        print(f"held-out {when} training: {main_figures(figures)}")
+    print(f"saved to {folder}")

@@ -1,0 +1,141 @@
+"""A run of an online recipe: GRPO, PPO or SPO."""
+
+import json
+import zlib
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+from datasets import DatasetDict, IterableDataset
+from transformers import PreTrainedTokenizerBase
+
+from ..errors import InputError, nearest, raise_all
+from ..evaluation.answers import render_prompt
+from ..rewards import Reward, load_rewards
+from ..trainers.rollout_engine import TEMPLATE_KWARGS
+from .online_configs import OnlineConfig
+from .recipe_run import Run, Splits
+from .rl_flight_check import STREAM_HEAD, rl_flight_check
+
+_LOOKED_AT = 100_000  # prompts to measure
+
+
+class RLRun(Run):
+    """A `Run` with prompts as data and reward functions that score the answers.
+
+    Attributes:
+        reward_funcs: those of `--reward_funcs`; their weights are set in the config.
+
+    Raises:
+        InputError: also from `load_rewards`.
+    """
+
+    def __init__(self, args, config: OnlineConfig, lora):
+        self.reward_funcs, config.reward_weights = load_rewards(config.reward_funcs, config.reward_weights)
+        super().__init__(args, config, lora)
+
+    def load_data(self, *phases: str) -> Splits:
+        """Load prompts, open think blocks (`--thinking_ratio`) and render tools.
+
+        Raises:
+            InputError: also if a reward's column is missing, or prompts leave no room for an answer.
+        """
+        splits = super().load_data(*phases)
+        self.data = _with_tools(self.config, _with_thinking(self.config, self.data, self.tokenizer), self.tokenizer)
+        raise_all(
+            [
+                *_column_problems(self.reward_funcs, self.data),
+                *_length_problems(self.config, self.model, self.tokenizer, self.data),
+            ]
+        )
+        return Splits(self.data["train"], splits.validation and self.data["validation"])
+
+    def check(self, trainer) -> None:
+        rl_flight_check(trainer, self)
+
+
+def _column_problems(rewards: list[Reward], data: DatasetDict) -> Iterator[str]:
+    known = list(next(iter(data["train"])))
+    for reward in rewards:
+        for column in reward.columns():
+            if column not in known:
+                yield (
+                    f"reward {reward.__name__} needs the column {column!r}{nearest(column, known)}; the mixture's rows "
+                    f"have {', '.join(known)} (keep_columns: [{column}] keeps a source's)"
+                )
+
+
+def _length_problems(config, model, tokenizer: PreTrainedTokenizerBase, data: DatasetDict) -> list[str]:
+    room = model.config.max_position_embeddings - config.max_completion_length
+    longest = f"--max_completion_length {config.max_completion_length} leave no room in"
+    if room < 1:
+        return [f"{longest} the model's {model.config.max_position_embeddings} positions: set it lower"]
+    lengths = [len(ids) for ids in _tokenized(config, tokenizer, islice(data["train"], _LOOKED_AT))]
+    over = [length for length in lengths if length > room]
+    if not over:
+        return []
+    return [
+        f"{len(over)} of {len(lengths)} prompts have more than {room} tokens (the longest {max(over)}), which with "
+        f"{longest} the model's {model.config.max_position_embeddings} positions: drop them with a length filter, or "
+        "set it lower"
+    ]
+
+
+def _tokenized(config: OnlineConfig, tokenizer: PreTrainedTokenizerBase, rows) -> list[list[int]]:
+    template = config.chat_template_kwargs or {}
+    texts = [row["prompt"] if isinstance(row["prompt"], str) else _asked(row, tokenizer, template) for row in rows]
+    return tokenizer(texts, add_special_tokens=False).input_ids
+
+
+def _asked(row: dict, tokenizer: PreTrainedTokenizerBase, template: dict[str, Any]) -> str:
+    return render_prompt(tokenizer, row["prompt"], row.get("tools"), **(template | (row.get(TEMPLATE_KWARGS) or {})))
+
+
+def _with_thinking(config: OnlineConfig, data: DatasetDict, tokenizer: PreTrainedTokenizerBase) -> DatasetDict:
+    """Open a think block in a share of the prompts, chosen by their text and the seed.
+
+    Raises:
+        InputError: the chat template has no `open_thinking`.
+    """
+    if not config.thinking_ratio:
+        return data
+    probe = [{"role": "user", "content": "?"}]
+    if render_prompt(tokenizer, probe, open_thinking=True) == render_prompt(tokenizer, probe):
+        raise InputError(
+            f"--thinking_ratio {config.thinking_ratio:g}: the tokenizer's chat template has no open_thinking, as "
+            "MiniMind-3's has: leave it out"
+        )
+
+    seed, ratio = config.seed, config.thinking_ratio
+
+    def opened(row: dict) -> dict:
+        drawn = zlib.crc32(json.dumps([seed, row["prompt"]], sort_keys=True).encode()) / 2**32
+        return {TEMPLATE_KWARGS: {"open_thinking": drawn < ratio}}
+
+    return DatasetDict({split: rows.map(opened) for split, rows in data.items()})
+
+
+def _with_tools(config: OnlineConfig, data: DatasetDict, tokenizer: PreTrainedTokenizerBase) -> DatasetDict:
+    """Render prompts with tools to text, because TRL renders only the tools that it runs itself."""
+    train = data["train"]
+    if "tools" not in next(iter(train)):
+        return data
+    if isinstance(train, IterableDataset) and not any(row["tools"] for row in islice(train, STREAM_HEAD)):
+        return DatasetDict({split: rows.map(_refuse_tools, remove_columns="tools") for split, rows in data.items()})
+
+    template = config.chat_template_kwargs or {}
+
+    def rendered(row: dict) -> dict:
+        # reward models render the messages by their own template
+        return {"prompt": _asked(row, tokenizer, template), "messages": row["prompt"]}
+
+    return DatasetDict({split: rows.map(rendered) for split, rows in data.items()})
+
+
+def _refuse_tools(row: dict) -> dict:
+    if row["tools"]:
+        raise InputError(
+            f"a prompt of source {row['source']!r} has tools, and none of the stream's first {STREAM_HEAD} has: all "
+            "prompts of a run are text, or all are messages; set streaming: false, or put those with tools first"
+        )
+    return row

@@ -1,0 +1,98 @@
+"""TRL's SFTTrainer for pretraining, midtraining and fine-tuning, and the evaluation of language models."""
+
+import copy
+
+from datasets import Dataset
+from trl import SFTTrainer, pack_dataset
+
+from ..evaluation import held_out_figures
+from ..evaluation.held_out import evaluating
+from ..internals import SFTHooks, attention_implementation
+from .collators import PackedRowsCollator
+from .lm_head import add_learned_positions_head
+from .tokenized_rows import pieces_of, with_labels
+from .trainer_mixin import TrainerMixin
+
+
+class HeldOutEvaluation(TrainerMixin):
+    """A mixin for trainers of language models: the evaluation that `minimind-trl eval` repeats.
+
+    Every token has the same weight, and each source gets its own figures.
+
+    Args:
+        eval_dataset: held-out rows of a mixture.
+        eval_batches: batches per evaluation and process, at most; None for all.
+    """
+
+    drop_reason = "no token to learn from within max_length={}"
+
+    def __init__(self, *args, eval_dataset: Dataset | None = None, eval_batches: int | None = None, **kwargs):
+        self.held_out, self.eval_batches = eval_dataset, eval_batches
+        self.rows_dropped = {"train": 0}  # unknown, and 0, for a stream
+        super().__init__(*args, eval_dataset=eval_dataset, eval_batches=eval_batches, **kwargs)
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        with self.untimed():
+            figures = self.held_out_figures()
+        with evaluating(self.model):  # otherwise TRL takes this log for one of training, and empties that
+            self.log(figures)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
+        return figures
+
+    def held_out_figures(self) -> dict[str, float]:
+        return held_out_figures(
+            self.model,
+            self.processing_class,
+            self.held_out,
+            max_length=self.args.max_length,
+            batch_size=self.args.per_device_eval_batch_size,
+            max_batches=self.eval_batches and self.eval_batches * self.args.world_size,
+            assistant_only=self.args.assistant_only_loss,
+            bf16=self.args.bf16,
+            accelerator=self.accelerator,
+            chunk=getattr(self, "on_long", None) == "chunk",
+        )
+
+
+class MiniMindSFTTrainer(HeldOutEvaluation, SFTHooks, SFTTrainer):
+    """SFTTrainer on a mixture's rows, with the evaluation above.
+
+    Rows are cut to `max_length` before they are packed, and rows left without a target are dropped. With
+    `on_long="chunk"` longer rows continue in further rows instead, so that nothing is lost and no row mixes two of
+    them. Turns that are not trained have no labels.
+    """
+
+    def __init__(self, *args, on_long: str = "cut", **kwargs):
+        self.on_long = on_long
+        super().__init__(*args, **kwargs)
+        add_learned_positions_head(self.model)
+        if self.args.packing and self.padding_free and not self._attends_with_flash():
+            self.padding_free = False
+            padding = self.processing_class.pad_token_id
+            self.data_collator = PackedRowsCollator(
+                padding, return_position_ids=True, pad_to_multiple_of=self.args.pad_to_multiple_of
+            )
+
+    def _attends_with_flash(self) -> bool:
+        return "flash" in attention_implementation(self.model)
+
+    def prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
+        columns = set(dataset.column_names or next(iter(dataset)))
+        if columns & {"messages", "untrained"} and "input_ids" not in columns:  # some turns may not be trained
+            with args.main_process_first(desc="tokenizing"):
+                dataset = with_labels(
+                    dataset, processing_class, args.assistant_only_loss, num_proc=args.dataset_num_proc
+                )
+        pack_whole_rows = packing and args.packing_strategy == "bfd"  # the other strategies do not cut rows
+        in_pieces = self.on_long == "chunk" and args.max_length is not None and (pack_whole_rows or not packing)
+        limits = copy.copy(args)
+        limits.max_length = None if in_pieces else args.max_length
+        arguments = (dataset, processing_class, limits, packing and not pack_whole_rows, formatting_func, dataset_name)
+        prepared = super().prepare_dataset(*arguments)
+        if in_pieces:
+            prepared = pieces_of(prepared, args.max_length)
+        elif dataset_name == "train" and isinstance(prepared, Dataset) and (pack_whole_rows or not packing):
+            self.rows_dropped["train"] = len(dataset) - len(prepared)
+        if not pack_whole_rows or (isinstance(prepared, Dataset) and len(prepared) == 0):
+            return prepared
+        return pack_dataset(prepared.select_columns(["input_ids", "labels"]), args.max_length, "bfd")
