@@ -24,13 +24,10 @@ class SplitReport(BaseModel):
     """One source's part in one split."""
 
     rows: int
-    repeated: int
-    """Rows beyond the first occurrence of each."""
+    repeated: int  # rows beyond the first occurrence of each
     share: float
-    tokens: int | None
-    """None without a tokenizer."""
-    length_percentiles: dict[str, int] | None
-    """Tokens per row."""
+    tokens: int | None  # none without a tokenizer
+    length_percentiles: dict[str, int] | None  # tokens per row
 
 
 class LongRows(BaseModel):
@@ -38,14 +35,10 @@ class LongRows(BaseModel):
 
     max_length: int
     on_long: Literal["cut", "chunk", "drop"]
-    rows: int
-    """Longer rows, repetitions included; with `drop`, the dropped ones."""
-    tokens: int
-    """In all training rows, including what is lost."""
-    lost: int
-    """Tokens that are cut off, or are in dropped rows; none with `chunk`."""
-    enough: int
-    """The `max_length` that would keep 95% of the tokens."""
+    rows: int  # longer rows, repetitions included; with `drop`, the dropped ones
+    tokens: int  # in all training rows, including what is lost
+    lost: int  # tokens that are cut off, or are in dropped rows; none with `chunk`
+    enough: int  # the `max_length` that would keep 95% of the tokens
 
     @property
     def share(self) -> float:
@@ -65,24 +58,17 @@ class SourceReport(BaseModel):
     name: str
     source: str
     row_schema: str
-    files: list[dict[str, str]]
-    """Name and sha256, or commit of a Hub data set."""
+    files: list[dict[str, str]]  # name and sha256, or commit of a Hub data set
     rows_in: int
-    dropped: dict[str, int]
-    """Rows by reason; `rows_in` is their sum plus the rows in the splits without repetitions."""
-    escaped: int
-    """Control tokens spelled inside the text, which are written with a space now."""
-    moved: int = 0
-    """Turns whose reasoning was moved into the content, because the chat template prints it nowhere else."""
-    untrained: int = 0
-    """Turns of the remaining rows that are marked as not trained (`loss`, `weight`, `train`)."""
-    unread: dict[str, int] = {}
-    """Rows by key that has a value and is not used; keys of turns are `messages[].key`."""
+    dropped: dict[str, int]  # rows by reason; `rows_in` is their sum plus the rows in the splits without repetitions
+    escaped: int  # control tokens spelled inside the text, which are written with a space now
+    moved: int = 0  # turns whose reasoning was moved into the content, because the chat template prints it nowhere else
+    untrained: int = 0  # turns of the remaining rows that are marked as not trained (`loss`, `weight`, `train`)
+    unread: dict[str, int] = {}  # rows by key that has a value and is not used; keys of turns are `messages[].key`
     target_share: float
     train: SplitReport
     validation: SplitReport
-    long_rows: LongRows | None = None
-    """None without a tokenizer or a limit."""
+    long_rows: LongRows | None = None  # none without a tokenizer or a limit
 
 
 class MixtureReport(BaseModel):
@@ -93,8 +79,7 @@ class MixtureReport(BaseModel):
     description: str
     version: str
     seed: int
-    validation: dict[str, Any] | None
-    """None if nothing is held out."""
+    validation: dict[str, Any] | None  # none if nothing is held out
     notes: list[str]
     sources: list[SourceReport]
     train: SplitReport

@@ -111,8 +111,9 @@ class RowConverter:
         self.fields = source.fields | ({"text": source.text_field} if source.text_field else {})
         renamed = self._known(columns)
         filled = self._known(columns if filled is None else filled)
-        self.schema = self._schema(renamed, filled, columns, where)
+        # In a table every row has all columns, some of them always null.
         self.fits = schemas.fitting_schemas(filled, phase) or schemas.fitting_schemas(renamed, phase)
+        self.schema = self._schema(renamed, columns, where)
         self.fields = schemas.spellings(renamed, self.schema) | self.fields
         known = {*renamed, *self.fields}
         self.extras = self._extras(known, where)
@@ -130,10 +131,6 @@ class RowConverter:
     def pairs(self, parts: Iterable[Iterable[Row]]) -> Pairs | None:
         """The pairs of a source of KTO rows; None of other sources. `parts` as for `Pairs`."""
         return Pairs(parts, self._labelled) if self.schema == "kto" else None
-
-    def is_contaminated(self, traced: Traced) -> bool:
-        """Whether a row shares a run of words with an evaluation set."""
-        return self.forbidden is not None and self.forbidden.overlap(schemas.plain_text(traced.row))
 
     def refuse_other_schema(self, traced: Traced, where: str) -> None:
         """Raise a MixtureError for a row of another schema, instead of dropping it; not if the source sets `schema`."""
@@ -158,7 +155,8 @@ class RowConverter:
         for index, row in enumerate(traced):
             if row.reason is None:
                 try:
-                    row.reason = self._too_long(row) or self._filtered(row)
+                    over = self.longest is not None and (row.tokens or 0) > self.longest
+                    row.reason = too_long(self.longest) if over else self._filtered(row)
                 except MixtureError as error:
                     where = f"{place(index)} (datasets.{self.source.name}): " if place else ""
                     raise MixtureError(f"{where}{error}") from error
@@ -171,10 +169,9 @@ class RowConverter:
     def _mapped(self, columns: list[str]) -> list[str]:
         return [name for name, path in self.fields.items() if path in columns or path.split(".")[0] in columns]
 
-    def _schema(self, renamed: list[str], filled: list[str], columns: list[str], where: str) -> str:
+    def _schema(self, renamed: list[str], columns: list[str], where: str) -> str:
         wanted, usable = PHASES[self.phase]
-        # In a table every row has all columns, some of them always null.
-        found = schemas.detect_schema(filled, self.phase) or schemas.detect_schema(renamed, self.phase)
+        found = next(iter(self.fits), None)
         name = found if self.source.schema_ == HH else self.source.schema_ or found
         if name is None:
             needs = "; ".join(f"{known} ({', '.join(SCHEMAS[known].columns)})" for known in usable)
@@ -392,10 +389,6 @@ class RowConverter:
             # The trainer appends the end-of-text token to a plain text. For a pair the longer side counts.
             row.tokens = max(row.tokens or 0, len(tokens) + plain)
 
-    def _too_long(self, traced: Traced) -> str | None:
-        over = self.longest is not None and traced.tokens is not None and traced.tokens > self.longest
-        return too_long(self.longest) if over else None
-
     def _filtered(self, traced: Traced) -> str | None:
         if not self.source.filters:
             return None
@@ -427,7 +420,7 @@ class RowConverter:
             "_tokens": traced.tokens,
             "_escaped": traced.escaped,
             "_moved": traced.moved,
-            "_contaminated": self.is_contaminated(traced),
+            "_contaminated": self.forbidden is not None and self.forbidden.overlap(schemas.plain_text(traced.row)),
             "_untrained": traced.untrained,
             "_unread": _listed(traced.unread),
         }

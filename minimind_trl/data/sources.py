@@ -129,36 +129,34 @@ def _open_hub(source: Origin, base: Path, validation: bool) -> list[DataFile]:
     return [_hub_split(source, split, revision, arguments) for split in splits]
 
 
+# Functions of the module instead of closures, which `datasets` would hash with everything that they call.
 def _hub_json(source: Origin, name: str, revision: str) -> DataFile:
     """A JSON file that the mixture names; `datasets` would fail on columns that appear only in later rows."""
-    repo, kind = source.source, format_of(name)
-
-    def read() -> Rows:
-        path = download_file(repo, name, revision)
-        remember_revision(repo, source.revision, revision)
-        return _JSON[kind](path, f"{repo}/{name}")
-
-    def read_remote() -> Rows:
-        return _JSON[kind](f"hf://datasets/{repo}@{revision}/{name}", f"{repo}/{name}")
-
-    unit = "line" if kind == "jsonl" else "row"
+    repo, unit = source.source, "line" if format_of(name) == "jsonl" else "row"
+    read = partial(_read_hub_json, repo, name, source.revision, revision)
+    read_remote = partial(_JSON[format_of(name)], f"hf://datasets/{repo}@{revision}/{name}", f"{repo}/{name}")
     return DataFile(f"{repo}/{name}", revision, unit, read, read_remote=read_remote, repo=repo)
+
+
+def _read_hub_json(repo: str, name: str, branch: str | None, revision: str) -> Rows:
+    path = download_file(repo, name, revision)
+    remember_revision(repo, branch, revision)
+    yield from _JSON[format_of(name)](path, f"{repo}/{name}")
 
 
 def _hub_split(source: Origin, split: str, revision: str, arguments: dict) -> DataFile:
     repo = source.source
-
-    def read() -> Rows:
-        dataset = load_hub_split(repo, split=split, **arguments)
-        remember_revision(repo, source.revision, revision)
-        for start in range(0, len(dataset), _BATCH):
-            yield from enumerate(filled_rows(dataset[start : start + _BATCH]), start=start + 1)
-
-    def stream() -> IterableDataset:
-        return load_hub_split(repo, split=split, streaming=True, **arguments)
-
+    read = partial(_read_hub_split, repo, split, source.revision, arguments)
+    stream = partial(load_hub_split, repo, split=split, streaming=True, **arguments)
     shown = "/".join(part for part in (repo, arguments["config_name"], arguments["data_dir"]) if part)
     return DataFile(f"{shown} ({split})", revision, "row", read, stream, repo=repo)
+
+
+def _read_hub_split(repo: str, split: str, branch: str | None, arguments: dict) -> Rows:
+    dataset = load_hub_split(repo, split=split, **arguments)
+    remember_revision(repo, branch, arguments["revision"])
+    for start in range(0, len(dataset), _BATCH):
+        yield from enumerate(filled_rows(dataset[start : start + _BATCH]), start=start + 1)
 
 
 def _paths(source: Origin, base: Path, validation: bool) -> list[Path]:
