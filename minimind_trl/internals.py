@@ -15,13 +15,13 @@ import importlib.metadata
 import inspect
 import re
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-SEEN_IN = {"accelerate": "1.15.0", "datasets": "5.2.0", "transformers": "5.23.0", "trl": "1.16.0"}
+SEEN_IN = {"accelerate": "1.15.0", "datasets": "5.2.0", "torch": "2.13.0", "transformers": "5.23.0", "trl": "1.16.0"}
 """The versions in which the names below were last seen."""
 
 
@@ -101,6 +101,13 @@ ENGINES: tuple[PrivateName, ...] = (
     PrivateName("accelerate.utils.other", "is_deepspeed_available"),
     PrivateName("torch.distributed.distributed_c10d", "_get_default_store"),
     PrivateName("torch.distributed.distributed_c10d", "_set_pg_timeout", ("timeout",)),
+    PrivateName("torch._subclasses.fake_tensor", "FakeTensor"),
+    PrivateName("torch._subclasses.fake_tensor", "FakeTensorMode", ("allow_non_fake_inputs",)),
+    PrivateName("torch.utils._python_dispatch", "TorchDispatchMode"),
+    PrivateName("torch.utils._pytree", "tree_iter"),
+    PrivateName("torch.nn:Module", "_apply", ("fn", "recurse")),
+    PrivateName("transformers:TrainingArguments", "_setup_devices"),
+    PrivateName("trl.trainer.utils", "_CHUNKED_LOGPROB_CHUNK_SIZE"),
 )
 
 
@@ -120,6 +127,74 @@ def set_process_group_timeout(timeout: timedelta) -> None:
 
     _set_pg_timeout(timeout)
     _get_default_store().set_timeout(timeout)  # where NCCL's processes first meet
+
+
+def fake_tensor_tools() -> tuple:
+    """torch's FakeTensor, FakeTensorMode, TorchDispatchMode and tree_iter, all of private modules."""
+    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_iter
+
+    return FakeTensor, FakeTensorMode, TorchDispatchMode, tree_iter
+
+
+@contextmanager
+def modules_of_fake_tensors() -> Iterator[None]:
+    """Within this block, modules of fake tensors can be moved and copied.
+
+    torch can do neither: `nn.Module.to` wants to swap their parameters in place, and `copy.deepcopy` would copy the
+    whole FakeTensorMode with each tensor, which corrupts memory. Here a parameter that moves is replaced by a new one,
+    and tied parameters stay tied.
+    """
+    from torch import nn
+
+    fake_tensor = fake_tensor_tools()[0]
+
+    def like(tensor, moved):
+        return nn.Parameter(moved.detach(), tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved
+
+    def apply(self, fn, recurse=True):
+        new: dict[int, Any] = {}
+        for module in self.modules() if recurse else [self]:
+            for tensors in (module._parameters, module._buffers):
+                for name, tensor in tensors.items():
+                    if tensor is not None and id(tensor) not in new:
+                        moved = fn(tensor)
+                        new[id(tensor)] = tensor if moved is tensor else like(tensor, moved)
+                    tensors[name] = None if tensor is None else new[id(tensor)]
+        return self
+
+    def deepcopy(self, memo):
+        if id(self) not in memo:
+            memo[id(self)] = like(self, self.detach().clone())
+        return memo[id(self)]
+
+    kept, nn.Module._apply, fake_tensor.__deepcopy__ = nn.Module._apply, apply, deepcopy
+    try:
+        yield
+    finally:
+        nn.Module._apply = kept
+        del fake_tensor.__deepcopy__
+
+
+def use_cpu(training_args: Any) -> None:
+    """Have training arguments that were made on a GPU make their device anew, the CPU."""
+    training_args.use_cpu = True
+    if training_args.device.type != "cpu":
+        del training_args._setup_devices  # a cached property
+
+
+@contextmanager
+def fused_head_columns(largest: int) -> Iterator[None]:
+    """Let TRL's fused head reserve tiles of at most so many columns of the vocabulary."""
+    import trl.trainer.utils
+
+    reserved = trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE
+    trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE = min(reserved, largest)
+    try:
+        yield
+    finally:
+        trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE = reserved
 
 
 # --- transformers' Trainer --------------------------------------------------------------------------------------------

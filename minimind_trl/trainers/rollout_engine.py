@@ -58,9 +58,10 @@ class RolloutEngine(GRPOHooks):
         return row | {"rendered_prompts": prompt}
 
     def tokenize_prompts(self, prompts: list, rows: list[dict]) -> list[list[int]] | None:
-        if self.environment_factories is not None or not any(row.get(TEMPLATE_KWARGS) for row in rows):
+        has_kwargs = any(row.get(TEMPLATE_KWARGS) for row in rows)
+        if self.environment_factories is not None or isinstance(prompts[0], str) or not has_kwargs:
             return None
-        return self.processing_class([row["rendered_prompts"] for row in rows], add_special_tokens=False)["input_ids"]
+        return self.text_tokenizer([row["rendered_prompts"] for row in rows], add_special_tokens=False)["input_ids"]
 
     # Completions
 
@@ -115,10 +116,8 @@ class RolloutEngine(GRPOHooks):
 
     # Log-probabilities
 
-    def logps_of(
-        self, model: nn.Module, tensors: dict[str, Any], entropy: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """Log-probabilities (B, T) of the completions of a rollout, and entropies if asked for."""
+    def logps_of(self, model: nn.Module, tensors: dict[str, Any], entropy: bool = False) -> tuple[Tensor, Any]:
+        """(B, T) log-probabilities of the completions of a rollout, and (B, T) entropies if asked for."""
         training, args = self.model.training, self.args
         size = args.per_device_train_batch_size if training else args.per_device_eval_batch_size
         return self.logps_and_entropies(model, *joined(tensors), tensors["completion_ids"].shape[1], size, entropy)

@@ -12,12 +12,13 @@ import yaml
 from transformers import Trainer
 
 from minimind_trl import cli
-from minimind_trl.commands.plan import RECIPES, Sharding, make_plan, spread
+from minimind_trl.commands.plan import RECIPES, make_plan
 from minimind_trl.errors import InputError
 from minimind_trl.models import MiniMindConfig, MiniMindForCausalLM, load_model
 from minimind_trl.run import PretrainRecipeConfig
 from minimind_trl.run.flight_check import _memory_line
 from minimind_trl.run.memory import Memory, MemoryCounter
+from minimind_trl.run.sharding import Sharding, shard_memory
 from minimind_trl.tokenization import tiny_tokenizer
 from tests.conftest import REPOSITORY, small_config
 from tests.recipes.launching import as_options
@@ -75,7 +76,7 @@ def test_a_plan_of_distillation_has_the_teacher(checkpoints):
 def test_the_cache_holds_keys_and_values_of_every_token_but_the_last():
     moments = plan("spo", "--per_device_train_batch_size", "16", "--gradient_accumulation_steps", "1").moments
     rows, tokens = 16, 24 + 8 - 1
-    config = make_plan("spo", ANSWERS).work.model_config
+    config = make_plan("spo", ANSWERS).setup.model_config
     layers, kv_heads, head_dim = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
     assert moments["generation"]["KV cache"] == 2 * layers * kv_heads * head_dim * rows * tokens * 4
 
@@ -140,7 +141,7 @@ OTHERS = 4000 + 300 + 700 + 50  # whole models, activations, head
     ids=lambda value: value.kind if isinstance(value, Sharding) else "",
 )
 def test_sharding_by_hand(sharding, training, step, host):
-    moments, kept_by_host = spread(WHOLE, sharding)
+    moments, kept_by_host = shard_memory(WHOLE, sharding)
     assert sum(moments["training"].values()) == training
     assert sum(moments["optimizer step"].values()) == step
     assert kept_by_host == host
