@@ -108,6 +108,8 @@ class MixtureReader:
             raise MixtureError(f"{', '.join(file.name for file in files)}: no rows (datasets.{source.name})")
         file, number, row = firsts[0]
         forbidden = self.forbidden
+        # Only where more rows can decide anything: rows of the Hub have to be fetched.
+        sample = [row for _, row in file.head(_HEAD, remote)] if may_hold_transcripts(row) else []
         try:
             converter = RowConverter(
                 source,
@@ -117,8 +119,7 @@ class MixtureReader:
                 self.tokenizer,
                 forbidden,
                 filled=[name for name, value in row.items() if value is not None],
-                # Only where more rows can decide anything: rows of the Hub have to be fetched.
-                sample=[row for _, row in file.head(_HEAD, remote)] if may_hold_transcripts(row) else [],
+                sample=sample,
                 longest=self.longest if self.on_long == "drop" else None,
             )
         except MixtureError as error:
