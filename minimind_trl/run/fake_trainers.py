@@ -60,10 +60,7 @@ class TrainerSetup:
         ):
             trainer = self._trainer(folder)
             batch, eval_batch, answer = self._batch(trainer), self._eval_batch(trainer), self._answer_length()
-            counted = count_trainer(memory, trainer, batch, eval_batch, self.length, answer)
-        if self.zero_stage and (config.bf16 or config.fp16):
-            counted.width = 2
-        return counted
+            return count_trainer(memory, trainer, batch, eval_batch, self.length, answer)
 
     def _answer_length(self) -> int:
         if self.recipe in ONLINE:
@@ -76,8 +73,7 @@ class TrainerSetup:
         if self.recipe == "dpo" and not self.lora.use_peft:
             extra["ref_model"] = copy.deepcopy(model)
         if self.recipe == "distill":
-            teacher = MiniMindForCausalLM(self.teacher).eval().requires_grad_(False)
-            extra["teacher_model"] = teacher
+            extra["teacher_model"] = MiniMindForCausalLM(self.teacher).eval().requires_grad_(False)
         if self.recipe in ONLINE:
             extra |= {"reward_funcs": _no_reward, "rollout_func": self._rollout}
         with _zero_stage(self.zero_stage):
@@ -93,6 +89,7 @@ class TrainerSetup:
                 for part in filter(None, (trainer.model, trainer.ref_model)):
                     add_learned_positions_head(part, for_preferences=True)
         if getattr(self.config, "precompute_ref_log_probs", False):
+            # What a constructor that precomputes leaves behind; it would hash the weights.
             trainer.precompute_ref_logps, trainer.ref_model = True, None
         return trainer
 
@@ -104,21 +101,20 @@ class TrainerSetup:
         config.bf16, config.fp16 = is_half, False  # an fp16 number takes as much, and has no CPU kernels
         config.mixed_precision = "bf16" if is_half else "no"
         changes = {
-            **{"output_dir": folder, "report_to": [], "push_to_hub": False, "eval_strategy": "no"},
-            **{
-                "load_best_model_at_end": False,
-                "assistant_only_loss": False,
-                "reward_weights": None,
-                "reward_range": None,
-            },
-            **{
-                "precompute_ref_log_probs": False,
-                "max_length": self.length,
-                "lmbda": 0.0,
-                "seq_kd": False,
-                "opponent": None,
-                "init_rollouts": 0,
-            },
+            "output_dir": folder,
+            "report_to": [],
+            "push_to_hub": False,
+            "eval_strategy": "no",
+            "load_best_model_at_end": False,
+            "max_length": self.length,
+            "assistant_only_loss": False,  # rows without text; all of their tokens are learned
+            "precompute_ref_log_probs": False,  # see `_trainer`
+            "lmbda": 0.0,  # answers of the student, and of the teacher, are counted as generation
+            "seq_kd": False,
+            "reward_weights": None,
+            "reward_range": None,
+            "init_rollouts": 0,
+            "opponent": None,
         }
         for name, value in changes.items():
             if hasattr(config, name):
