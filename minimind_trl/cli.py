@@ -6,7 +6,7 @@ import sys
 
 from .commands import convert, data, eval, tokenizer
 from .errors import InputError
-from .files import full_disk
+from .files import full_disk_message
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"stopped by {signal.SIGINT.name}", file=sys.stderr)
         return 128 + signal.SIGINT
     except OSError as error:
-        if not (told := full_disk(error)):
+        if not (told := full_disk_message(error)):
             raise
         print(f"error: {told}", file=sys.stderr)
         return 1

@@ -541,9 +541,7 @@ class GRPOHooks(TrainerHooks):
             self.beta = kept
         return loss, outputs[0]
 
-    def logps_and_entropies(
-        self, model, input_ids, attention_mask, length: int, batch_size: int, entropy: bool
-    ) -> tuple:
+    def logps_and_entropies(self, model, input_ids, attention_mask, length, batch_size, entropy=False) -> tuple:
         """(B, length) log-probabilities of the last tokens, and entropies or None."""
         logps, entropies, _ = super()._get_per_token_logps_and_entropies(
             model, input_ids, attention_mask, length, batch_size=batch_size, compute_entropy=entropy
@@ -581,16 +579,8 @@ TRL: tuple[PrivateName, ...] = (
             # without an underscore, but documented nowhere
             *("generation_config", "generation_kwargs", "eos_token_ids", "use_vllm", "vllm_generation"),
             *("num_generations", "num_generations_eval", "num_iterations", "max_completion_length", "temperature"),
-            *(
-                "reward_funcs",
-                "reward_func_names",
-                "reward_weights",
-                "ref_model",
-                "beta",
-                "epsilon_low",
-                "epsilon_high",
-            ),
-            *("loss_type", "mask_truncated_completions", "aux_loss_enabled", "router_aux_loss_coef"),
+            *("reward_funcs", "reward_func_names", "reward_weights", "ref_model", "beta", "loss_type"),
+            *("epsilon_low", "epsilon_high", "mask_truncated_completions", "aux_loss_enabled", "router_aux_loss_coef"),
             *("chat_template", "chat_template_kwargs", "environment_factories", "tools", "rollout_func"),
         )
     ),

@@ -1,4 +1,4 @@
-"""The import graph of the package, read from its sources: rooms import only from below, and nothing in a circle."""
+"""The import graph of the package, read from its sources: the layers of docs/tree.md, and nothing in a circle."""
 
 import ast
 import re
@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from tests.conftest import REPOSITORY
+
 PACKAGE = "minimind_trl"
-# From the ground up. The files beside the rooms are the ground, except `cli.py`, which is the roof.
-ROOMS = ("", "models", "tokenization", "data", "evaluation", "rewards", "trainers", "run", "commands", "cli")
 # Imports that still run up, as "importing module: imported module". The list may only shrink.
 STILL_RUN_UP: set[str] = set()
 # Parts of RL that `recipes/sft.py` still loads, through `run/memory.py`. The same.
@@ -100,9 +99,16 @@ def graph() -> dict[str, list[Import]]:
     return {module: imports_of(path, package_of(module)) for module, path in files().items()}
 
 
+@cache
+def layers() -> dict[str, int]:
+    """The layer of each room, or file outside the rooms: its line in docs/tree.md, from the bottom; `cli.py` on top."""
+    lines = re.findall(r"^\| (`.+?) \|", (REPOSITORY / "docs/tree.md").read_text(encoding="utf-8"), re.MULTILINE)
+    listed = {name: number for number, line in enumerate(lines) for name in re.findall(r"`(\w+)(?:/|\.py)`", line)}
+    return {**listed, "cli": len(lines), PACKAGE: len(lines)}
+
+
 def room_of(module: str) -> str:
-    parts = module.split(".")
-    return parts[1] if len(parts) > 1 and parts[1] in ROOMS else ""
+    return module.split(".")[min(1, module.count("."))]
 
 
 def at_once(module: str) -> set[str]:
@@ -134,10 +140,18 @@ def test_no_import_runs_up():
         f"{module}: {one.target}"
         for module, found in graph().items()
         for one in found
-        if ROOMS.index(room_of(one.target)) > ROOMS.index(room_of(module)) and module != PACKAGE
+        if one.target != PACKAGE and layers()[room_of(one.target)] > layers()[room_of(module)]
     }
     assert up - STILL_RUN_UP == set()
     assert STILL_RUN_UP - up == set(), "mended: take it off the list"
+
+
+def test_docs_and_readmes_name_every_room():
+    assert {room_of(module) for module in files()} == {*layers()}
+    for page in ("README.md", "README.zh-CN.md"):
+        tree = (REPOSITORY / page).read_text(encoding="utf-8").partition("\nminimind_trl/\n")[2].partition("```")[0]
+        named = set(re.findall(r"^  (\w+)/", tree, re.MULTILINE)) | set(re.findall(r"(?<!\S)(\w+)\.py", tree))
+        assert {*layers()} - {PACKAGE} == named
 
 
 def test_file_names_are_unique():

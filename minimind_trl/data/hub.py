@@ -13,7 +13,7 @@ from typing import TypeVar
 import datasets
 from datasets import Dataset, DatasetBuilder, IterableDataset
 from datasets.exceptions import DatasetsError
-from huggingface_hub import HfApi, HfFileSystem, constants, get_token, scan_cache_dir, snapshot_download
+from huggingface_hub import HfApi, HfFileSystem, constants, get_token, scan_cache_dir
 from huggingface_hub.errors import (
     CacheNotFound,
     EntryNotFoundError,
@@ -260,7 +260,7 @@ def _snapshot(repo: str, revision: str | None) -> Path:
     Raises:
         LocalEntryNotFoundError: nothing of it is cached.
     """
-    return Path(snapshot_download(repo, repo_type="dataset", revision=revision, local_files_only=True))
+    return Path(HfApi().snapshot_download(repo, repo_type="dataset", revision=revision, local_files_only=True))
 
 
 def _cached_revision(repo: str, revision: str | None) -> str:

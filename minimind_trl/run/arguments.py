@@ -15,6 +15,7 @@ from ..errors import InputError, first_line, nearest, raise_all
 from ..internals import reads_boolean
 from .config_files import read_config_file
 from .option_ranges import check_options
+from .processes import load_models_whole
 from .secrets import keep_token, take_out_secrets
 from .services import service_problems
 
@@ -203,6 +204,7 @@ def parse_arguments(
         args.chat_template, config.chat_template_path = _chat_template(config.chat_template_path), None
     if arguments is RecipeArguments:
         raise_all([*config.machine_problems(), *service_problems(config, args.use_wandb)])
+        load_models_whole()
     return (args, config, *rest)
 
 

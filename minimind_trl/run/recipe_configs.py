@@ -13,7 +13,7 @@ from ..errors import InputError, first_line, nearest, one_line, raise_all
 from ..hardware import has_fast_bf16
 from .learning_rates import WARMUP
 from .option_ranges import MORE_THAN_0, one_of
-from .processes import launch_problems, launched_precision, load_models_whole, refuse_other_launch
+from .processes import launch_problems, launched_precision, refuse_other_launch
 from .services import folder_problem
 
 # The `activation_checkpointing_kwargs` of transformers, TRL and torch.utils.checkpoint.
@@ -77,7 +77,6 @@ class RecipeConfig:
         self.learning_rate = given
         raise_all(problems)
         refuse_other_launch(self)
-        load_models_whole()
 
     def problems(self) -> Iterator[str]:
         """One line for each combination of options that contradicts itself or the launcher."""
