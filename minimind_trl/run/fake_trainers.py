@@ -10,6 +10,7 @@ from typing import Any
 
 import datasets
 import torch
+from accelerate.utils.deepspeed import HfDeepSpeedConfig
 from datasets import Dataset
 from transformers import PretrainedConfig, Trainer
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
@@ -180,18 +181,10 @@ def _no_reward(completions: list, **columns: Any) -> list[float]:
 _no_reward.low, _no_reward.high = 0.0, 1.0  # SPO wants a range
 
 
-class _ZeRO:
-    def __init__(self, stage: int):
-        self.stage = stage
-
-    def is_zero3(self) -> bool:
-        return self.stage == 3
-
-
 @contextmanager
 def _zero_stage(stage: int) -> Iterator[None]:
-    """What transformers tells those who ask for DeepSpeed's stage, without DeepSpeed."""
-    settings = _ZeRO(stage)
+    """Let transformers report this stage of ZeRO, 0 for none, without DeepSpeed."""
+    settings = HfDeepSpeedConfig({"zero_optimization": {"stage": stage}})  # transformers keeps a weak reference
     if stage:
         set_hf_deepspeed_config(settings)
     try:
@@ -203,12 +196,12 @@ def _zero_stage(stage: int) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without warnings of the libraries, which are about a training, and without progress bars of the stand-in rows."""
-    were_off = datasets.are_progress_bars_disabled()
+    """Hide the libraries' warnings, which concern a training, and the progress bars of the stand-in rows."""
+    disabled = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
-    try:
-        with warnings.catch_warnings(action="ignore"):
+    with warnings.catch_warnings(action="ignore"):
+        try:
             yield
-    finally:
-        if not were_off:
-            datasets.enable_progress_bars()
+        finally:
+            if not disabled:
+                datasets.enable_progress_bars()
