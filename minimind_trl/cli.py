@@ -6,7 +6,7 @@ import sys
 
 from .commands import convert, data, eval, tokenizer
 from .errors import InputError
-from .files import full_disk
+from .files import full_disk_message
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -14,7 +14,7 @@ def main(argv: list[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for command in (convert, tokenizer, data, eval):
         command.add_cli(verbs)
-    plan = verbs.add_parser("plan", help="what a recipe will need of memory, before it starts", add_help=False)
+    plan = verbs.add_parser("plan", help="estimate a recipe's memory before it starts", add_help=False)
     plan.set_defaults(run=_plan)
     args, args.others = parser.parse_known_args(argv)
     if args.others and args.verb != "plan":  # which parses its options itself
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"stopped by {signal.SIGINT.name}", file=sys.stderr)
         return 128 + signal.SIGINT
     except OSError as error:
-        if not (told := full_disk(error)):
+        if not (told := full_disk_message(error)):
             raise
         print(f"error: {told}", file=sys.stderr)
         return 1

@@ -15,13 +15,13 @@ import importlib.metadata
 import inspect
 import re
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-SEEN_IN = {"accelerate": "1.15.0", "datasets": "5.2.0", "transformers": "5.23.0", "trl": "1.16.0"}
+SEEN_IN = {"accelerate": "1.15.0", "datasets": "5.2.0", "torch": "2.13.0", "transformers": "5.23.0", "trl": "1.16.0"}
 """The versions in which the names below were last seen."""
 
 
@@ -81,6 +81,19 @@ def collisions(mixin: type, library_class: type) -> list[str]:
     return [name for name in vars(mixin) if not name.startswith("_") and hasattr(library_class, name)]
 
 
+@contextmanager
+def replaced(owner: Any, **attributes: Any) -> Iterator[None]:
+    """Within the block, an object of a library has these values of attributes that it gives no other way to change."""
+    kept = {name: getattr(owner, name) for name in attributes}
+    try:
+        for name, value in attributes.items():
+            setattr(owner, name, value)
+        yield
+    finally:
+        for name, value in kept.items():
+            setattr(owner, name, value)
+
+
 def _assigns(owner: type, name: str) -> bool:
     return any(f"self.{name}" in inspect.getsource(base) for base in owner.__mro__ if base is not object)
 
@@ -101,6 +114,13 @@ ENGINES: tuple[PrivateName, ...] = (
     PrivateName("accelerate.utils.other", "is_deepspeed_available"),
     PrivateName("torch.distributed.distributed_c10d", "_get_default_store"),
     PrivateName("torch.distributed.distributed_c10d", "_set_pg_timeout", ("timeout",)),
+    PrivateName("torch._subclasses.fake_tensor", "FakeTensor"),
+    PrivateName("torch._subclasses.fake_tensor", "FakeTensorMode", ("allow_non_fake_inputs",)),
+    PrivateName("torch.utils._python_dispatch", "TorchDispatchMode"),
+    PrivateName("torch.utils._pytree", "tree_iter"),
+    PrivateName("torch.nn:Module", "_apply", ("fn", "recurse")),
+    PrivateName("transformers:TrainingArguments", "_setup_devices"),
+    PrivateName("trl.trainer.utils", "_CHUNKED_LOGPROB_CHUNK_SIZE"),
 )
 
 
@@ -120,6 +140,74 @@ def set_process_group_timeout(timeout: timedelta) -> None:
 
     _set_pg_timeout(timeout)
     _get_default_store().set_timeout(timeout)  # where NCCL's processes first meet
+
+
+def fake_tensor_tools() -> tuple:
+    """torch's FakeTensor, FakeTensorMode, TorchDispatchMode and tree_iter, all of private modules."""
+    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_iter
+
+    return FakeTensor, FakeTensorMode, TorchDispatchMode, tree_iter
+
+
+@contextmanager
+def modules_of_fake_tensors() -> Iterator[None]:
+    """Within this block, modules of fake tensors can be moved and copied.
+
+    torch can do neither: `nn.Module.to` wants to swap their parameters in place, and `copy.deepcopy` would copy the
+    whole FakeTensorMode with each tensor, which corrupts memory. Here a parameter that moves is replaced by a new one,
+    and tied parameters stay tied.
+    """
+    from torch import nn
+
+    fake_tensor = fake_tensor_tools()[0]
+
+    def like(tensor, moved):
+        return nn.Parameter(moved.detach(), tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved
+
+    def apply(self, fn, recurse=True):
+        new: dict[int, Any] = {}
+        for module in self.modules() if recurse else [self]:
+            for tensors in (module._parameters, module._buffers):
+                for name, tensor in tensors.items():
+                    if tensor is not None and id(tensor) not in new:
+                        moved = fn(tensor)
+                        new[id(tensor)] = tensor if moved is tensor else like(tensor, moved)
+                    tensors[name] = None if tensor is None else new[id(tensor)]
+        return self
+
+    def deepcopy(self, memo):
+        if id(self) not in memo:
+            memo[id(self)] = like(self, self.detach().clone())
+        return memo[id(self)]
+
+    kept, nn.Module._apply, fake_tensor.__deepcopy__ = nn.Module._apply, apply, deepcopy
+    try:
+        yield
+    finally:
+        nn.Module._apply = kept
+        del fake_tensor.__deepcopy__
+
+
+def use_cpu(training_args: Any) -> None:
+    """Have training arguments that were made on a GPU make their device anew, the CPU."""
+    training_args.use_cpu = True
+    if training_args.device.type != "cpu":
+        del training_args._setup_devices  # a cached property
+
+
+@contextmanager
+def fused_head_columns(largest: int) -> Iterator[None]:
+    """Let TRL's fused head reserve tiles of at most so many columns of the vocabulary."""
+    import trl.trainer.utils
+
+    reserved = trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE
+    trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE = min(reserved, largest)
+    try:
+        yield
+    finally:
+        trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE = reserved
 
 
 # --- transformers' Trainer --------------------------------------------------------------------------------------------
@@ -459,16 +547,11 @@ class GRPOHooks(TrainerHooks):
             outputs.append(model(**model_inputs))
             return outputs[-1]
 
-        kept, self.beta = self.beta, beta
-        try:
+        with replaced(self, beta=beta):
             loss = super()._compute_loss(recorded, inputs)
-        finally:
-            self.beta = kept
         return loss, outputs[0]
 
-    def logps_and_entropies(
-        self, model, input_ids, attention_mask, length: int, batch_size: int, entropy: bool
-    ) -> tuple:
+    def logps_and_entropies(self, model, input_ids, attention_mask, length, batch_size, entropy=False) -> tuple:
         """(B, length) log-probabilities of the last tokens, and entropies or None."""
         logps, entropies, _ = super()._get_per_token_logps_and_entropies(
             model, input_ids, attention_mask, length, batch_size=batch_size, compute_entropy=entropy
@@ -506,16 +589,8 @@ TRL: tuple[PrivateName, ...] = (
             # without an underscore, but documented nowhere
             *("generation_config", "generation_kwargs", "eos_token_ids", "use_vllm", "vllm_generation"),
             *("num_generations", "num_generations_eval", "num_iterations", "max_completion_length", "temperature"),
-            *(
-                "reward_funcs",
-                "reward_func_names",
-                "reward_weights",
-                "ref_model",
-                "beta",
-                "epsilon_low",
-                "epsilon_high",
-            ),
-            *("loss_type", "mask_truncated_completions", "aux_loss_enabled", "router_aux_loss_coef"),
+            *("reward_funcs", "reward_func_names", "reward_weights", "ref_model", "beta", "loss_type"),
+            *("epsilon_low", "epsilon_high", "mask_truncated_completions", "aux_loss_enabled", "router_aux_loss_coef"),
             *("chat_template", "chat_template_kwargs", "environment_factories", "tools", "rollout_func"),
         )
     ),

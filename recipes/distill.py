@@ -3,11 +3,11 @@
     accelerate launch recipes/distill.py --config recipes/configs/distill/tiny.yaml \
         --teacher_model_name_or_path runs/demo/sft
 
-Supports: offline, on the mixture's answers (`--lmbda 0`, the default), on-policy, on answers that the student writes
-(`--lmbda 1`), and both mixed; every option of TRL's GKDConfig; a student from scratch (`--preset`) or from a
-checkpoint; held-out loss and divergence from the teacher before, during and after training; resuming.
-Assumes: a teacher with the student's tokenizer and a mixture of phase sft or distill. To imitate a teacher's written
-answers instead, such as reasoning in <think> tags, give them to recipes/sft.py.
+Supports: offline distillation on the mixture's answers (`--lmbda 0`, the default), on-policy distillation on the
+student's own answers (`--lmbda 1`), or a mix; every option of TRL's GKDConfig; a student from scratch (`--preset`) or
+from a checkpoint; held-out loss and divergence from the teacher before, during and after training; resuming.
+Assumes: a teacher with the student's tokenizer, and a mixture of phase sft or distill. To imitate answers that a
+teacher wrote earlier, such as reasoning in <think> tags, use recipes/sft.py.
 Exit codes: 0 done, 2 bad input (one line says what), 1 crash.
 """
 

@@ -1,11 +1,11 @@
-"""Direct preference optimisation: lift the better answer over the worse one, near the model that it starts from.
+"""Direct preference optimisation (arXiv 2305.18290): prefer the better answer, but stay close to the initial model.
 
     accelerate launch recipes/dpo.py --config recipes/configs/dpo/tiny.yaml \
         --from_weight runs/demo/sft
 
-Supports: every option of TRL's DPOConfig; LoRA, where the reference is the model without its adapter; held-out
+Supports: every option of TRL's DPOConfig; LoRA, with the model without its adapter as the reference; held-out
 preference loss, accuracy, margin and rewards before, during and after training; resuming.
-Assumes: a checkpoint (`--from_weight`: directory, Hub id or upstream's `.pth`), best one that was fine-tuned, and a
+Assumes: a checkpoint (`--from_weight`: directory, Hub id or upstream's `.pth`), preferably a fine-tuned one, and a
 mixture of phase dpo or reward. Exit codes: 0 done, 2 bad input (one line says what), 1 crash.
 """
 

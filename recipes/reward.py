@@ -3,8 +3,8 @@
     accelerate launch recipes/reward.py --config recipes/configs/reward/tiny.yaml \
         --from_weight runs/demo/sft
 
-The body is the checkpoint's, the head is new. Supports: every option of TRL's RewardConfig; LoRA; held-out accuracy and
-margin before, during and after training; resuming.
+The backbone is that of the checkpoint, the head is new. Supports: every option of TRL's RewardConfig; LoRA; held-out
+accuracy and margin before, during and after training; resuming.
 Assumes: a checkpoint (`--from_weight`: directory, Hub id or upstream's `.pth`) and a mixture of phase reward or dpo.
 Exit codes: 0 done, 2 bad input (one line says what), 1 crash.
 """

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import minimind_trl
 from minimind_trl.cli import main
-from minimind_trl.models.conversion import FORMATS
+from minimind_trl.commands.conversion import FORMATS
 
 HELP = """
 import contextlib, io, sys
@@ -51,7 +51,7 @@ def test_ctrl_c_ends_a_verb_in_one_line(monkeypatch, capsys, tmp_path):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("minimind_trl.models.conversion.convert", interrupted)
+    monkeypatch.setattr("minimind_trl.commands.conversion.convert", interrupted)
     assert main(["convert", str(tmp_path), str(tmp_path / "new"), "--to", "hf"]) == 130
     assert capsys.readouterr() == ("", "stopped by SIGINT\n")
 

@@ -1,17 +1,15 @@
-"""`minimind-trl plan`: what a recipe will need per device, before anything is bought or started."""
+"""`minimind-trl plan`: the memory that a recipe needs per device, before anything is bought or started."""
 
 import argparse
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import psutil
 import torch
-import yaml
-from accelerate.commands.config.config_args import load_config_from_file
 from rich.console import Console
 from rich.table import Table
+from transformers import Trainer
 
 from ..data import load_mixture
 from ..errors import InputError, nearest
@@ -25,39 +23,43 @@ from ..run import (
     SFTRecipeConfig,
     parse_arguments,
 )
+from ..run.fake_trainers import ONLINE, TrainerSetup
 from ..run.loading import load_or_create_model, load_tokenizer
-from ..run.memory import ONLINE, Memory, Work
 from ..run.online_configs import GRPORecipeConfig, PPORecipeConfig, SPORecipeConfig
-from ..yaml_files import load_yaml
+from ..run.sharding import Sharding, read_accelerate_file, shard_memory
+from ..trainers import (
+    MiniMindDPOTrainer,
+    MiniMindGRPOTrainer,
+    MiniMindRewardTrainer,
+    MiniMindSFTTrainer,
+    PPOTrainer,
+    SPOTrainer,
+)
 
-RECIPES = {
-    "pretrain": PretrainRecipeConfig,
-    "midtrain": PretrainRecipeConfig,  # its own defaults are about the learning rate
-    "sft": SFTRecipeConfig,
-    "distill": None,  # TRL's experimental part, which is loaded only where it is asked for
-    "dpo": DPORecipeConfig,
-    "reward": RewardRecipeConfig,
-    "grpo": GRPORecipeConfig,
-    "ppo": PPORecipeConfig,
-    "spo": SPORecipeConfig,
+RECIPES: dict[str, tuple[type, type[Trainer]] | None] = {
+    "pretrain": (PretrainRecipeConfig, MiniMindSFTTrainer),
+    "midtrain": (PretrainRecipeConfig, MiniMindSFTTrainer),  # the recipe's own defaults concern the learning rate
+    "sft": (SFTRecipeConfig, MiniMindSFTTrainer),
+    "distill": None,  # TRL's experimental part is imported only on demand
+    "dpo": (DPORecipeConfig, MiniMindDPOTrainer),
+    "reward": (RewardRecipeConfig, MiniMindRewardTrainer),
+    "grpo": (GRPORecipeConfig, MiniMindGRPOTrainer),
+    "ppo": (PPORecipeConfig, PPOTrainer),
+    "spo": (SPORecipeConfig, SPOTrainer),
 }
 MIB = 2**20
-# DeepSpeed's reduce_bucket_size, in elements: a buffer as large as this, whatever the size of the model.
-_ZERO_BUCKET = 500_000_000
-# What is sharded like the trained model; reward models and earlier policies stay whole in every process.
-_SHARDED_TOO = ("reference model", "teacher model")
-_CUDA_CONTEXT = 500 * MIB  # of a process on a GPU before its first tensor: about, it differs between drivers
+_CUDA_CONTEXT = 500 * MIB  # of a process on a GPU before its first tensor; approximate, it differs between drivers
 _NOT_COUNTED = {
-    "use_vllm": "vLLM takes the share of the device that --vllm_gpu_memory_utilization says",
+    "use_vllm": "vLLM takes the share of the device that --vllm_gpu_memory_utilization sets",
     "use_liger_kernel": "its kernels need a GPU",
-    "activation_offloading": "what is moved when depends on the device",
+    "activation_offloading": "what is moved, and when, depends on the device",
     "torch_compile": "what the compiler fuses is not known before it has run",
 }
 
 
 @dataclass
 class PlanArguments(RecipeArguments):
-    """Options of every recipe, of which a plan needs fewer, and of the plan."""
+    """The recipes' options, of which a plan needs fewer, and the plan's own."""
 
     data_config: str | None = field(default=None, metadata={"help": "Mixture file, for its max_seq_length."})
     longest_row: int | None = field(
@@ -67,17 +69,17 @@ class PlanArguments(RecipeArguments):
         },
     )
     accelerate_config: str | None = field(
-        default=None, metadata={"help": "The file that accelerate launch is given: tells processes and sharding."}
+        default=None, metadata={"help": "The file for accelerate launch: sets processes and sharding."}
     )
     num_processes: int | None = field(default=None, metadata={"help": "Processes (devices) that train together."})
     zero_stage: int | None = field(default=None, metadata={"help": "DeepSpeed's ZeRO stage: 1, 2 or 3."})
     device_memory: float | None = field(
-        default=None, metadata={"help": "GiB of a device that is not at hand, to see whether it fits."}
+        default=None, metadata={"help": "GiB of the device to plan for, where it is not this machine's."}
     )
 
     def __post_init__(self):
         if self.preset is not None:
-            self.from_weight = None  # of --config: a checkpoint that need not be there yet, of the preset's shape
+            self.from_weight = None  # the preset stands in for --config's checkpoint, which need not exist yet
         super().__post_init__()
 
     def problems(self) -> Iterator[str]:
@@ -89,153 +91,30 @@ class PlanArguments(RecipeArguments):
         elif self.zero_stage and not self.num_processes:
             yield f"--zero_stage {self.zero_stage} shards over processes: give --num_processes N"
 
+    def sharding(self) -> Sharding:
+        """How the processes share the model.
 
-@dataclass(frozen=True)
-class Sharding:
-    """How a model is spread over processes: `none`, `ddp`, `fsdp2`, `zero1`, `zero2` or `zero3`."""
-
-    kind: str = "none"
-    processes: int = 1
-    offload_optimizer: bool = False
-    offload_parameters: bool = False
-    reshard: bool = True  # FSDP2: free a layer's gathered weights after its forward pass
-    mixed_precision: str = "no"
-
-    @property
-    def is_zero(self) -> bool:
-        return self.kind.startswith("zero")
-
-
-def read_sharding(args: PlanArguments) -> Sharding:
-    """From an accelerate file or the options.
-
-    Raises:
-        InputError: the file cannot be read, or shards in a way that is not known here.
-    """
-    count = args.num_processes or 1
-    if args.accelerate_config is None:
-        kind = f"zero{args.zero_stage}" if args.zero_stage else "ddp" if count > 1 else "none"
-        return Sharding(kind, count)
-    name = args.accelerate_config
-    try:
-        if Path(name).suffix != ".json":
-            load_yaml(Path(name).read_text(encoding="utf-8"))  # whose aliases accelerate would follow without an end
-        launch = load_config_from_file(name)
-    except FileNotFoundError as error:
-        raise InputError(f"--accelerate_config {name}: no such file") from error
-    except OSError as error:
-        raise InputError(f"--accelerate_config {name}: cannot be read: {error.strerror}") from error
-    except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise InputError(f"--accelerate_config {name}: {' '.join(str(error).split())}") from error
-    kind = str(getattr(launch.distributed_type, "value", launch.distributed_type))
-    precision = launch.mixed_precision or "no"
-    if kind == "NO":
-        return Sharding(mixed_precision=precision)
-    count = args.num_processes or _processes(launch.num_processes, name)
-    if kind.startswith("MULTI_"):
-        return Sharding("ddp" if count > 1 else "none", count, mixed_precision=precision)
-    if kind == "DEEPSPEED":
-        return _deepspeed(launch.deepspeed_config, count, precision, name)
-    if kind == "FSDP" and int(launch.fsdp_config.get("fsdp_version", 1)) == 2:
-        offload = bool(launch.fsdp_config.get("fsdp_offload_params", False))
-        reshard = launch.fsdp_config.get("fsdp_reshard_after_forward", True) in (True, "true", "FULL_SHARD")
-        return Sharding("fsdp2", count, offload, offload, reshard, precision)
-    raise InputError(
-        f"--accelerate_config {name}: {kind} is not known here; DDP, FSDP with fsdp_version 2, DEEPSPEED are"
-    )
-
-
-def _processes(written, name: str) -> int:
-    if isinstance(written, int) and written > 0:
-        return written
-    if written == "gpu" and torch.cuda.is_available():
-        return torch.cuda.device_count()
-    raise InputError(f"--accelerate_config {name} does not say how many processes there are: give --num_processes N")
-
-
-def _deepspeed(settings: dict, count: int, precision: str, name: str) -> Sharding:
-    if "deepspeed_config_file" in settings:
-        raise InputError(
-            f"--accelerate_config {name}: a deepspeed_config_file is not read; give its stage as zero_stage"
-        )
-    stage = int(settings.get("zero_stage", 2))
-    if stage not in (1, 2, 3):
-        raise InputError(f"--accelerate_config {name}: zero_stage {stage} is not known here; 1, 2 and 3 are")
-    optimizer, parameters = (
-        settings.get(f"offload_{what}_device", "none") != "none" for what in ("optimizer", "param")
-    )
-    return Sharding(f"zero{stage}", count, optimizer, parameters and stage == 3, mixed_precision=precision)
-
-
-def spread(whole: Memory, sharding: Sharding) -> tuple[dict[str, dict[str, int]], int]:
-    """Bytes of one process at each moment, by what they are for; and what it keeps in the memory of the CPU instead.
-
-    DDP keeps everything, and its buckets hold the gradients once more (torch's default, gradient_as_bucket_view=False).
-    ZeRO divides optimizer states (1), gradients (2) and weights (3) by the processes (Rajbhandari et al., arXiv
-    1910.02054, section 5); its weights and gradients are of the width of the computation, beside a float32 copy of the
-    trained weights that the optimizer keeps, and it reserves a buffer of `reduce_bucket_size` elements. ZeRO-3 gathers
-    weights and, below a billion parameters (`stage3_max_reuse_distance`), keeps them until the backward pass.
-    FSDP2 divides all three and gathers a layer at a time, the next one ahead, and what is outside of layers.
-    """
-    count, width, kind = sharding.processes, whole.width, sharding.kind
-    weights, gradients, then, models = whole.parameters, whole.gradients, whole.gradients_then, dict(whole.models)
-    optimizer, buffers, gathered = whole.optimizer, 0, 0
-    if kind == "ddp":
-        buffers = gradients
-    if sharding.is_zero:
-        optimizer, buffers = optimizer + 4 * whole.trained, _ZERO_BUCKET * width
-    if sharding.is_zero or kind == "fsdp2":
-        optimizer = -(-optimizer // count)
-    if kind in ("zero2", "zero3", "fsdp2"):
-        gradients = then = -(-gradients // count)
-    if kind in ("zero3", "fsdp2"):
-        spread_too = [name for name in models if name in _SHARDED_TOO]
-        gathered = _gathered(whole, sharding, [models[name] for name in spread_too])
-        models |= {name: -(-models[name] // count) for name in spread_too}
-        weights = -(-weights // count)
-    host = 0
-    if sharding.offload_optimizer:
-        host, optimizer = optimizer, 0
-        if kind != "zero1":  # whose gradients are whole, and stay
-            host, gradients, then = host + gradients, 0, 0
-    if sharding.offload_parameters:
-        host, weights = host + weights, 0
-    kept = {"parameters": weights, "optimizer states": optimizer, **models}
-    moments = {
-        "training": {
-            "gradients": then,
-            "activations": whole.activations,
-            "logits and loss": whole.head,
-            "gathered parameters": gathered,
-            "communication buffers": buffers,
-        },
-        "optimizer step": {"gradients": gradients, "temporary": -(-whole.optimizer_step // count)},
-        "evaluation": {"activations": whole.evaluation, "gathered parameters": gathered},
-    }
-    if whole.kv_cache:
-        gathered = whole.parameters if kind == "zero3" else gathered  # --ds3_gather_for_generation
-        moments["generation"] = {
-            "KV cache": whole.kv_cache,
-            "activations": whole.generation,
-            "gathered parameters": gathered,
-        }
-    return {name: kept | parts for name, parts in moments.items()}, host
-
-
-def _gathered(whole: Memory, sharding: Sharding, others: list[int]) -> int:
-    """Whole weights that are there for a moment, in the width of the computation."""
-    if sharding.kind == "zero3":
-        return whole.parameters + sum(others)
-    if sharding.reshard:
-        return (whole.outside_layers * (1 + len(others)) + 3 * whole.largest_layer) * whole.width
-    return (whole.parameters + sum(others)) // 4 * whole.width
+        Raises:
+            InputError: see `read_accelerate_file`.
+        """
+        if self.accelerate_config is not None:
+            return read_accelerate_file(self.accelerate_config, self.num_processes)
+        count = self.num_processes or 1
+        return Sharding(f"zero{self.zero_stage}" if self.zero_stage else "ddp" if count > 1 else "none", count)
 
 
 @dataclass
 class Plan:
-    """What a recipe needs. `moments` and `host` are as of `spread`; `work` is what was counted."""
+    """What a recipe needs.
 
-    work: Work
+    Attributes:
+        setup: what was counted.
+        device_memory: GiB to plan for; None: what is free here.
+        moments: bytes of one process at each moment, by purpose.
+        host: bytes of one process that stay in the CPU's memory instead.
+    """
+
+    setup: TrainerSetup
     sharding: Sharding
     device_memory: float | None
     moments: dict[str, dict[str, int]]
@@ -260,49 +139,48 @@ def make_plan(recipe: str, options: list[str]) -> Plan:
     if recipe not in RECIPES:
         hint = nearest(recipe, RECIPES)
         raise InputError(f"--recipe {recipe!r} is unknown{hint}; choose one of {', '.join(RECIPES)}")
-    args, config, lora = parse_arguments(_config_class(recipe), arguments=PlanArguments, options=options)
+    config_class, trainer_class = RECIPES[recipe] or _distillation()
+    args, config, lora = parse_arguments(config_class, arguments=PlanArguments, options=options)
     given = [f"--{name} cannot be counted: {why}" for name, why in _NOT_COUNTED.items() if getattr(config, name, False)]
     if given:
         raise InputError("; ".join(given))
     if config.learning_rate is None:
-        config.learning_rate = 1e-3  # which no memory depends on, and no optimizer is made without
-    sharding = read_sharding(args)
+        config.learning_rate = 1e-3  # an optimizer needs one, and memory does not depend on it
+    sharding = args.sharding()
     if sharding.mixed_precision in ("bf16", "fp16") and not (config.bf16 or config.fp16):
-        setattr(config, sharding.mixed_precision, True)  # accelerate's, as where the recipe does not say
-    work = Work(
+        setattr(config, sharding.mixed_precision, True)  # accelerate's applies where the recipe has none
+    setup = TrainerSetup(
         recipe,
+        trainer_class,
         config,
         lora,
         _model_config(args),
         _longest_row(args, config),
-        zero_stage=int(sharding.kind[-1]) if sharding.is_zero else 0,
+        zero_stage=sharding.zero_stage,
         teacher=load_model(config.teacher_model_name_or_path).config if recipe == "distill" else None,
     )
-    return _counted(work, sharding, args.device_memory)
+    return _count(setup, sharding, args.device_memory)
 
 
-def _counted(work: Work, sharding: Sharding, device_memory: float | None) -> Plan:
-    whole, config = work.measure(), work.config
-    kept_by_host = 0
+def _distillation() -> tuple[type, type[Trainer]]:
+    from ..run.distill_config import DistillRecipeConfig
+    from ..trainers.gkd_trainer import MiniMindGKDTrainer
+
+    return DistillRecipeConfig, MiniMindGKDTrainer
+
+
+def _count(setup: TrainerSetup, sharding: Sharding, device_memory: float | None) -> Plan:
+    whole, config = setup.count(), setup.config
+    snapshots = 0
     if getattr(config, "reward_funcs", None):
-        models = [
-            getattr(reward.function, "model", None)
-            for reward in load_rewards(config.reward_funcs, config.reward_weights)[0]
-        ]
+        rewards, _ = load_rewards(config.reward_funcs, config.reward_weights)
+        models = [getattr(reward.function, "model", None) for reward in rewards]
         whole.models["reward models"] = sum(4 * model.num_parameters() for model in models if model is not None)
     if getattr(config, "opponent", None):
         whole.models["earlier policy"] = whole.parameters
-        kept_by_host = config.opponent_pool * 4 * whole.trained
-    moments, host = spread(whole, sharding)
-    return Plan(work, sharding, device_memory, moments, host + kept_by_host)
-
-
-def _config_class(recipe: str) -> type:
-    if recipe != "distill":
-        return RECIPES[recipe]
-    from ..run.distill_config import DistillRecipeConfig
-
-    return DistillRecipeConfig
+        snapshots = config.opponent_pool * 4 * whole.trained
+    moments, host = shard_memory(whole, sharding)
+    return Plan(setup, sharding, device_memory, moments, host + snapshots)
 
 
 def _model_config(args: PlanArguments) -> MiniMindConfig:
@@ -325,19 +203,19 @@ def _longest_row(args: PlanArguments, config) -> int:
 
 
 def print_plan(plan: Plan, base: int) -> None:
-    """A table in MiB, and whether it fits.
+    """Print a table in MiB, and whether it fits.
 
     Args:
         base: bytes that a process holds before it has a model.
     """
     console = Console(highlight=False, soft_wrap=True)
-    config, sharding, device = plan.work.config, plan.sharding, plan.work.config.device.type
+    config, sharding, device = plan.setup.config, plan.sharding, plan.setup.config.device.type
     precision = "bf16" if config.bf16 else "fp16" if config.fp16 else "fp32"
-    spread_over = f"{sharding.kind} over {sharding.processes} processes" if sharding.kind != "none" else "one process"
-    answers = f" and {config.max_completion_length} of the answer" if plan.work.recipe in ONLINE else ""
+    processes = f"{sharding.kind} over {sharding.processes} processes" if sharding.kind != "none" else "one process"
+    answers = f" and {config.max_completion_length} of the answer" if plan.setup.recipe in ONLINE else ""
     console.print(
-        f"{plan.work.recipe}: {config.per_device_train_batch_size} rows of {plan.work.length} tokens{answers} in "
-        f"{precision}, {spread_over}"
+        f"{plan.setup.recipe}: {config.per_device_train_batch_size} rows of {plan.setup.length} tokens{answers} in "
+        f"{precision}, {processes}"
     )
     table = Table("MiB per process", *(f"[bold]{name}" for name in plan.moments))
     names = dict.fromkeys(name for parts in plan.moments.values() for name in parts)
@@ -348,39 +226,43 @@ def print_plan(plan: Plan, base: int) -> None:
     table.add_section()
     table.add_row("total", *(f"{sum(parts.values()) / MIB:,.0f}" for parts in plan.moments.values()))
     console.print(table)
-    what = "imports and data sets" if device == "cpu" else "CUDA's context, a rough figure"
-    console.print(f"peak: {plan.peak / MIB:,.0f} MiB, beside about {base / MIB:,.0f} MiB of the process ({what})")
+    overhead = "imports and data sets" if device == "cpu" else "the CUDA context, approximate"
+    console.print(
+        f"peak: {plan.peak / MIB:,.0f} MiB, plus about {base / MIB:,.0f} MiB of process overhead ({overhead})"
+    )
     if plan.host:
-        console.print(f"in the memory of the CPU: {plan.host / MIB:,.0f} MiB per process")
+        console.print(f"in the CPU's memory: {plan.host / MIB:,.0f} MiB per process")
     if device == "cpu":
         console.print(
-            "glibc's heap can hold up to twice the activations, in freed pieces; in an environment with "
-            "MALLOC_MMAP_THRESHOLD_=65536 it does not"
+            "glibc's heap can hold freed pieces of up to twice the activations; MALLOC_MMAP_THRESHOLD_=65536 in the "
+            "environment prevents it"
         )
     console.print(_verdict(plan, base))
 
 
 def _verdict(plan: Plan, base: int) -> str:
-    device, config = plan.work.config.device.type, plan.work.config
-    here = plan.sharding.processes if device == "cpu" and plan.device_memory is None else 1  # they share it
+    device, config = plan.setup.config.device.type, plan.setup.config
+    sharing = plan.sharding.processes if device == "cpu" and plan.device_memory is None else 1
     room = _room(device) if plan.device_memory is None else int(plan.device_memory * 1024 * MIB)
     where = f"{room / MIB:,.0f} MiB " + ("of --device_memory" if plan.device_memory else f"free on {device} here")
 
     def needed(some: Plan) -> int:
-        return here * (some.peak + base + (some.host if device == "cpu" else 0))
+        return sharing * (some.peak + base + (some.host if device == "cpu" else 0))
 
     if needed(plan) <= room:
         return f"fits: {needed(plan) / MIB:,.0f} of {where}"
     answer = f"does not fit: {needed(plan) / MIB:,.0f} of {where}"
-    if plan.work.recipe in ONLINE:
+    if plan.setup.recipe in ONLINE:
         return f"{answer}; lower --per_device_train_batch_size or --max_completion_length"
     rows = config.per_device_train_batch_size
     while rows > 1:
         rows //= 2
         config.per_device_train_batch_size = rows
-        if needed(_counted(plan.work, plan.sharding, plan.device_memory)) <= room:
+        if needed(_count(plan.setup, plan.sharding, plan.device_memory)) <= room:
             return f"{answer}; --per_device_train_batch_size {rows} would fit"
-    return f"{answer}, nor does a single row: take a smaller model, --max_length, --gradient_checkpointing, or shard"
+    return (
+        f"{answer}, nor does a single row: lower --max_length, take a smaller model, --gradient_checkpointing, or shard"
+    )
 
 
 def _room(device: str) -> int:
@@ -391,20 +273,20 @@ def run(options: list[str]) -> None:
     """`minimind-trl plan OPTIONS`.
 
     Raises:
-        InputError: of `make_plan`.
+        InputError: see `make_plan`.
     """
     common = {option.name for option in dataclasses.fields(RecipeArguments)}
     own = [option for option in dataclasses.fields(PlanArguments) if option.name not in common]
     listed = "".join(f"  --{option.name}: {option.metadata['help']}\n" for option in own)
     parser = argparse.ArgumentParser(
         prog="minimind-trl plan",
-        description="Counts the memory of a recipe per device, and says whether it fits. Starts nothing.",
-        epilog=f"options of the plan, beside all of the recipe's (python recipes/NAME.py --help):\n{listed}",
+        description="Counts the memory of a recipe per device and reports whether it fits. Starts no training.",
+        epilog=f"options of the plan; all of the recipe's apply too (python recipes/NAME.py --help):\n{listed}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--recipe", required=True, help=", ".join(RECIPES))
     args, others = parser.parse_known_args(options)
-    used = psutil.Process().memory_info().rss  # this process has imported what a recipe imports
+    used = psutil.Process().memory_info().rss  # by the same imports as a recipe's
     plan = make_plan(args.recipe, others)
-    print_plan(plan, base=used if plan.work.config.device.type == "cpu" else _CUDA_CONTEXT)
+    print_plan(plan, base=used if plan.setup.config.device.type == "cpu" else _CUDA_CONTEXT)

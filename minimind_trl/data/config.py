@@ -38,21 +38,14 @@ ON_LONG: dict[str, tuple[str, ...]] = {
 Where = tuple[str | int, ...]
 
 
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-def _as_data_files(value: Any) -> Any:
-    return {"train": value} if isinstance(value, str | list) else value
+def _mapping_of(key: str, *kinds: type) -> BeforeValidator:
+    """Accepts a bare value in place of a mapping with one key."""
+    return BeforeValidator(lambda value: {key: value} if isinstance(value, kinds) else value)
 
 
 def _as_phase(value: Any) -> Any:
     """`pretrain_phase1` is the phase pretrain: a fork of MiniMind numbers the parts of a stage."""
     return re.sub(r"_phase\d+$", "", value) if isinstance(value, str) else value
-
-
-def _as_dedup(value: Any) -> Any:
-    return {"method": value} if isinstance(value, str) else value
 
 
 def _as_validation(value: Any) -> Any:
@@ -66,7 +59,9 @@ def _as_validation(value: Any) -> Any:
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
-Names = Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
+Names = Annotated[
+    list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value), Field(min_length=1)
+]
 
 
 class _Strict(BaseModel):
@@ -116,7 +111,7 @@ class Origin(_Strict):
     """Default: by the file's suffix; without one, the Hub."""
     config_name: str | None = None
     data_dir: str | None = None
-    data_files: Annotated[DataFiles, BeforeValidator(_as_data_files)] | None = None
+    data_files: Annotated[DataFiles, _mapping_of("train", str, list)] | None = None
     revision: str | None = None
     splits: Names = ["train"]
 
@@ -188,7 +183,7 @@ class Mixture(_Strict):
     """For sampling and shuffling; the split uses `validation.seed`."""
     size: Size | None = None
     streaming: Annotated[bool, Field(strict=True)] = False
-    dedup: Annotated[Dedup, BeforeValidator(_as_dedup)] = Dedup()
+    dedup: Annotated[Dedup, _mapping_of("method", str)] = Dedup()
     decontaminate: Decontaminate | None = None
 
 

@@ -28,8 +28,8 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from .. import patterns
-from ..errors import MixtureError, described, nearest
-from ..imports import import_folder, imported, refuse_foreign
+from ..errors import MixtureError, describe, nearest
+from ..imports import import_folder, import_function, refuse_foreign
 from .quality import code_of, code_quality_score, code_ratio, parses, quality_score
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -186,7 +186,7 @@ class RegexFilter(Filter):
     @field_validator("pattern")
     @classmethod
     def _check_pattern(cls, pattern: str) -> str:
-        patterns.compiled(pattern)
+        patterns.compile_pattern(pattern)
         return pattern
 
     def reason(self, candidate: Candidate) -> str | None:
@@ -194,7 +194,7 @@ class RegexFilter(Filter):
         if not isinstance(text, str):
             return f"regex: no text in {self.field!r}"
         try:
-            found = patterns.compiled(self.pattern).search(text, timeout=patterns.SECONDS) is not None
+            found = patterns.compile_pattern(self.pattern).search(text, timeout=patterns.SECONDS) is not None
         except TimeoutError:
             raise MixtureError(
                 f"filter regex: {self.pattern!r} is not done with this text of {len(text):,} characters after "
@@ -262,7 +262,7 @@ class CustomFilter(Filter):
 
     @property
     def _function(self) -> Callable:
-        return imported(self.type, self._folder)  # by name, so that worker processes find it
+        return import_function(self.type, self._folder)  # by name, so that worker processes find it
 
     @property
     def code(self) -> str:
@@ -290,7 +290,7 @@ class CustomFilter(Filter):
                 answer = self._function(copy.deepcopy(candidate.row), **self.model_extra)
         except (Exception, SystemExit) as error:
             raise MixtureError(
-                f"filter {self.type} failed: {described(error)}; for the row {_begin(candidate)}"
+                f"filter {self.type} failed: {describe(error)}; for the row {_begin(candidate)}"
             ) from error
         if isinstance(answer, bool):
             return None if answer else f"{self.type}: dropped"

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face Hub: one split at one revision, and one readable line where that cannot be had."""
+"""Data sets of the Hugging Face Hub, one split at one revision; every failure becomes a one-line message."""
 
 import ast
 import logging
@@ -13,7 +13,7 @@ from typing import TypeVar
 import datasets
 from datasets import Dataset, DatasetBuilder, IterableDataset
 from datasets.exceptions import DatasetsError
-from huggingface_hub import HfApi, HfFileSystem, constants, get_token, scan_cache_dir, snapshot_download
+from huggingface_hub import HfApi, HfFileSystem, constants, get_token, scan_cache_dir
 from huggingface_hub.errors import (
     CacheNotFound,
     EntryNotFoundError,
@@ -42,11 +42,11 @@ _log = logging.getLogger(__name__)
 
 
 class _HubTrouble(ConnectionError):
-    """`datasets` had some request fail and turned to what it last cached of the data set, of whatever revision."""
+    """A request of `datasets` failed, and it fell back to its cache of any revision of the data set."""
 
 
 def resolve_revision(repo: str, revision: str | None = None) -> str:
-    """The commit that a branch, a tag or (by default) the main branch stands for now; offline, when it was last loaded.
+    """The commit of a branch, a tag or (by default) the main branch; offline, the commit that was last loaded.
 
     Raises:
         MixtureError: no such data set or revision, no access to it, the Hub cannot be reached, or not cached (offline).
@@ -92,7 +92,7 @@ def load_hub_split(
     options = {"name": config_name, "data_dir": data_dir, "data_files": data_files}
     with hub_errors(repo, revision):
         if not _is_offline():
-            _persist(lambda: _check_files(repo, sha, data_dir, data_files))
+            list_files(repo, sha, _patterns(data_files) or ["**"] * bool(data_dir), data_dir)  # they must be there
             builder = _persist(lambda: _remote_builder(repo, sha, options))
             _check_split(repo, split, list(builder.config.data_files))
             if streaming:
@@ -116,7 +116,7 @@ def load_hub_split(
 
 
 def remember_revision(repo: str, revision: str | None, sha: str) -> None:
-    """Note for offline use which commit a branch or tag stood for when its data was loaded."""
+    """Remember for offline use the commit of a branch or tag whose data was loaded."""
     if revision != sha:
         # Where huggingface_hub itself notes it.
         ref = _snapshot(repo, sha).parents[1] / "refs" / (revision or constants.DEFAULT_REVISION)
@@ -126,11 +126,7 @@ def remember_revision(repo: str, revision: str | None, sha: str) -> None:
 
 @contextmanager
 def hub_errors(repo: str, revision: str | None = None) -> Iterator[None]:
-    """Turn what `datasets` and the Hub raise into one readable line; wrap it around the iteration over a stream, too.
-
-    Raises:
-        MixtureError: instead of any error of reading from the Hub.
-    """
+    """Convert errors of `datasets` and the Hub to a one-line MixtureError; also for the iteration over a stream."""
     try:
         yield
     except InputError:
@@ -140,7 +136,7 @@ def hub_errors(repo: str, revision: str | None = None) -> Iterator[None]:
 
 
 def _persist(call: Callable[[], Result]) -> Result:
-    """Call again, ever more slowly, while the Hub is out of reach, overloaded or drops the connection."""
+    """Retry with growing delays while the Hub cannot be reached, is overloaded or drops the connection."""
     for number in range(TRIES - 1):
         try:
             return call()
@@ -155,7 +151,7 @@ def _persist(call: Callable[[], Result]) -> Result:
 
 def _remote_builder(repo: str, sha: str, options: dict) -> DatasetBuilder:
     for card in ("README.md", ".huggingface.yaml"):
-        # Cached here, because `datasets` takes a Hub that fails on one of these for a data set that has no configs.
+        # Cached first: if the Hub fails on one of these, `datasets` assumes that the data set has no configs.
         try:
             HfApi().hf_hub_download(repo, card, repo_type="dataset", revision=sha)
         except RemoteEntryNotFoundError:
@@ -182,7 +178,7 @@ def _builder(repo: str, path: str, options: dict, **more: str) -> DatasetBuilder
 
 
 def list_files(repo: str, revision: str, patterns: list[str], data_dir: str | None = None) -> list[str]:
-    """Names of the files of a data set at a commit that match patterns; offline, of those that were downloaded.
+    """Names of files of a data set, at a commit, that match patterns; offline, those that were downloaded.
 
     Raises:
         MixtureError: a pattern matches nothing, or the Hub cannot be reached.
@@ -199,24 +195,19 @@ def list_files(repo: str, revision: str, patterns: list[str], data_dir: str | No
 
 
 def download_file(repo: str, name: str, revision: str) -> Path:
-    """A file of a data set at a commit, from the cache where it is there.
+    """Download a file of a data set at a commit, unless it is cached.
 
     Raises:
-        MixtureError: it cannot be had.
+        MixtureError: that failed.
     """
     with hub_errors(repo, revision):
         return Path(_persist(lambda: HfApi().hf_hub_download(repo, name, repo_type="dataset", revision=revision)))
 
 
-def _check_files(repo: str, sha: str, data_dir: str | None, data_files: Patterns | None):
-    for pattern in _patterns(data_files) or (["**"] if data_dir else []):
-        _glob(repo, sha, data_dir, pattern)
-
-
 def _glob(repo: str, sha: str, data_dir: str | None, pattern: str) -> list[str]:
     files = HfFileSystem(endpoint=datasets.config.HF_ENDPOINT)
     root, wanted = f"datasets/{repo}@{sha}/", _join(data_dir, pattern)
-    # The last character as a class of characters: for a path without wildcards, any failure is "not there".
+    # A wildcard at the end: for a path without any, `glob` takes every failure for "not there".
     glob = wanted if has_magic(wanted) else re.sub("(.)$", r"[\1]", wanted)
     found = [path for path, entry in files.glob(root + glob, detail=True).items() if entry["type"] == "file"]
     if not found:
@@ -260,7 +251,7 @@ def _snapshot(repo: str, revision: str | None) -> Path:
     Raises:
         LocalEntryNotFoundError: nothing of it is cached.
     """
-    return Path(snapshot_download(repo, repo_type="dataset", revision=revision, local_files_only=True))
+    return Path(HfApi().snapshot_download(repo, repo_type="dataset", revision=revision, local_files_only=True))
 
 
 def _cached_revision(repo: str, revision: str | None) -> str:
@@ -300,7 +291,7 @@ def _is_transient(error: BaseException) -> bool:
     lost = (httpx.TransportError, ConnectionError, TimeoutError, LocalEntryNotFoundError)
     if any(isinstance(e, lost) for e in _chain(error)):
         return True
-    # Of these two, only the text is left when they come out of `datasets` and `huggingface_hub`.
+    # `datasets` and `huggingface_hub` pass on only the text of these two.
     return "LocalEntryNotFoundError" in str(error) or "Consistency check failed" in str(error)
 
 
@@ -311,7 +302,7 @@ def _delay(error: BaseException, number: int) -> float:
 
 
 def _symptom(error: BaseException) -> str:
-    # Never the text of a transport error: it may quote the header that holds the token.
+    # Never the text of a transport error, which may quote the header with the token.
     status = _status(error)
     return f"answers {status}" if status else f"cannot be reached ({type(list(_chain(error))[-1]).__name__})"
 

@@ -1,6 +1,6 @@
-"""The sources of a mixture as converted rows: the first of them, all of them as a table, or one by one.
+"""Reads the sources of a mixture as converted rows: the first rows, a table of all, or one by one.
 
-Both the mixer, which needs a whole table, and the streams, which never see one, stand on this module.
+The mixer, which needs whole tables, and the streams, which read one by one, are built on this module.
 """
 
 import hashlib
@@ -79,7 +79,7 @@ class MixtureReader:
         return SourceReader(self, source, files, own, self._converter(source, files + own, remote))
 
     def made_from(self) -> dict[str, str]:
-        """What decides how the mixture comes out, as it is now; equal where a build would give the same rows."""
+        """The current provenance, mostly hashes: equal if a build would give the same rows."""
         content = self.mixture.model_dump_json(exclude={"metadata": {"description", "version"}}, by_alias=True)
         filters = [rule for source in self.mixture.datasets for rule in source.filters]
         found = {
@@ -98,7 +98,7 @@ class MixtureReader:
 
     @cached_property
     def forbidden(self) -> NGrams | None:
-        """What no row may share a run of words with."""
+        """The evaluation texts of `decontaminate`, with which no row may share a run of words."""
         rules = self.mixture.decontaminate
         return NGrams(self._evaluation_texts(), rules.ngram) if rules else None
 
@@ -108,6 +108,8 @@ class MixtureReader:
             raise MixtureError(f"{', '.join(file.name for file in files)}: no rows (datasets.{source.name})")
         file, number, row = firsts[0]
         forbidden = self.forbidden
+        # Only where more rows can decide anything: rows of the Hub have to be fetched.
+        sample = [row for _, row in file.head(_HEAD, remote)] if may_hold_transcripts(row) else []
         try:
             converter = RowConverter(
                 source,
@@ -117,8 +119,7 @@ class MixtureReader:
                 self.tokenizer,
                 forbidden,
                 filled=[name for name, value in row.items() if value is not None],
-                # Only where more rows can decide anything: rows of the Hub have to be fetched.
-                sample=[row for _, row in file.head(_HEAD, remote)] if may_hold_transcripts(row) else [],
+                sample=sample,
                 longest=self.longest if self.on_long == "drop" else None,
             )
         except MixtureError as error:

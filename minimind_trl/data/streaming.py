@@ -85,10 +85,10 @@ def build_stream(opened: list[SourceReader], seen: dict[str, Counter[str]]) -> I
 
 
 def share_of(rows: IterableDataset, process: int, processes: int) -> IterableDataset:
-    """What one of several processes, on one machine or many, trains on of a stream.
+    """The part of a stream that one of several processes, on one machine or many, trains on.
 
-    Where there are enough files, or parts of files, each reads its own; of small sources all read everything and each
-    keeps every n-th row.
+    With enough files, or parts of files, each process reads its own; otherwise all read everything, and each keeps
+    every n-th row.
     """
     strategy = "shards" if rows.num_shards >= _PARTS_EACH * processes else "examples"
     return split_dataset_by_node(rows, process, processes, strategy) if processes > 1 else rows
@@ -108,7 +108,9 @@ class _Stream:
         return (row["_group"] for row in rows if row.get("_group") is not None)
 
     def train(self, held_out: set[int]) -> IterableDataset:
-        rows = self._converted(self._parts()).filter(_kept(self.source.name, self.seen, held_out, self.cut_at))
+        rows = self._converted(self._parts()).filter(
+            _counting_filter(self.source.name, self.seen, held_out, self.cut_at)
+        )
         if not self.own and self.mixture.validation is not None:
             rows = rows.filter(lambda row: not self._held_out(row))
         rows = rows.map(self._shuffled, batched=True, batch_size=_BLOCK, features=rows.features)
@@ -133,7 +135,7 @@ class _Stream:
         return bool(selection.is_held_out(np.array([row["_group"]]).view(np.uint64), self.mixture.validation)[0])
 
     def _converted(self, files: list[DataFile]) -> IterableDataset:
-        # As text until the end: of what is `Json`, every step of a stream takes a text "3" for a number once more.
+        # As text until the end: every step of a stream would decode a `Json` text such as "3" once more.
         extras = dict.fromkeys(self.converter.extras, Value("string"))
         features = Features(self.converter.features | extras)
         if files[0].stream is None:
@@ -144,7 +146,7 @@ class _Stream:
 
 
 def _convert(files: list[tuple[int, DataFile]], by: RowConverter) -> Iterator[Row]:
-    for index, file in files:  # some of them: `datasets` splits the lists it is given
+    for index, file in files:  # a part of them: `datasets` shards the lists in its arguments
         for row in converted_rows([file], by, remote=True):
             yield row | {"_file": index}
 
@@ -171,14 +173,13 @@ def _decoded(rows: IterableDataset, columns: list[str]) -> IterableDataset:
     return rows.map(lambda row: row | {name: json.loads(row[name]) if row.get(name) else None for name in columns})
 
 
-def _kept(name: str, seen: Counter, held_out: set[int], cut_at: int | None) -> Callable[[Row], bool]:
-    """Whether a row goes on; those that do not are counted, and tokens: all of those that do, and what is cut of them.
+def _counting_filter(name: str, seen: Counter, held_out: set[int], cut_at: int | None) -> Callable[[Row], bool]:
+    """A filter that counts rows, reasons for drops, tokens, and tokens that are cut off.
 
-    Raises:
-        MixtureError: of the first rows most cannot be used, or none is left.
+    The filter raises a MixtureError if most of the first rows cannot be used, or none is left.
     """
     unusable = kept = 0
-    reached: dict[int, int] = {}  # by file; a source that is begun again, by an epoch or ahead of one, counts once
+    reached: dict[int, int] = {}  # by file, so that a source that is read again counts once
 
     def keep(row: Row) -> bool:
         nonlocal unusable, kept
@@ -195,8 +196,8 @@ def _kept(name: str, seen: Counter, held_out: set[int], cut_at: int | None) -> C
                 seen.update({CUT: tokens - cut_at} if cut_at and tokens > cut_at else {})
             unusable, kept = unusable + bool(row["_unusable"]), kept + (reason is None)
             if seen["rows read"] == _LOOKED_AT and (unusable > _LOOKED_AT / 2 or not kept):
-                told = ", ".join(f"{count} {what}" for what, count in seen.items())
-                raise MixtureError(f"datasets.{name}: of the first {_LOOKED_AT} rows hardly any is of use ({told})")
+                counts = ", ".join(f"{count} {what}" for what, count in seen.items())
+                raise MixtureError(f"datasets.{name}: of the first {_LOOKED_AT} rows hardly any is of use ({counts})")
         return reason is None
 
     return keep

@@ -1,7 +1,7 @@
 """MiniMind models, both generations, dense and mixture-of-experts.
 
-This file travels with checkpoints as remote code: it imports torch and transformers only. A dense MiniMind2 is a Llama,
-a dense MiniMind-3 a Qwen3 and a MiniMind-3 MoE a Qwen3-MoE, so the parts that are the same come from transformers.
+This file is saved with checkpoints as remote code, so it imports only torch and transformers. A dense MiniMind2 is a
+Llama, a dense MiniMind-3 a Qwen3 and a MiniMind-3 MoE a Qwen3-MoE, so the shared parts come from transformers.
 """
 
 from collections.abc import Callable
@@ -41,6 +41,16 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_minimind import MiniMindConfig
 
+# What transformers calls the cache of keys and values: 5.24 renamed `past_key_values`. Until then `cache` was another
+# argument, which only attention functions read. This file travels with checkpoints, so it runs under both.
+CACHE_NAME = "cache" if "cache" in MoeModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+
+
+def pop_cache(past_key_values: Cache | None, kwargs: dict) -> Cache | None:
+    """The cache that `forward` was given, under either name; `past_key_values` comes first, as PEFT gives both."""
+    cache = kwargs.pop(CACHE_NAME, None)
+    return cache if past_key_values is None else past_key_values
+
 
 class MiniMindRMSNorm(Qwen3MoeRMSNorm):
     """`weight * x / sqrt(mean(x^2) + eps)`, computed in float32."""
@@ -68,7 +78,7 @@ class MiniMindAttention(nn.Module):
         self.head_dim = config.head_dim
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         self.scaling = self.head_dim**-0.5
-        self.attn_dropout = nn.Dropout(config.attention_dropout)  # a module, or nobody could switch it off by its type
+        self.attn_dropout = nn.Dropout(config.attention_dropout)  # a module, as TRL disables dropout by module type
         self.is_causal = True
 
         query_size = config.num_attention_heads * self.head_dim
@@ -86,7 +96,6 @@ class MiniMindAttention(nn.Module):
         hidden_states: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         batch_and_length = hidden_states.shape[:-1]
@@ -98,8 +107,10 @@ class MiniMindAttention(nn.Module):
             query, key = self.q_norm(query), self.k_norm(key)
         query, key = apply_rotary_pos_emb(query.transpose(1, 2), key.transpose(1, 2), *position_embeddings)
 
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        cache = kwargs.pop(CACHE_NAME, None)
+        if cache is not None:
+            # The cache of continuous batching also changes `kwargs`, which the attention function reads.
+            key, value = cache.update(key, value, self.layer_idx, kwargs=kwargs)
 
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -186,7 +197,7 @@ class MiniMindPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules: ClassVar[list[str]] = ["MiniMindDecoderLayer"]
-    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values", "cache"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -214,7 +225,7 @@ class MiniMindModel(MiniMindPreTrainedModel):
 
     def __init__(self, config: MiniMindConfig):
         super().__init__(config)
-        # No `padding_idx`: upstream trains the row of <|endoftext|>, which is its pad and unknown token at once.
+        # No `padding_idx`: upstream trains the embedding of <|endoftext|>, which is both its pad and its unknown token.
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(MiniMindDecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = MiniMindRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -238,9 +249,9 @@ class MiniMindModel(MiniMindPreTrainedModel):
         Args:
             input_ids: token ids (batch, length); exactly one of `input_ids` and `inputs_embeds` must be given.
             attention_mask: 1 for tokens, 0 for padding (batch, length); or a prepared 4D mask.
-            position_ids: positions (batch, length). A position that does not follow its left neighbour starts a new
-                packed sequence, which sees nothing of the ones before it in the row.
-            past_key_values: cache of earlier keys and values.
+            position_ids: positions (batch, length). A position that is not its left neighbour's plus one starts a new
+                packed sequence, which does not attend to earlier ones in the row.
+            past_key_values: cache of earlier keys and values; from transformers 5.24 on also as `cache`.
             inputs_embeds: embeddings (batch, length, hidden) in place of `input_ids`.
             use_cache: return a cache for the next call.
 
@@ -248,17 +259,18 @@ class MiniMindModel(MiniMindPreTrainedModel):
             `MoeModelOutputWithPast` with `last_hidden_state` (batch, length, hidden) and, on request,
             `hidden_states`, `attentions`, `router_logits` (one (batch * length, experts) tensor per layer).
         """
+        cache = pop_cache(past_key_values, kwargs)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
 
-        # Before the cache is made: an empty one would switch off the detection of packed sequences.
-        causal_mask = self._causal_mask(inputs_embeds, attention_mask, position_ids, past_key_values)
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+        # The mask comes first: with a cache, even an empty one, packed sequences are not detected.
+        causal_mask = self._causal_mask(inputs_embeds, attention_mask, position_ids, cache)
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
         if position_ids is None:
-            seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+            seen = cache.get_seq_length() if cache is not None else 0
             position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None] + seen
 
         hidden_states = inputs_embeds
@@ -268,48 +280,48 @@ class MiniMindModel(MiniMindPreTrainedModel):
                 hidden_states,
                 attention_mask=causal_mask,
                 position_ids=position_ids,
-                past_key_values=past_key_values,
                 use_cache=use_cache,
                 position_embeddings=position_embeddings,
+                **{CACHE_NAME: cache},
                 **kwargs,
             )
-        return MoeModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+        return MoeModelOutputWithPast(last_hidden_state=self.norm(hidden_states), **{CACHE_NAME: cache})
 
-    def _causal_mask(self, inputs_embeds, attention_mask, position_ids, past_key_values):
-        if type(past_key_values) is DynamicCache and past_key_values.get_seq_length() == 0:
-            past_key_values = None  # transformers looks for packing only where there is no cache
+    def _causal_mask(self, inputs_embeds, attention_mask, position_ids, cache):
+        if type(cache) is DynamicCache and cache.get_seq_length() == 0:
+            cache = None  # transformers detects packing only without a cache
         and_mask_function = None
-        if position_ids is not None and past_key_values is None:
+        if position_ids is not None and cache is None:
             sequences = packed_sequences(position_ids.expand(inputs_embeds.shape[0], -1), attention_mask)
             if sequences is not None and "flash" in self.config._attn_implementation and not is_tracing(sequences):
                 attention_mask = _check_flash_packing(attention_mask, inputs_embeds.shape[0])
             elif sequences is not None and attention_mask is not None:
-                # nor does it where there is a padding mask
+                # transformers does not detect packing if there is a padding mask
                 and_mask_function = packed_sequence_mask_function(sequences)
         return create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             position_ids=position_ids,
             and_mask_function=and_mask_function,
+            **{CACHE_NAME: cache},
         )
 
 
 def packed_sequences(
     position_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None
 ) -> torch.LongTensor | None:
-    """Number of the packed sequence that each token belongs to (batch, length), or None where every row holds one.
+    """Index of each token's packed sequence (batch, length), or None if every row is a single sequence.
 
-    Padding does not count: a left-padded row, whose positions restart at its first token, is one sequence.
+    Padding is ignored: a left-padded row, whose positions restart at its first token, is one sequence.
     """
     sequences = find_packed_sequence_indices(position_ids)
     if sequences is None or attention_mask is None:
         return sequences
     if attention_mask.ndim != 2 or attention_mask.shape != position_ids.shape:
-        return None  # a prepared mask says itself who sees whom
+        return None  # a prepared mask already separates the sequences
     if is_tracing(sequences):
-        return sequences  # a graph cannot depend on what the positions are, so it always masks by sequence
+        return sequences  # a graph cannot depend on position values, so it always masks by sequence
     token = attention_mask.bool()
     last = sequences.masked_fill(~token, -1).amax(-1)
     first = sequences.masked_fill(~token, sequences.shape[-1]).amin(-1)
@@ -317,11 +329,12 @@ def packed_sequences(
 
 
 def _check_flash_packing(attention_mask: torch.Tensor | None, batch_size: int) -> None:
-    # Flash attention reads the boundaries off the positions of a single unpadded row, and only there.
+    # Flash attention derives boundaries from positions only for a single unpadded row.
     if batch_size > 1 or (attention_mask is not None and not attention_mask.all()):
         raise ValueError(
             "packed sequences under flash attention must come as one row without padding (as TRL's padding-free "
-            "collator makes them), or they would see each other; use sdpa or flex_attention for padded packed batches"
+            "collator makes them), or they would attend to each other; use sdpa or flex_attention for padded packed "
+            "batches"
         )
 
 
@@ -354,11 +367,11 @@ class MiniMindForCausalLM(MiniMindPreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs,
     ) -> MoeCausalLMOutputWithPast:
-        """Arguments as in `MiniMindModel.forward`; `labels` (batch, length) use -100 for positions without loss.
+        """Arguments as in `MiniMindModel.forward`; `labels` (batch, length) are -100 for positions without loss.
 
-        `aux_loss` is the load-balancing loss without its coefficient. It is there, and `loss` includes it times
-        `router_aux_loss_coef`, while training (as upstream does: the evaluation loss stays plain cross-entropy), or
-        where `output_router_logits=True` asks for it explicitly.
+        `aux_loss` is the load-balancing loss without its coefficient. It is returned, and `loss` includes it times
+        `router_aux_loss_coef`, in training or with `output_router_logits=True`. As in upstream, the evaluation loss is
+        plain cross-entropy.
         """
         if output_router_logits is None:
             output_router_logits = self.training and getattr(self.config, "output_router_logits", False)
@@ -366,7 +379,7 @@ class MiniMindForCausalLM(MiniMindPreTrainedModel, GenerationMixin):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            past_key_values=pop_cache(past_key_values, kwargs),
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             output_router_logits=output_router_logits,
@@ -388,7 +401,7 @@ class MiniMindForCausalLM(MiniMindPreTrainedModel, GenerationMixin):
             loss=loss,
             aux_loss=aux_loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE_NAME: getattr(outputs, CACHE_NAME)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             router_logits=outputs.router_logits,
@@ -401,10 +414,10 @@ def load_balancing_loss(
     batch_and_length: tuple[int, int],
     attention_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """MiniMind's auxiliary loss, summed over the layers and without its coefficient; padding does not count.
+    """MiniMind's auxiliary loss, summed over layers, without its coefficient; padding is ignored.
 
-    With p the router's probabilities, E experts of which k are chosen per token, f_e the number of times expert e was
-    chosen per token, and means over tokens:
+    p are the router's probabilities; E is the number of experts, of which k are chosen per token; f_e is how often
+    expert e is chosen per token; means are over tokens:
 
     - "sequence" (MiniMind2, `seq_aux=True`; DeepSeekMoE, arXiv 2401.06066): mean over sequences of
       `E / k * sum_e f_e * mean(p_e)`, f and p averaged within each sequence;
@@ -441,7 +454,7 @@ class MiniMindForSequenceClassification(GenericForSequenceClassification, MiniMi
     """MiniMind with a linear score on the last token of each row; a reward model with `num_labels=1`."""
 
     def __init__(self, config: MiniMindConfig):
-        # The generic constructor goes through AutoModel, which does not know this class where it is remote code.
+        # The generic constructor uses AutoModel, which does not know this class if it is remote code.
         MiniMindPreTrainedModel.__init__(self, config)
         self.num_labels = config.num_labels
         self.model = MiniMindModel(config)

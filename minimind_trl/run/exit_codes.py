@@ -8,8 +8,8 @@ from pathlib import Path
 
 from transformers import logging as transformers_logging
 
-from ..errors import InputError, TrainingError, TrainingInterrupted, described
-from ..files import full_disk
+from ..errors import InputError, TrainingError, TrainingInterrupted, describe
+from ..files import full_disk_message
 from .output_folder import holds_output_folder, release_output_folders
 from .processes import ending_on_signals
 
@@ -37,10 +37,10 @@ def run_recipe(main: Callable[[], None]) -> None:
     except SystemExit as end:
         if isinstance(end, TrainingInterrupted) or not (caller := _caller_of_exit(end)):
             raise
-        print(f"error: {described(end)} in {caller}, before the run was done", file=sys.stderr)
+        print(f"error: {describe(end)} in {caller}, before the run was done", file=sys.stderr)
         sys.exit(1)
     except Exception as error:
-        if not (problem := full_disk(error)):  # for example in the cache of TRL's tokenized rows
+        if not (problem := full_disk_message(error)):  # for example in the cache of TRL's tokenized rows
             raise
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(1)

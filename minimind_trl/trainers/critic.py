@@ -17,7 +17,6 @@ from trl.trainer.utils import FusedCausalLMOutput
 
 from ..errors import InputError
 from ..models import (
-    MiniMindConfig,
     MiniMindForCausalLM,
     MiniMindForSequenceClassification,
     MiniMindForTokenClassification,
@@ -49,25 +48,20 @@ def make_critic(policy: MiniMindForCausalLM, name: str | None = None) -> MiniMin
     """
     if is_peft_model(policy):
         policy = copy.deepcopy(policy).merge_and_unload()
-    if name is None:
-        source, head = policy.model, None
-        config = policy.config
-    else:
-        model = _scoring_model(name)
-        source, head, config = model.model, model.score, model.config
-        if config.vocab_size != policy.config.vocab_size:
-            raise InputError(
-                f"--critic_model {name} has {config.vocab_size} tokens, the policy {policy.config.vocab_size}: the "
-                "critic reads the policy's tokens"
-            )
-    config = copy.deepcopy(config)
+    source = policy if name is None else _scoring_model(name)
+    if source.config.vocab_size != policy.config.vocab_size:
+        raise InputError(
+            f"--critic_model {name} has {source.config.vocab_size} tokens, the policy {policy.config.vocab_size}: the "
+            "critic reads the policy's tokens"
+        )
+    config = copy.deepcopy(source.config)
     config.num_labels = 1
     critic = MiniMindForTokenClassification(config).to(policy.dtype)
-    critic.model.load_state_dict(source.state_dict())
-    with torch.no_grad():
-        critic.score.weight.copy_(head.weight if head is not None else 0)
-        bias = None if head is None else head.bias
-        critic.score.bias.copy_(bias if bias is not None else 0)
+    critic.model.load_state_dict(source.model.state_dict())
+    for parameter in critic.score.parameters():
+        nn.init.zeros_(parameter)
+    if name is not None:
+        critic.score.load_state_dict(source.score.state_dict(), strict=False)  # a reward model's has no bias
     return critic
 
 
@@ -127,15 +121,6 @@ def load_critic(critic: nn.Module, folder: Path) -> None:
     state = load_file(path)
     check_finite(state.items(), path)
     critic.load_state_dict(state)
-
-
-def critic_config(name: str) -> MiniMindConfig:
-    """The config of the model that `make_critic` starts from.
-
-    Raises:
-        InputError: it is no reward model or critic of MiniMind.
-    """
-    return _scoring_model(name).config
 
 
 def _scoring_model(name: str) -> MiniMindForSequenceClassification | MiniMindForTokenClassification:

@@ -149,9 +149,7 @@ class PPOTrainer(ActorCriticTrainer):
         _, outcomes = generalized_advantages(rewards, values, mask, self.args.gamma, lam=1.0)
         sums = torch.stack([part.double().sum() for part in value_moments(values, outcomes, mask).values()])
         self.record(explained_variance=explained_variance(*self.sum_over_processes(sums).tolist()))
-        rows = torch.tensor(len(rollout.lengths), device=rollout.lengths.device)
-        generated, count = self.sum_over_processes(torch.stack([rollout.lengths.sum(), rows])).tolist()
-        self.record(avg_response_len=generated / count)
+        self.record_means(torch.ones_like(rollout.lengths), avg_response_len=rollout.lengths)
         if rollout.ref_logps is not None:
             self.record_means(rollout.mask, kl_ref=self._kl_estimates(rollout))
 

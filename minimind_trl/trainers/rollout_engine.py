@@ -12,8 +12,8 @@ from transformers import GenerationConfig
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import pad
 
-from ..evaluation.answers import until_end
-from ..internals import GRPOHooks
+from ..evaluation.answers import render_prompt, until_end
+from ..internals import GRPOHooks, replaced
 from ..models.decoding import can_sample, sample
 from .lm_head import base_model
 from .rollout import Rollout, joined, loss_mask, weighted_sums
@@ -51,24 +51,17 @@ class RolloutEngine(GRPOHooks):
         if self.environment_factories is not None:  # environments change the prompt
             return row
         prompt = row["prompt"]
-        return row | {"rendered_prompts": prompt if isinstance(prompt, str) else self._render(row, tokenize=False)}
+        if not isinstance(prompt, str):
+            kwargs = self.chat_template_kwargs | (row.get(TEMPLATE_KWARGS) or {})
+            kwargs["chat_template"] = self.chat_template
+            prompt = render_prompt(self.processing_class, prompt, self.tools or None, **kwargs)
+        return row | {"rendered_prompts": prompt}
 
     def tokenize_prompts(self, prompts: list, rows: list[dict]) -> list[list[int]] | None:
-        own_kwargs = any(row.get(TEMPLATE_KWARGS) for row in rows) and not isinstance(prompts[0], str)
-        if self.environment_factories is not None or not own_kwargs:
+        has_kwargs = any(row.get(TEMPLATE_KWARGS) for row in rows)
+        if self.environment_factories is not None or isinstance(prompts[0], str) or not has_kwargs:
             return None
-        rows = [row | {"prompt": prompt} for row, prompt in zip(rows, prompts, strict=True)]
-        return [self._render(row, tokenize=True, return_dict=True)["input_ids"] for row in rows]
-
-    def _render(self, row: dict, **kwargs: Any) -> Any:
-        return self.processing_class.apply_chat_template(
-            row["prompt"],
-            tools=self.tools or None,
-            chat_template=self.chat_template,
-            add_generation_prompt=True,
-            **kwargs,
-            **(self.chat_template_kwargs | (row.get(TEMPLATE_KWARGS) or {})),
-        )
+        return self.text_tokenizer([row["rendered_prompts"] for row in rows], add_special_tokens=False)["input_ids"]
 
     # Completions
 
@@ -103,30 +96,19 @@ class RolloutEngine(GRPOHooks):
     def sampling_at(self, temperature: float) -> Iterator[None]:
         """Within the block, generate at this temperature, one completion per prompt; 0 is greedy."""
         if self.use_vllm:
-            kept, self.vllm_generation.temperature = self.vllm_generation.temperature, temperature
+            sampling = replaced(self.vllm_generation, temperature=temperature)
         else:
-            changes = {"temperature": temperature} if temperature else {"do_sample": False, "temperature": None}
-            if not temperature:
-                changes |= {"top_p": None, "top_k": None, "min_p": None}
-            kept = (self.generation_config, self.generation_kwargs)
-            self.generation_kwargs = self.generation_kwargs | changes
-            self.generation_config = GenerationConfig(**self.generation_kwargs, disable_compile=True)
-        count, self.num_generations_eval = self.num_generations_eval, 1
-        try:
+            greedy = {"do_sample": False, **dict.fromkeys(("temperature", "top_p", "top_k", "min_p"))}
+            kwargs = self.generation_kwargs | ({"temperature": temperature} if temperature else greedy)
+            config = GenerationConfig(**kwargs, disable_compile=True)
+            sampling = replaced(self, generation_kwargs=kwargs, generation_config=config)
+        with sampling, replaced(self, num_generations_eval=1):
             yield
-        finally:
-            self.num_generations_eval = count
-            if self.use_vllm:
-                self.vllm_generation.temperature = kept
-            else:
-                self.generation_config, self.generation_kwargs = kept
 
     # Log-probabilities
 
-    def logps_of(
-        self, model: nn.Module, tensors: dict[str, Any], entropy: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """Log-probabilities (B, T) of the completions of a rollout, and entropies if asked for."""
+    def logps_of(self, model: nn.Module, tensors: dict[str, Any], entropy: bool = False) -> tuple[Tensor, Any]:
+        """(B, T) log-probabilities of the completions of a rollout, and (B, T) entropies if asked for."""
         training, args = self.model.training, self.args
         size = args.per_device_train_batch_size if training else args.per_device_eval_batch_size
         return self.logps_and_entropies(model, *joined(tensors), tensors["completion_ids"].shape[1], size, entropy)

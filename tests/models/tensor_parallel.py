@@ -1,4 +1,4 @@
-"""Loads a checkpoint with `tp_plan="auto"` in all processes that it is started in, and saves its logits.
+"""Load a checkpoint with `tp_plan="auto"` in every process that runs this script, and save its logits.
 
 Arguments: checkpoint, file.
 """

@@ -14,7 +14,7 @@ import transformers.integrations.integration_utils as integrations
 import yaml
 from filelock import FileLock
 
-from minimind_trl.imports import imported
+from minimind_trl.imports import import_function
 from minimind_trl.run import services
 from minimind_trl.run.output_folder import RUN_LOCK
 from minimind_trl.trainers import callbacks
@@ -33,7 +33,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     monkeypatch.syspath_prepend(tmp_path)
     known = set(sys.modules)
     yield tmp_path
-    imported.cache_clear()
+    import_function.cache_clear()
     for name in set(sys.modules) - known:
         if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]

@@ -97,7 +97,7 @@ REFUSED = [
     ("sft", ["--preset", "minimind3", *SFT], "minimind3 brings no tokenizer; give --tokenizer"),
     ("sft", ["--from_weight", "{new}/nothing", *SFT], "nothing: no such file or directory"),
     ("sft", ["--from_weight", "{new}.pth", *SFT], "new.pth: no such file"),
-    ("sft", ["--from_weight", "{reward}", *SFT], "is a MiniMindForSequenceClassification, which does not give words"),
+    ("sft", ["--from_weight", "{reward}", *SFT], "is a MiniMindForSequenceClassification, which generates no text"),
     ("sft", ["--from_weight", "{small}", "--tokenizer", "{model}", *SFT], "the tokenizer has 556 tokens, "),
     ("sft", [*LOADED, "--tokenizer", "{other_words}"], "has another vocabulary than"),
     ("sft", [*LOADED, "--tokenizer", "{no_template}"], "has no chat template"),

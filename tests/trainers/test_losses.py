@@ -43,7 +43,7 @@ def test_on_policy_every_loss_has_the_gradient_of_the_policy(tmp_path, method, l
 
 
 @pytest.mark.parametrize(("config", "clips"), [(RolloutConfig, None), (SPOConfig, 0.28), (PPOConfig, None)])
-def test_cispo_caps_the_ratio_at_5_unless_told(tmp_path, config, clips):
+def test_cispo_caps_the_ratio_at_5_by_default(tmp_path, config, clips):
     common = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False}
     assert config(**common).epsilon_high == clips
     assert config(**common, loss_type="cispo").epsilon_high == 5

@@ -223,7 +223,7 @@ REASONS = {
     "for tools, which only Python code can give": "max_tool_calling_iterations",
     "the rewards themselves, which tests/rewards tests": "reward_funcs",
     "what the recipe asks and refuses, in tests/recipes/test_online_check.py": "thinking_ratio allow_equal_rewards",
-    "what failing rewards do, in test_broken_off.py": "reward_errors",
+    "what failing rewards do, in test_graceful_shutdown.py": "reward_errors",
 }
 
 

@@ -108,7 +108,7 @@ def test_the_value_loss_does_not_depend_on_the_batches(tmp_path):
     assert found[-1][0] == pytest.approx(expected.item(), rel=1e-3)
 
 
-def test_a_kl_to_the_reference_is_told_where_there_is_one(tmp_path):
+def test_a_kl_to_the_reference_is_logged_if_there_is_one(tmp_path):
     for coefficient in (0.0, 0.1):
         trainer = online("ppo", tmp_path / str(coefficient), kl_coef=coefficient, max_steps=1)
         trainer.train()
@@ -156,10 +156,10 @@ def test_actor_and_critic_are_clipped_apart(tmp_path, largest):
     assert log["grad_norm"] == pytest.approx(math.hypot(*before), rel=1e-4)
 
 
-def test_a_critic_learns_ten_times_as_fast_unless_told(tmp_path):
+def test_a_critic_learns_ten_times_as_fast_by_default(tmp_path):
     assert online("ppo", tmp_path, critic_learning_rate=1e-5).args.critic_learning_rate == 1e-5
     recipe = PPORecipeConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
-    assert recipe.critic_learning_rate is None, "the recipe's own learning rate is not known yet"
+    assert recipe.critic_learning_rate is None, "the recipe sets its own learning rate later"
     trainer = online("ppo", tmp_path, critic_learning_rate=None, learning_rate=1e-3, max_steps=1)
     trainer.train()
     [log] = [log for log in trainer.state.log_history if "critic_lr" in log]

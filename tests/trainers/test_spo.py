@@ -1,4 +1,4 @@
-"""What is SPO's own: the range of rewards, prompts by their text, how far the policy has moved, what is stored."""
+"""SPO: prompts by their text, how far the policy has moved, what is stored, self-play."""
 
 import math
 from types import SimpleNamespace
@@ -11,7 +11,6 @@ from minimind_trl.errors import InputError
 from minimind_trl.rewards import Reward
 from minimind_trl.trainers import SPOConfig
 from minimind_trl.trainers.spo_trainer import prompt_numbers
-from minimind_trl.trainers.stored_answers import pack_answers, unpack_answers
 from tests.trainers.online import QUICK, low_ids, online, prompts
 
 
@@ -21,33 +20,10 @@ def mix(low: float, high: float) -> Reward:
     return Reward(lambda prompts, completions, **_: [ends[n % 3] for n in range(len(prompts))], "mix", low, high)
 
 
-@pytest.mark.parametrize("tracker", ["prompt", "global"])
-@pytest.mark.parametrize(("low", "high"), [(-3.0, 4.5), (-4.75, 4.75)])  # MiniMind's own mixes
-def test_rewards_have_the_range_that_they_declare(tmp_path, tracker, low, high):
-    trainer = online("spo", tmp_path, reward=mix(low, high), tracker=tracker)
-    assert trainer.reward_scale.range == (low, high)
-
-
 def test_rewards_at_the_ends_of_their_range_train_with_the_global_tracker(tmp_path):
     trainer = online("spo", tmp_path, reward=mix(-4.75, 4.75), tracker="global", max_steps=1)
     trainer.train()
     assert trainer.state.global_step == 1 and trainer.state.log_history[0]["baseline"] == 0.5
-
-
-@pytest.mark.parametrize("tracker", ["prompt", "global"])
-def test_a_range_that_the_rewards_may_leave_is_refused_before_training(tmp_path, tracker):
-    with pytest.raises(
-        InputError, match=r"--reward_range -3 3: the rewards may be as low as -4.75 and as high as 4.75"
-    ):
-        online("spo", tmp_path, reward=mix(-4.75, 4.75), tracker=tracker, reward_range=[-3.0, 3.0])
-    wider = online("spo", tmp_path, reward=mix(-1.0, 1.0), tracker=tracker, reward_range=[-3.0, 3.0])
-    assert wider.reward_scale.range == (-3.0, 3.0)
-
-
-def test_a_range_that_is_not_declared_is_asked_for_by_either_tracker(tmp_path):
-    unknown = Reward(lambda prompts, completions, **_: [1.0] * len(prompts), "mine")
-    with pytest.raises(InputError, match="the range of reward mine is not known: give --reward_range"):
-        online("spo", tmp_path, reward=unknown, tracker="global")
 
 
 def moved_trainer(folder, **options):
@@ -103,19 +79,6 @@ def test_what_one_row_gets_the_other_with_its_prompt_knows(tmp_path):
     assert len(trainer.tracker.a) == 12 and set(trainer.last_answers) <= set(range(12)) and trainer.last_answers
     effective = [log["effective_prompts"] for log in trainer.state.log_history if "effective_prompts" in log]
     assert 1 <= max(effective) <= 12 + 1e-6
-
-
-def test_stored_answers_take_8_bytes_a_token_and_come_back(tmp_path):
-    answers = {
-        number: (torch.arange(750, dtype=torch.int32), torch.randn(750)) for number in torch.randperm(40).tolist()
-    }
-    torch.save(pack_answers(answers), tmp_path / "answers.pt")
-    assert (tmp_path / "answers.pt").stat().st_size < 40 * 750 * 8 + 10_000
-    again = unpack_answers(torch.load(tmp_path / "answers.pt", weights_only=True))
-    assert list(again) == list(answers)
-    for number, pair in answers.items():
-        assert all(torch.equal(mine, theirs) for mine, theirs in zip(again[number], pair, strict=True))
-    assert unpack_answers(pack_answers({})) == {}
 
 
 def test_what_all_processes_share_is_saved_by_one(tmp_path, monkeypatch):
