@@ -13,7 +13,7 @@ from transformers.utils import strtobool
 
 from ..errors import InputError, Interrupted
 from ..internals import set_process_group_timeout
-from ..trainers.callbacks import SIGNALS, leave_dead_terminal
+from ..trainers.signals import SIGNALS, leave_dead_terminal
 
 _AS_LONG_AS_IT_TAKES = timedelta(days=30)
 

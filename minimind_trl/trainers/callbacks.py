@@ -1,7 +1,6 @@
 """Callbacks: stop on signals, evaluate at the end, show progress."""
 
 import os
-import select
 import signal
 import threading
 import time
@@ -13,9 +12,8 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import has_length
 
 from ..evaluation.measures import main_figures
+from .signals import SIGNALS, leave_dead_terminal
 
-# SIGHUP comes when the terminal closes, as with a dropped ssh connection; Windows has none.
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 # The terminal sends a Ctrl-C to all its processes, and launchers pass theirs on to the workers: not a second one.
 _SECONDS_OF_ECHO = 2.0
 
@@ -76,16 +74,6 @@ class StopOnSignal(TrainerCallback):
         elif time.monotonic() - self._first_at > _SECONDS_OF_ECHO:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-
-
-def leave_dead_terminal() -> None:
-    """Discard stdout and stderr from here on if their reader is gone: writing would raise an error."""
-    with open(os.devnull, "w") as nowhere:
-        for stream in (1, 2):
-            poll = select.poll()
-            poll.register(stream, 0)
-            if any(event & (select.POLLHUP | select.POLLERR) for _, event in poll.poll(0)):
-                os.dup2(nowhere.fileno(), stream)
 
 
 class EvaluateAtEnd(TrainerCallback):

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from functools import cache
 
 import pytest
@@ -14,13 +15,13 @@ from torch import nn
 from transformers import Trainer
 
 from minimind_trl import cli
-from minimind_trl.commands.plan import RECIPES, make_plan
 from minimind_trl.errors import InputError
 from minimind_trl.internals import modules_of_fake_tensors
 from minimind_trl.models import MiniMindConfig, MiniMindForCausalLM, load_model
-from minimind_trl.run import PretrainRecipeConfig, fake_trainers
+from minimind_trl.run import PretrainRecipeConfig, RecipeArguments, fake_trainers
 from minimind_trl.run.flight_check import _memory_line
 from minimind_trl.run.memory import Memory, MemoryCounter
+from minimind_trl.run.memory_plan import RECIPES, PlanArguments, make_plan
 from minimind_trl.run.sharding import Sharding, shard_memory
 from minimind_trl.tokenization import tiny_tokenizer
 from tests.conftest import REPOSITORY, small_config
@@ -346,7 +347,7 @@ def peak_of(*command: str) -> int:
 
 @pytest.fixture(scope="module")
 def imports() -> int:
-    return peak_of("-c", "import minimind_trl.commands.plan")
+    return peak_of("-c", "import minimind_trl.run.memory_plan")
 
 
 def longest_row(data: str) -> int:
@@ -402,3 +403,11 @@ def test_zero_3_holds_the_logits_of_a_large_vocabulary(tmp_path):
     options = ["--config", "recipes/configs/dpo/tiny.yaml", "--from_weight", str(tmp_path), "--num_processes", "2"]
     tiles, whole = (make_plan("dpo", [*options, "--zero_stage", stage]) for stage in "23")
     assert whole.moments["evaluation"]["activations"] > 2 * tiles.moments["evaluation"]["activations"]
+
+
+def test_the_help_lists_every_recipe_and_every_option_of_the_plan(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["plan", "--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    own = {field.name for field in fields(PlanArguments)} - {field.name for field in fields(RecipeArguments)}
+    assert ", ".join(RECIPES) in printed and all(f"--{name} " in printed for name in own)

@@ -15,8 +15,8 @@ from transformers import TrainerCallback
 from minimind_trl.errors import InputError, TrainingError, TrainingInterrupted
 from minimind_trl.rewards import Reward
 from minimind_trl.trainers import last_good_checkpoint
-from minimind_trl.trainers.callbacks import SIGNALS
 from minimind_trl.trainers.safe_checkpoints import checkpoint_problem, checkpoints_in
+from minimind_trl.trainers.signals import SIGNALS
 from tests.forking import run, says
 from tests.trainers.accidents import At, checkpoints, running, same, weights
 from tests.trainers.online import low_ids, online, prompts
