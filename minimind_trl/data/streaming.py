@@ -66,7 +66,7 @@ def build_stream(opened: list[SourceReader], seen: dict[str, Counter[str]]) -> I
     mixture = opened[0].reader.mixture
     total = sum(source.mix_ratio for source in mixture.datasets)
     ratios = [source.mix_ratio / total for source in mixture.datasets]
-    held_out = {group for source in opened for group in _own_groups(source)}
+    held_out = {group for source in opened for group in _held_out_groups(source)}
     converters = [source.converter for source in opened]
 
     def mixed(streams: list[IterableDataset], seed: int) -> IterableDataset:
@@ -100,22 +100,22 @@ def _train(opened: SourceReader, seen: Counter[str], held_out: set[int]) -> Iter
     np.random.default_rng(mixture.seed).shuffle(parts)
     rows = _converted(opened, parts)
     rows = rows.filter(_counting_filter(source.name, seen, held_out, opened.reader.cut_at))
-    if not opened.own and mixture.validation is not None:
+    if not opened.held_out and mixture.validation is not None:
         rows = rows.filter(lambda row: not _is_held_out(row, mixture.validation))
     rows = rows.map(partial(_shuffled, seed=mixture.seed), batched=True, batch_size=_BLOCK, features=rows.features)
     return rows.repeat(source.max_repetition) if source.max_repetition > 1 else rows
 
 
 def _validation(opened: SourceReader) -> IterableDataset:
-    rows = _converted(opened, opened.own or opened.files)
+    rows = _converted(opened, opened.held_out or opened.files)
     rows = rows.filter(lambda row: row["_reason"] is None and not row["_contaminated"])
     rule = opened.reader.mixture.validation
-    return rows if opened.own else rows.filter(lambda row: _is_held_out(row, rule))
+    return rows if opened.held_out else rows.filter(lambda row: _is_held_out(row, rule))
 
 
-def _own_groups(opened: SourceReader) -> Iterator[int]:
+def _held_out_groups(opened: SourceReader) -> Iterator[int]:
     """Hashes of what the source holds out itself, which no source may train on."""
-    rows = converted_rows(opened.own, opened.converter, remote=True)
+    rows = converted_rows(opened.held_out, opened.converter, remote=True)
     return (row["_group"] for row in rows if row.get("_group") is not None)
 
 
