@@ -14,7 +14,7 @@ def main(argv: list[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for command in (convert, tokenizer, data, eval):
         command.add_cli(verbs)
-    plan = verbs.add_parser("plan", help="what a recipe will need of memory, before it starts", add_help=False)
+    plan = verbs.add_parser("plan", help="estimate a recipe's memory before it starts", add_help=False)
     plan.set_defaults(run=_plan)
     args, args.others = parser.parse_known_args(argv)
     if args.others and args.verb != "plan":  # which parses its options itself

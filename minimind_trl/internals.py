@@ -81,6 +81,19 @@ def collisions(mixin: type, library_class: type) -> list[str]:
     return [name for name in vars(mixin) if not name.startswith("_") and hasattr(library_class, name)]
 
 
+@contextmanager
+def replaced(owner: Any, **attributes: Any) -> Iterator[None]:
+    """Within the block, an object of a library has these values of attributes that it gives no other way to change."""
+    kept = {name: getattr(owner, name) for name in attributes}
+    try:
+        for name, value in attributes.items():
+            setattr(owner, name, value)
+        yield
+    finally:
+        for name, value in kept.items():
+            setattr(owner, name, value)
+
+
 def _assigns(owner: type, name: str) -> bool:
     return any(f"self.{name}" in inspect.getsource(base) for base in owner.__mro__ if base is not object)
 
@@ -534,11 +547,8 @@ class GRPOHooks(TrainerHooks):
             outputs.append(model(**model_inputs))
             return outputs[-1]
 
-        kept, self.beta = self.beta, beta
-        try:
+        with replaced(self, beta=beta):
             loss = super()._compute_loss(recorded, inputs)
-        finally:
-            self.beta = kept
         return loss, outputs[0]
 
     def logps_and_entropies(self, model, input_ids, attention_mask, length, batch_size, entropy=False) -> tuple:

@@ -20,7 +20,7 @@ def main() -> None:
     trainer = MiniMindSFTTrainer(
         model=run.model,
         args=config,
-        processing_class=run.training_tokenizer,
+        processing_class=run.tokenizer,
         train_dataset=data.train,
         eval_dataset=data.validation,
         eval_batches=args.eval_batches,

@@ -14,10 +14,6 @@ import pytest
 from tests.conftest import REPOSITORY
 
 PACKAGE = "minimind_trl"
-# Imports that still run up, as "importing module: imported module". The list may only shrink.
-STILL_RUN_UP: set[str] = set()
-# Parts of RL that `recipes/sft.py` still loads, through `run/memory.py`. The same.
-STILL_LOADED = {"minimind_trl.trainers.critic"}
 
 
 @dataclass(frozen=True)
@@ -142,8 +138,7 @@ def test_no_import_runs_up():
         for one in found
         if one.target != PACKAGE and layers()[room_of(one.target)] > layers()[room_of(module)]
     }
-    assert up - STILL_RUN_UP == set()
-    assert STILL_RUN_UP - up == set(), "mended: take it off the list"
+    assert up == set()
 
 
 def test_docs_and_readmes_name_every_room():
@@ -177,4 +172,4 @@ def recipe(name: str) -> set[str]:
 def test_fine_tuning_needs_no_part_of_rl():
     online = {f"{PACKAGE}.trainers.{name}" for name in ("critic", "ppo_trainer", "spo_trainer", "rollout_trainer")}
     assert f"{PACKAGE}.trainers.sft_trainer" in recipe("sft") and online & recipe("ppo")  # lazy names are seen through
-    assert online & recipe("sft") == STILL_LOADED
+    assert online & recipe("sft") == set()

@@ -43,15 +43,18 @@ class RecipeArguments:
     )
     use_prepared: bool = field(
         default=False,
-        metadata={"help": "Reuse the mixture prepared in --prepared_dir while nothing it was made from has changed."},
+        metadata={"help": "Reuse the mixture in --prepared_dir if nothing it was made from has changed."},
     )
     prepared_dir: str = field(
-        default="prepared", metadata={"help": "Where --use_prepared keeps mixtures, a folder PHASE_CONFIG for each."}
+        default="prepared", metadata={"help": "Folder of prepared mixtures; each is in PHASE_CONFIG."}
     )
     eval_interval: int = field(default=500, metadata={"help": "Steps between evaluations; 0 switches them off."})
-    eval_batches: int = field(default=100, metadata={"help": "Batches per evaluation and process, at most."})
+    eval_batches: int = field(default=100, metadata={"help": "Most batches per evaluation and process."})
     resume: str | None = field(
-        default=None, metadata={"help": "'auto': the last whole checkpoint of --output_dir, if any; or a checkpoint."}
+        default=None,
+        metadata={
+            "help": "auto: from the last whole checkpoint in --output_dir, if there is one; or a checkpoint's folder."
+        },
     )
     dry_run: bool = field(default=False, metadata={"help": "Check everything, print the plan, train nothing."})
     use_wandb: bool = field(default=False, metadata={"help": "Report to Weights & Biases; short for --report_to."})

@@ -10,6 +10,7 @@ from typing import Any
 
 import datasets
 import torch
+from accelerate.utils.deepspeed import HfDeepSpeedConfig
 from datasets import Dataset
 from transformers import PretrainedConfig, Trainer
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
@@ -60,10 +61,7 @@ class TrainerSetup:
         ):
             trainer = self._trainer(folder)
             batch, eval_batch, answer = self._batch(trainer), self._eval_batch(trainer), self._answer_length()
-            counted = count_trainer(memory, trainer, batch, eval_batch, self.length, answer)
-        if self.zero_stage and (config.bf16 or config.fp16):
-            counted.width = 2
-        return counted
+            return count_trainer(memory, trainer, batch, eval_batch, self.length, answer)
 
     def _answer_length(self) -> int:
         if self.recipe in ONLINE:
@@ -76,8 +74,7 @@ class TrainerSetup:
         if self.recipe == "dpo" and not self.lora.use_peft:
             extra["ref_model"] = copy.deepcopy(model)
         if self.recipe == "distill":
-            teacher = MiniMindForCausalLM(self.teacher).eval().requires_grad_(False)
-            extra["teacher_model"] = teacher
+            extra["teacher_model"] = MiniMindForCausalLM(self.teacher).eval().requires_grad_(False)
         if self.recipe in ONLINE:
             extra |= {"reward_funcs": _no_reward, "rollout_func": self._rollout}
         with _zero_stage(self.zero_stage):
@@ -93,6 +90,7 @@ class TrainerSetup:
                 for part in filter(None, (trainer.model, trainer.ref_model)):
                     add_learned_positions_head(part, for_preferences=True)
         if getattr(self.config, "precompute_ref_log_probs", False):
+            # What a constructor that precomputes leaves behind; it would hash the weights.
             trainer.precompute_ref_logps, trainer.ref_model = True, None
         return trainer
 
@@ -104,21 +102,20 @@ class TrainerSetup:
         config.bf16, config.fp16 = is_half, False  # an fp16 number takes as much, and has no CPU kernels
         config.mixed_precision = "bf16" if is_half else "no"
         changes = {
-            **{"output_dir": folder, "report_to": [], "push_to_hub": False, "eval_strategy": "no"},
-            **{
-                "load_best_model_at_end": False,
-                "assistant_only_loss": False,
-                "reward_weights": None,
-                "reward_range": None,
-            },
-            **{
-                "precompute_ref_log_probs": False,
-                "max_length": self.length,
-                "lmbda": 0.0,
-                "seq_kd": False,
-                "opponent": None,
-                "init_rollouts": 0,
-            },
+            "output_dir": folder,
+            "report_to": [],
+            "push_to_hub": False,
+            "eval_strategy": "no",
+            "load_best_model_at_end": False,
+            "max_length": self.length,
+            "assistant_only_loss": False,  # rows without text; all of their tokens are learned
+            "precompute_ref_log_probs": False,  # see `_trainer`
+            "lmbda": 0.0,  # answers of the student, and of the teacher, are counted as generation
+            "seq_kd": False,
+            "reward_weights": None,
+            "reward_range": None,
+            "init_rollouts": 0,
+            "opponent": None,
         }
         for name, value in changes.items():
             if hasattr(config, name):
@@ -184,18 +181,10 @@ def _no_reward(completions: list, **columns: Any) -> list[float]:
 _no_reward.low, _no_reward.high = 0.0, 1.0  # SPO wants a range
 
 
-class _ZeRO:
-    def __init__(self, stage: int):
-        self.stage = stage
-
-    def is_zero3(self) -> bool:
-        return self.stage == 3
-
-
 @contextmanager
 def _zero_stage(stage: int) -> Iterator[None]:
-    """What transformers tells those who ask for DeepSpeed's stage, without DeepSpeed."""
-    settings = _ZeRO(stage)
+    """Let transformers report this stage of ZeRO, 0 for none, without DeepSpeed."""
+    settings = HfDeepSpeedConfig({"zero_optimization": {"stage": stage}})  # transformers keeps a weak reference
     if stage:
         set_hf_deepspeed_config(settings)
     try:
@@ -207,12 +196,12 @@ def _zero_stage(stage: int) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without warnings of the libraries, which are about a training, and without progress bars of the stand-in rows."""
-    were_off = datasets.are_progress_bars_disabled()
+    """Hide the libraries' warnings, which concern a training, and the progress bars of the stand-in rows."""
+    disabled = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
-    try:
-        with warnings.catch_warnings(action="ignore"):
+    with warnings.catch_warnings(action="ignore"):
+        try:
             yield
-    finally:
-        if not were_off:
-            datasets.enable_progress_bars()
+        finally:
+            if not disabled:
+                datasets.enable_progress_bars()

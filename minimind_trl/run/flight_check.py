@@ -152,7 +152,7 @@ def resume_problems(trainer, run: "Run") -> list[str]:
     if not changed:
         return []
     return [
-        f"{checkpoint} is of another run: {'; '.join(changed)}. Resume with what it had, or start a new run from it: "
+        f"{checkpoint} belongs to another run: {'; '.join(changed)}. Resume with its settings, or start a new run: "
         f"--from_weight {checkpoint} with another --output_dir"
     ]
 

@@ -269,7 +269,7 @@ def _count_generation(
         _next_token(model, torch.zeros(rows, prompt, dtype=torch.long), prompt, inputs)
         for layer in cache.layers:
             wanted = (rows, layer.keys.shape[1], prompt + answer - 2, layer.keys.shape[3])
-            layer.keys, layer.values = layer.keys.new_empty(wanted), layer.values.new_empty(wanted)
+            layer.keys, layer.values = layer.keys.new_zeros(wanted), layer.values.new_zeros(wanted)
         _next_token(model, torch.zeros(rows, 1, dtype=torch.long), prompt + answer - 1, inputs)
         counted.kv_cache = _bytes(tensor for layer in cache.layers for tensor in (layer.keys, layer.values))
 

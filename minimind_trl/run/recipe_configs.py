@@ -36,17 +36,17 @@ class RecipeConfig:
     _argument_group_name = "TRL and transformers"
 
     learning_rate: float | None = field(
-        default=None, metadata={"help": "Default: by recipe and size of the model, printed before training."}
+        default=None, metadata={"help": "Default: chosen by recipe and model size, and printed."}
     )
-    warmup_steps: float = field(
-        default=WARMUP, metadata={"help": "Steps in which the learning rate rises, or below 1 the share of all steps."}
-    )
+    warmup_steps: float = field(default=WARMUP, metadata={"help": "Warm-up steps; below 1, a share of all steps."})
     gradient_checkpointing: bool = field(
         default=False, metadata={"help": "Trade compute for memory; models of this size fit without."}
     )
     report_to: list[str] = field(  # a list, of which transformers' parser would read one
         default_factory=lambda: ["none"],
-        metadata={"help": "Trackers, one or more: tensorboard, trackio, wandb, ...; all that are installed; or none."},
+        metadata={
+            "help": "One or more trackers (tensorboard, trackio, wandb, ...), all for every installed one, or none."
+        },
     )
 
     option_ranges: ClassVar[dict[str, Any]] = {}
@@ -187,7 +187,10 @@ class PretrainRecipeConfig(SupervisedConfig, SFTConfig):
     }
 
     packing: bool = field(
-        default=True, metadata={"help": "Several rows in one of max_length, which do not see each other: no padding."}
+        default=True,
+        metadata={
+            "help": "Pack several rows into one of max_length, without padding. Packed rows do not see each other."
+        },
     )
 
     def problems(self) -> Iterator[str]:

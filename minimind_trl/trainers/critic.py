@@ -17,7 +17,6 @@ from trl.trainer.utils import FusedCausalLMOutput
 
 from ..errors import InputError
 from ..models import (
-    MiniMindConfig,
     MiniMindForCausalLM,
     MiniMindForSequenceClassification,
     MiniMindForTokenClassification,
@@ -122,15 +121,6 @@ def load_critic(critic: nn.Module, folder: Path) -> None:
     state = load_file(path)
     check_finite(state.items(), path)
     critic.load_state_dict(state)
-
-
-def critic_config(name: str) -> MiniMindConfig:
-    """The config of the model that `make_critic` starts from.
-
-    Raises:
-        InputError: it is no reward model or critic of MiniMind.
-    """
-    return _scoring_model(name).config
 
 
 def _scoring_model(name: str) -> MiniMindForSequenceClassification | MiniMindForTokenClassification:

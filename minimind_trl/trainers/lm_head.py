@@ -34,7 +34,6 @@ def add_learned_positions_head(
     model: MiniMindForCausalLM | PeftModel,
     temperature: float = 1.0,
     for_preferences: bool = False,
-    any_vocabulary: bool | None = None,
     entropy_gradient: bool = False,
 ) -> None:
     """Let `model(..., labels=labels, fused_lm_head=True)` compute the logits of learned positions only, all at once.
@@ -48,12 +47,10 @@ def add_learned_positions_head(
         model: the model, or a PEFT model around it.
         temperature: divides the logits, for log-probabilities of what was sampled at that temperature.
         for_preferences: also return the figures that only DPO needs.
-        any_vocabulary: replace the head of large vocabularies, too; None: under ZeRO-3.
         entropy_gradient: keep the gradient of the entropy, for an entropy bonus; else it costs no memory.
     """
     model = base_model(model)
-    any_vocabulary = is_deepspeed_zero3_enabled() if any_vocabulary is None else any_vocabulary
-    if model.config.vocab_size > LARGEST_VOCABULARY and not any_vocabulary:
+    if model.config.vocab_size > LARGEST_VOCABULARY and not is_deepspeed_zero3_enabled():
         return
     other_forward = model.forward
 

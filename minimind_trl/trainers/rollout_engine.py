@@ -13,7 +13,7 @@ from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import pad
 
 from ..evaluation.answers import render_prompt, until_end
-from ..internals import GRPOHooks
+from ..internals import GRPOHooks, replaced
 from ..models.decoding import can_sample, sample
 from .lm_head import base_model
 from .rollout import Rollout, joined, loss_mask, weighted_sums
@@ -96,23 +96,14 @@ class RolloutEngine(GRPOHooks):
     def sampling_at(self, temperature: float) -> Iterator[None]:
         """Within the block, generate at this temperature, one completion per prompt; 0 is greedy."""
         if self.use_vllm:
-            kept, self.vllm_generation.temperature = self.vllm_generation.temperature, temperature
+            sampling = replaced(self.vllm_generation, temperature=temperature)
         else:
-            changes = {"temperature": temperature} if temperature else {"do_sample": False, "temperature": None}
-            if not temperature:
-                changes |= {"top_p": None, "top_k": None, "min_p": None}
-            kept = (self.generation_config, self.generation_kwargs)
-            self.generation_kwargs = self.generation_kwargs | changes
-            self.generation_config = GenerationConfig(**self.generation_kwargs, disable_compile=True)
-        count, self.num_generations_eval = self.num_generations_eval, 1
-        try:
+            greedy = {"do_sample": False, **dict.fromkeys(("temperature", "top_p", "top_k", "min_p"))}
+            kwargs = self.generation_kwargs | ({"temperature": temperature} if temperature else greedy)
+            config = GenerationConfig(**kwargs, disable_compile=True)
+            sampling = replaced(self, generation_kwargs=kwargs, generation_config=config)
+        with sampling, replaced(self, num_generations_eval=1):
             yield
-        finally:
-            self.num_generations_eval = count
-            if self.use_vllm:
-                self.vllm_generation.temperature = kept
-            else:
-                self.generation_config, self.generation_kwargs = kept
 
     # Log-probabilities
 

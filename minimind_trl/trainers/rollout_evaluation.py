@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..evaluation.held_out import evaluating
+from ..internals import replaced
 from .reference_model import ReferenceModel
 from .rollout import Rollout, weighted_sums
 from .rollout_rewards import RolloutRewards
@@ -83,17 +84,14 @@ class RolloutEvaluation(RolloutRewards, ReferenceModel):
     @contextmanager
     def evaluation_mode(self) -> Iterator[None]:
         """Without gradients and masking of truncated answers; with random streams of its own, always the same."""
-        python, numpy = random.getstate(), np.random.get_state()
-        masked, self.mask_truncated_completions = self.mask_truncated_completions, False
-        with torch.random.fork_rng(), evaluating(self.model):
-            seed = self.args.seed + self.args.process_index
+        seed, python, numpy = self.args.seed + self.args.process_index, random.getstate(), np.random.get_state()
+        with torch.random.fork_rng(), evaluating(self.model), replaced(self, mask_truncated_completions=False):
             random.seed(seed)
             np.random.seed(seed)
             torch.manual_seed(seed)
             try:
                 yield
             finally:
-                self.mask_truncated_completions = masked
                 random.setstate(python)
                 np.random.set_state(numpy)
 

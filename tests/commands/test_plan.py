@@ -1,5 +1,6 @@
 """`minimind-trl plan`: counts by hand, what makes a plan grow or shrink, what is refused, and real runs."""
 
+import copy
 import json
 import os
 import subprocess
@@ -9,13 +10,15 @@ from functools import cache
 import pytest
 import torch
 import yaml
+from torch import nn
 from transformers import Trainer
 
 from minimind_trl import cli
 from minimind_trl.commands.plan import RECIPES, make_plan
 from minimind_trl.errors import InputError
+from minimind_trl.internals import modules_of_fake_tensors
 from minimind_trl.models import MiniMindConfig, MiniMindForCausalLM, load_model
-from minimind_trl.run import PretrainRecipeConfig
+from minimind_trl.run import PretrainRecipeConfig, fake_trainers
 from minimind_trl.run.flight_check import _memory_line
 from minimind_trl.run.memory import Memory, MemoryCounter
 from minimind_trl.run.sharding import Sharding, shard_memory
@@ -182,6 +185,47 @@ def test_what_makes_a_plan_larger(recipe, options):
 )
 def test_what_makes_a_part_smaller(recipe, options, part):
     assert plan(recipe, *options).moments["training"].get(part, 0) < plan(recipe).moments["training"][part]
+
+
+class CounterWithData(MemoryCounter):
+    """Counts the bytes of tensors that are computed for real."""
+
+    def _run(self, func, args, kwargs):
+        return func(*args, **kwargs)
+
+
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if recipe != "midtrain"])
+def test_tensors_without_data_take_what_those_with_data_take(recipe, checkpoints, monkeypatch):
+    options = OPTIONS[recipe]
+    if recipe == "distill":
+        model = str(checkpoints["dense3"])
+        options = [*SMALL[2:], "--from_weight", model, "--teacher_model_name_or_path", model]
+    planned = make_plan(recipe, options)
+    monkeypatch.setattr(fake_trainers, "MemoryCounter", CounterWithData)
+    real = make_plan(recipe, options)
+    for moment, parts in planned.moments.items():
+        assert sum(parts.values()) == pytest.approx(sum(real.moments[moment].values()), rel=0.03), moment
+
+
+def test_counter_keeps_the_values_of_ids_and_masks():
+    with MemoryCounter():
+        states, mask = torch.ones(4, 8), torch.arange(4) > 1
+        assert states[mask].shape == (2, 8)
+        assert states[states > 0].shape == (32,)  # depends on numbers that are not there: all of them
+        assert states.sum().item() == 1 and not (states > 0).any()
+
+
+def test_modules_of_fake_tensors_can_be_moved_and_copied():
+    apply = nn.Module._apply
+    with modules_of_fake_tensors(), MemoryCounter() as memory:
+        model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+        model[1].weight = model[0].weight
+        before = memory.now
+        assert model.to("cpu")[0].weight is model[1].weight and memory.now == before
+        copied = copy.deepcopy(model).to(torch.bfloat16)
+        assert copied[0].weight is copied[1].weight and copied[0].weight.dtype == torch.bfloat16
+        assert model[0].weight.dtype == torch.float32 and copied[0].weight.requires_grad
+    assert nn.Module._apply is apply
 
 
 FSDP1 = {"distributed_type": "FSDP", "num_processes": 2, "fsdp_config": {"fsdp_version": 1}}

@@ -212,10 +212,11 @@ def test_an_error_of_any_kind(tmp_path):
     assert whole == resumed and len(whole) == 6
 
 
-def test_an_error_at_the_end_of_a_step(tmp_path):
+@pytest.mark.parametrize("step", [1, 4])
+def test_an_error_at_the_end_of_a_step(step, tmp_path):
     """Before the step's figures are logged, which are missing then."""
-    message = "step 5: ValueError: at its end"
-    broken_then_resumed(sft, tmp_path, lambda trainer: trainer.add_callback(AtEnd(4)), message, 4)
+    message = f"step {step + 1}: ValueError: at its end"
+    broken_then_resumed(sft, tmp_path, lambda trainer: trainer.add_callback(AtEnd(step)), message, step)
 
 
 def out_of_memory(trainer) -> None:
