@@ -102,9 +102,7 @@ def plain(model, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch
     ended = torch.zeros(len(ids), dtype=torch.bool)
     while not ended.all():
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
-        logits = model(
-            input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
-        ).logits[:, -1]
+        logits = model(tokens, mask, positions, cache, logits_to_keep=1).logits[:, -1]
         tokens = torch.multinomial(ends(ids, logits.float()).softmax(-1), 1)
         ids, mask = torch.cat([ids, tokens], 1), torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         ended = ended | (tokens[:, 0] == END)

@@ -131,7 +131,7 @@ class MiniMindConfig(PreTrainedConfig):
     """
 
     model_type: ClassVar[str] = "minimind"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "cache"]  # its names in transformers 5
     # How transformers shards the backbone (`tp_plan="auto"`, experts, pipelines): as the twins' plans.
     base_model_tp_plan: ClassVar[dict[str, str]] = {
         "layers.*.self_attn.q_proj": "colwise",

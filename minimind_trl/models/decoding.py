@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedConfig, StoppingCriteriaList
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedConfig, StoppingCriteriaList
 from transformers.generation import GenerationMode
 
 _KINDS = ("minimind", "llama", "qwen3", "qwen3_moe")  # whose layers `_Decoder` knows
@@ -117,10 +117,11 @@ class _Decoder:
         attention = self.body.layers[0].self_attn
         self.head_dim, self.scaling = attention.head_dim, attention.scaling
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        output = self.body(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True)
+        cache = DynamicCache(config=model.config)
+        output = self.body(ids, mask, positions, cache, use_cache=True)  # whose keyword depends on the version
         self.logits = self.head(output.last_hidden_state[:, -1])
         self.position, self.length = positions[:, -1:], ids.shape[1]
-        layers = output.past_key_values.layers
+        layers = cache.layers
         self.kv_heads = layers[0].keys.shape[1]
         self.keys = [layer.keys.flatten(0, 1) for layer in layers]
         self.values = [layer.values.flatten(0, 1) for layer in layers]

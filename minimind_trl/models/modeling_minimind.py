@@ -41,6 +41,16 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_minimind import MiniMindConfig
 
+# What transformers calls the cache of keys and values: 5.24 renamed `past_key_values`. Until then `cache` was another
+# argument, which only attention functions read. This file travels with checkpoints, so it runs under both.
+CACHE_NAME = "cache" if "cache" in MoeModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+
+
+def pop_cache(past_key_values: Cache | None, kwargs: dict) -> Cache | None:
+    """The cache that `forward` was given, under either name; `past_key_values` comes first, as PEFT gives both."""
+    cache = kwargs.pop(CACHE_NAME, None)
+    return cache if past_key_values is None else past_key_values
+
 
 class MiniMindRMSNorm(Qwen3MoeRMSNorm):
     """`weight * x / sqrt(mean(x^2) + eps)`, computed in float32."""
@@ -86,7 +96,6 @@ class MiniMindAttention(nn.Module):
         hidden_states: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         batch_and_length = hidden_states.shape[:-1]
@@ -98,8 +107,10 @@ class MiniMindAttention(nn.Module):
             query, key = self.q_norm(query), self.k_norm(key)
         query, key = apply_rotary_pos_emb(query.transpose(1, 2), key.transpose(1, 2), *position_embeddings)
 
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        cache = kwargs.pop(CACHE_NAME, None)
+        if cache is not None:
+            # The cache of continuous batching also changes `kwargs`, which the attention function reads.
+            key, value = cache.update(key, value, self.layer_idx, kwargs=kwargs)
 
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -186,7 +197,7 @@ class MiniMindPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules: ClassVar[list[str]] = ["MiniMindDecoderLayer"]
-    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values", "cache"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -240,7 +251,7 @@ class MiniMindModel(MiniMindPreTrainedModel):
             attention_mask: 1 for tokens, 0 for padding (batch, length); or a prepared 4D mask.
             position_ids: positions (batch, length). A position that does not follow its left neighbour starts a new
                 packed sequence, which sees nothing of the ones before it in the row.
-            past_key_values: cache of earlier keys and values.
+            past_key_values: cache of earlier keys and values; from transformers 5.24 on also as `cache`.
             inputs_embeds: embeddings (batch, length, hidden) in place of `input_ids`.
             use_cache: return a cache for the next call.
 
@@ -248,17 +259,18 @@ class MiniMindModel(MiniMindPreTrainedModel):
             `MoeModelOutputWithPast` with `last_hidden_state` (batch, length, hidden) and, on request,
             `hidden_states`, `attentions`, `router_logits` (one (batch * length, experts) tensor per layer).
         """
+        cache = pop_cache(past_key_values, kwargs)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
 
         # Before the cache is made: an empty one would switch off the detection of packed sequences.
-        causal_mask = self._causal_mask(inputs_embeds, attention_mask, position_ids, past_key_values)
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+        causal_mask = self._causal_mask(inputs_embeds, attention_mask, position_ids, cache)
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
         if position_ids is None:
-            seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+            seen = cache.get_seq_length() if cache is not None else 0
             position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None] + seen
 
         hidden_states = inputs_embeds
@@ -268,18 +280,18 @@ class MiniMindModel(MiniMindPreTrainedModel):
                 hidden_states,
                 attention_mask=causal_mask,
                 position_ids=position_ids,
-                past_key_values=past_key_values,
                 use_cache=use_cache,
                 position_embeddings=position_embeddings,
+                **{CACHE_NAME: cache},
                 **kwargs,
             )
-        return MoeModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+        return MoeModelOutputWithPast(last_hidden_state=self.norm(hidden_states), **{CACHE_NAME: cache})
 
-    def _causal_mask(self, inputs_embeds, attention_mask, position_ids, past_key_values):
-        if type(past_key_values) is DynamicCache and past_key_values.get_seq_length() == 0:
-            past_key_values = None  # transformers looks for packing only where there is no cache
+    def _causal_mask(self, inputs_embeds, attention_mask, position_ids, cache):
+        if type(cache) is DynamicCache and cache.get_seq_length() == 0:
+            cache = None  # transformers looks for packing only where there is no cache
         and_mask_function = None
-        if position_ids is not None and past_key_values is None:
+        if position_ids is not None and cache is None:
             sequences = packed_sequences(position_ids.expand(inputs_embeds.shape[0], -1), attention_mask)
             if sequences is not None and "flash" in self.config._attn_implementation and not is_tracing(sequences):
                 attention_mask = _check_flash_packing(attention_mask, inputs_embeds.shape[0])
@@ -290,9 +302,9 @@ class MiniMindModel(MiniMindPreTrainedModel):
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             position_ids=position_ids,
             and_mask_function=and_mask_function,
+            **{CACHE_NAME: cache},
         )
 
 
@@ -366,7 +378,7 @@ class MiniMindForCausalLM(MiniMindPreTrainedModel, GenerationMixin):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            past_key_values=pop_cache(past_key_values, kwargs),
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             output_router_logits=output_router_logits,
@@ -388,7 +400,7 @@ class MiniMindForCausalLM(MiniMindPreTrainedModel, GenerationMixin):
             loss=loss,
             aux_loss=aux_loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE_NAME: getattr(outputs, CACHE_NAME)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             router_logits=outputs.router_logits,

@@ -16,7 +16,7 @@ from minimind_trl.models import (
     MiniMindForSequenceClassification,
     MiniMindForTokenClassification,
 )
-from minimind_trl.models.modeling_minimind import load_balancing_loss, packed_sequences
+from minimind_trl.models.modeling_minimind import CACHE_NAME, load_balancing_loss, packed_sequences
 from tests.conftest import small_config
 
 GREEDY = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
@@ -64,6 +64,17 @@ def test_an_empty_cache_does_not_hide_packing(model):
     expected = model(packed, position_ids=positions).logits
     cached = model(packed, position_ids=positions, past_key_values=DynamicCache(config=model.config)).logits
     torch.testing.assert_close(cached, expected)
+
+
+@pytest.mark.parametrize("name", sorted({"past_key_values", CACHE_NAME}))
+@torch.no_grad()
+def test_a_cache_is_used_under_the_old_name_and_the_new_one(model, name):
+    """transformers 5.24 renamed the argument; a name that nobody reads would go unseen, in the other arguments."""
+    ids, cache = random_ids(1, 9), DynamicCache(config=model.config)
+    model(ids[:, :6], **{name: cache})
+    output = model(ids[:, 6:], **{name: cache})
+    assert output[CACHE_NAME] is cache and cache.get_seq_length() == 9
+    torch.testing.assert_close(output.logits, model(ids).logits[:, 6:], atol=1e-5, rtol=0)
 
 
 @pytest.mark.slow
