@@ -75,8 +75,8 @@ class MixtureReader:
         Raises:
             MixtureError: the source has no rows, or none that fit the phase.
         """
-        files, own = self.files(source), self.files(source, validation=True)
-        return SourceReader(self, source, files, own, self._converter(source, files + own, remote))
+        files, held_out = self.files(source), self.files(source, validation=True)
+        return SourceReader(self, source, files, held_out, self._converter(source, files + held_out, remote))
 
     def made_from(self) -> dict[str, str]:
         """The current provenance, mostly hashes: equal if a build would give the same rows."""
@@ -157,18 +157,18 @@ class SourceReader:
 
     Attributes:
         files: those to train on.
-        own: those that the source holds out itself; often none.
+        held_out: those that the source holds out itself; often none.
     """
 
     reader: MixtureReader
     source: Source
     files: list[DataFile]
-    own: list[DataFile]
+    held_out: list[DataFile]
     converter: RowConverter
 
     def read(self) -> Iterator[tuple[int, int, Row]]:
-        """Every raw row with its file's index (`files`, then `own`) and its number in the file."""
-        return numbered_rows(self.files + self.own, self.converter, held_out=len(self.own))
+        """Every raw row with its file's index (`files`, then `held_out`) and its number in the file."""
+        return numbered_rows(self.files + self.held_out, self.converter, held_out=len(self.held_out))
 
     @cached_property
     def rows(self) -> Dataset:
@@ -177,7 +177,7 @@ class SourceReader:
         Raises:
             MixtureError: a row cannot be read, or most rows cannot be used.
         """
-        files, forbidden, converter = self.files + self.own, self.converter.forbidden, self.converter
+        files, forbidden, converter = self.files + self.held_out, self.converter.forbidden, self.converter
         key = [
             converter_code(),
             converter.phase,
@@ -189,7 +189,7 @@ class SourceReader:
             _filter_code(self.source.filters),
             converter.longest,
         ]
-        make = partial(converted_rows, files, converter, held_out=len(self.own))
+        make = partial(converted_rows, files, converter, held_out=len(self.held_out))
         rows = cached_rows(make, converter.features, Hasher.hash(key))
         unusable = int(pc.sum(rows.data.column("_unusable")).as_py() or 0)
         if unusable > _MOSTLY * len(rows):
@@ -227,12 +227,12 @@ class SourceReader:
     def pins(self) -> list[dict[str, str]]:
         """Name and digest of each file; relative to the mixture file, because the lock travels with checkpoints."""
         base = f"{self.reader.path.parent}/"
-        files = self.files + self.own
+        files = self.files + self.held_out
         return [{"name": public_name(file.name.removeprefix(base)), "digest": file.digest} for file in files]
 
     def place(self, row: Row) -> str:
         """Where a converted row comes from: its file and line."""
-        return (self.files + self.own)[row["_file"]].at(row["_number"])
+        return (self.files + self.held_out)[row["_file"]].at(row["_number"])
 
     def _refuse(self, failed: int, total: int, examples: list[tuple[str, str]]) -> None:
         shown = "".join(f"\n  {where}: {reason}" for where, reason in examples)

@@ -11,6 +11,7 @@ in `IterableDataset.shuffle`, a resumed run would lose the rows in the buffer.
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 from datasets import (
@@ -25,7 +26,7 @@ from datasets.distributed import split_dataset_by_node
 
 from ..errors import MixtureError
 from . import selection
-from .config import Source
+from .config import Source, Validation
 from .duplicates import CONTAMINATED
 from .reader import MixtureReader, SourceReader, converted_rows
 from .report import CUT, MOVED, TOKENS
@@ -65,8 +66,7 @@ def build_stream(opened: list[SourceReader], seen: dict[str, Counter[str]]) -> I
     mixture = opened[0].reader.mixture
     total = sum(source.mix_ratio for source in mixture.datasets)
     ratios = [source.mix_ratio / total for source in mixture.datasets]
-    sources = [_Stream(source, seen[source.source.name]) for source in opened]
-    held_out = {group for source in sources for group in source.own_groups()}
+    held_out = {group for source in opened for group in _held_out_groups(source)}
     converters = [source.converter for source in opened]
 
     def mixed(streams: list[IterableDataset], seed: int) -> IterableDataset:
@@ -75,12 +75,12 @@ def build_stream(opened: list[SourceReader], seen: dict[str, Counter[str]]) -> I
         rows = rows.remove_columns([*FACTS, *(name for name in needless if name in converters[0].features)])
         return _decoded(rows, sorted({name for converter in converters for name in converter.extras}))
 
-    train = mixed([source.train(held_out) for source in sources], mixture.seed)
+    train = mixed([_train(source, seen[source.source.name], held_out) for source in opened], mixture.seed)
     if mixture.size:
         train = train.take(mixture.size.rows)
     if mixture.validation is None:
         return IterableDatasetDict(train=train)
-    validation = mixed([source.validation() for source in sources], mixture.validation.seed)
+    validation = mixed([_validation(source) for source in opened], mixture.validation.seed)
     return IterableDatasetDict(train=train, validation=validation)
 
 
@@ -94,55 +94,50 @@ def share_of(rows: IterableDataset, process: int, processes: int) -> IterableDat
     return split_dataset_by_node(rows, process, processes, strategy) if processes > 1 else rows
 
 
-class _Stream:
-    """One source, as streams of its two sides."""
+def _train(opened: SourceReader, seen: Counter[str], held_out: set[int]) -> IterableDataset:
+    source, mixture = opened.source, opened.reader.mixture
+    parts = [part for file in opened.files for part in (file.parts() if file.parts else [file])]
+    np.random.default_rng(mixture.seed).shuffle(parts)
+    rows = _converted(opened, parts)
+    rows = rows.filter(_counting_filter(source.name, seen, held_out, opened.reader.cut_at))
+    if not opened.held_out and mixture.validation is not None:
+        rows = rows.filter(lambda row: not _is_held_out(row, mixture.validation))
+    rows = rows.map(partial(_shuffled, seed=mixture.seed), batched=True, batch_size=_BLOCK, features=rows.features)
+    return rows.repeat(source.max_repetition) if source.max_repetition > 1 else rows
 
-    def __init__(self, opened: SourceReader, seen: Counter[str]):
-        self.mixture, self.cut_at = opened.reader.mixture, opened.reader.cut_at
-        self.source, self.files, self.own = opened.source, opened.files, opened.own
-        self.converter, self.seen = opened.converter, seen
 
-    def own_groups(self) -> Iterator[int]:
-        """Hashes of what the source holds out itself, which no source may train on."""
-        rows = converted_rows(self.own, self.converter, remote=True)
-        return (row["_group"] for row in rows if row.get("_group") is not None)
+def _validation(opened: SourceReader) -> IterableDataset:
+    rows = _converted(opened, opened.held_out or opened.files)
+    rows = rows.filter(lambda row: row["_reason"] is None and not row["_contaminated"])
+    rule = opened.reader.mixture.validation
+    return rows if opened.held_out else rows.filter(lambda row: _is_held_out(row, rule))
 
-    def train(self, held_out: set[int]) -> IterableDataset:
-        rows = self._converted(self._parts()).filter(
-            _counting_filter(self.source.name, self.seen, held_out, self.cut_at)
+
+def _held_out_groups(opened: SourceReader) -> Iterator[int]:
+    """Hashes of what the source holds out itself, which no source may train on."""
+    rows = converted_rows(opened.held_out, opened.converter, remote=True)
+    return (row["_group"] for row in rows if row.get("_group") is not None)
+
+
+def _shuffled(block: dict[str, list], seed: int) -> dict[str, list]:
+    order = selection.in_random_order(np.array(block["_key"]).view(np.uint64), seed)
+    return {name: [values[i] for i in order] for name, values in block.items()}
+
+
+def _is_held_out(row: Row, rule: Validation) -> bool:
+    return bool(selection.is_held_out(np.array([row["_group"]]).view(np.uint64), rule)[0])
+
+
+def _converted(opened: SourceReader, files: list[DataFile]) -> IterableDataset:
+    converter = opened.converter
+    # As text until the end: every step of a stream would decode a `Json` text such as "3" once more.
+    features = Features(converter.features | dict.fromkeys(converter.extras, Value("string")))
+    if files[0].stream is None:
+        return IterableDataset.from_generator(
+            _convert, features, gen_kwargs={"files": list(enumerate(files)), "by": converter}
         )
-        if not self.own and self.mixture.validation is not None:
-            rows = rows.filter(lambda row: not self._held_out(row))
-        rows = rows.map(self._shuffled, batched=True, batch_size=_BLOCK, features=rows.features)
-        return rows.repeat(self.source.max_repetition) if self.source.max_repetition > 1 else rows
-
-    def validation(self) -> IterableDataset:
-        rows = self._converted(self.own or self.files).filter(
-            lambda row: row["_reason"] is None and not row["_contaminated"]
-        )
-        return rows if self.own else rows.filter(self._held_out)
-
-    def _parts(self) -> list[DataFile]:
-        parts = [part for file in self.files for part in (file.parts() if file.parts else [file])]
-        np.random.default_rng(self.mixture.seed).shuffle(parts)
-        return parts
-
-    def _shuffled(self, block: dict[str, list]) -> dict[str, list]:
-        order = selection.in_random_order(np.array(block["_key"]).view(np.uint64), self.mixture.seed)
-        return {name: [values[i] for i in order] for name, values in block.items()}
-
-    def _held_out(self, row: Row) -> bool:
-        return bool(selection.is_held_out(np.array([row["_group"]]).view(np.uint64), self.mixture.validation)[0])
-
-    def _converted(self, files: list[DataFile]) -> IterableDataset:
-        # As text until the end: every step of a stream would decode a `Json` text such as "3" once more.
-        extras = dict.fromkeys(self.converter.extras, Value("string"))
-        features = Features(self.converter.features | extras)
-        if files[0].stream is None:
-            arguments = {"files": list(enumerate(files)), "by": self.converter}
-            return IterableDataset.from_generator(_convert, features, gen_kwargs=arguments)
-        streams = [_mapped(file.stream(), file, index, self.converter, features) for index, file in enumerate(files)]
-        return concatenate_datasets(streams)
+    streams = [_mapped(file.stream(), file, index, converter, features) for index, file in enumerate(files)]
+    return concatenate_datasets(streams)
 
 
 def _convert(files: list[tuple[int, DataFile]], by: RowConverter) -> Iterator[Row]:
