@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import minimind_trl
 from minimind_trl.cli import main
 from minimind_trl.commands.conversion import FORMATS
@@ -61,3 +63,17 @@ def test_public_names_are_there_for_users_and_editors():
     assert {*minimind_trl.__all__} <= {*dir(minimind_trl)} and not hasattr(minimind_trl, "no_such_name")
     [block] = [node for node in ast.parse(Path(minimind_trl.__file__).read_text()).body if isinstance(node, ast.If)]
     assert sorted(alias.name for statement in block.body for alias in statement.names) == minimind_trl.__all__
+
+
+REGISTERED = """
+import minimind_trl, sys
+assert "transformers" not in sys.modules
+from minimind_trl import InputError
+from transformers import AutoConfig
+assert AutoConfig.for_model("minimind").model_type == "minimind"
+"""
+
+
+@pytest.mark.slow
+def test_the_first_name_that_is_used_registers_the_models():
+    subprocess.run([sys.executable, "-c", REGISTERED], capture_output=True, check=True, timeout=120)
