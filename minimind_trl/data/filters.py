@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Union
 
 from pydantic import (
     BaseModel,
@@ -340,17 +340,8 @@ def _tag(spec: Any) -> str:
     return "custom" if ":" in name else name
 
 
-FilterSpec = Annotated[
-    Annotated[LengthFilter, Tag("length")]
-    | Annotated[QualityFilter, Tag("quality")]
-    | Annotated[CodeQualityFilter, Tag("code_quality")]
-    | Annotated[LanguageFilter, Tag("language")]
-    | Annotated[RegexFilter, Tag("regex")]
-    | Annotated[FieldFilter, Tag("field")]
-    | Annotated[CustomFilter, Tag("custom")],
-    Discriminator(_tag),
-    BeforeValidator(_check_type),
-]
+_TAGGED = [Annotated[rule, Tag(name)] for name, rule in (BUILTIN_FILTERS | {"custom": CustomFilter}).items()]
+FilterSpec = Annotated[Union[*_TAGGED], Discriminator(_tag), BeforeValidator(_check_type)]
 """A filter of a mixture file. Its errors are at `(i, type or "custom", key)`, those of the type at `(i, "type")`."""
 
 
