@@ -69,8 +69,7 @@ class _Strict(BaseModel):
 
 
 class Metadata(_Strict):
-    phase: Annotated[Phase, BeforeValidator(_as_phase)]
-    """A suffix `_phase1`, `_phase2`, ... is ignored."""
+    phase: Annotated[Phase, BeforeValidator(_as_phase)]  # a suffix `_phase1`, `_phase2`, ... is ignored
     description: str = ""
     version: Annotated[str, BeforeValidator(str)] = ""
     total_tokens: Annotated[int, Field(gt=0)] | None = None
@@ -97,18 +96,15 @@ class Metadata(_Strict):
 
 class DataFiles(_Strict):
     train: Names
-    validation: Names | None = None
-    """Rows to hold out. By default, `validation.ratio` of the rows are held out."""
+    validation: Names | None = None  # rows to hold out; by default `validation.ratio` of all
 
 
 class Origin(_Strict):
     """Where rows come from."""
 
     name: str
-    source: str
-    """A Hub id, or a file or folder relative to the mixture file."""
-    format: Format | None = None
-    """Default: by the file's suffix; without one, the Hub."""
+    source: str  # a Hub id, or a file or folder relative to the mixture file
+    format: Format | None = None  # default: by the file's suffix; without one, the Hub
     config_name: str | None = None
     data_dir: str | None = None
     data_files: Annotated[DataFiles, _mapping_of("train", str, list)] | None = None
@@ -123,19 +119,16 @@ class Origin(_Strict):
 
 
 class EvalSet(Origin):
-    field: str
-    """The column, or dotted path, whose text must not be trained on."""
+    field: str  # the column, or dotted path, whose text must not be trained on
     splits: Names = ["test"]
 
 
 class Source(Origin):
-    mix_ratio: Annotated[float, Field(gt=0, le=1, strict=True)] = 1.0
-    """Share of the mixture's rows."""
+    mix_ratio: Annotated[float, Field(gt=0, le=1, strict=True)] = 1.0  # share of the mixture's rows
     schema_: Annotated[SchemaName | None, Field(alias="schema")] = None
     fields: dict[str, str] = {}
     """{the schema's name of a column: this source's name of it}; a dotted path reaches inside objects."""
-    text_field: str | None = None
-    """Short for `fields: {text: ...}`, for the schema `text`."""
+    text_field: str | None = None  # short for `fields: {text: ...}`, for the schema `text`
     keep_columns: list[str] | None = None
     """Columns to keep beside the phase's own. Default: `answer`, `gt` and `skill` in phase rlaif."""
     validation_splits: Names | None = None
@@ -179,8 +172,7 @@ class Mixture(_Strict):
     datasets: Annotated[list[Source], Field(min_length=1)]
     validation: Annotated[Validation | None, BeforeValidator(_as_validation)] = Validation()
     """None (in YAML: none) trains on every row and holds none out."""
-    seed: Seed = 42
-    """For sampling and shuffling; the split uses `validation.seed`."""
+    seed: Seed = 42  # for sampling and shuffling; the split uses `validation.seed`
     size: Size | None = None
     streaming: Annotated[bool, Field(strict=True)] = False
     dedup: Annotated[Dedup, _mapping_of("method", str)] = Dedup()

@@ -48,8 +48,7 @@ class Part(NamedTuple):
 
     start: int
     stop: int
-    first: int = 1
-    """Number of its first row."""
+    first: int = 1  # number of its first row
 
 
 @dataclass
