@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from ..errors import MixtureError, nearest
+from ..errors import MixtureError, nearest, one_line
 from ..yaml_files import load_yaml
-from .filters import BUILTIN_FILTERS, FilterSpec
+from .filters import BUILTIN_FILTERS, FilterSpec, value_at
 from .schemas import PHASES, REWARD_COLUMNS, SCHEMAS, known_columns
 
 Phase = Literal["pretrain", "midtrain", "sft", "distill", "dpo", "reward", "rlaif"]
@@ -222,18 +222,14 @@ def _parsed(path: Path) -> tuple[yaml.MappingNode, dict]:
         raise MixtureError(f"{path}: cannot be read: {error.strerror}") from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise MixtureError(f"{path}, line {mark.line + 1}: not valid YAML: {_one_line(error.problem)}") from error
+        raise MixtureError(f"{path}, line {mark.line + 1}: not valid YAML: {one_line(error.problem)}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2024-13-01
-        raise MixtureError(f"{path}: not valid YAML: {_one_line(error)}") from error
+        raise MixtureError(f"{path}: not valid YAML: {one_line(error)}") from error
     if content is None:
         raise MixtureError(f"{path}: the file is empty; a mixture file is a mapping with 'metadata' and 'datasets'")
     if not isinstance(node, yaml.MappingNode):
         raise MixtureError(f"{path}: a mixture file is a mapping with 'metadata' and 'datasets'")
     return node, content
-
-
-def _one_line(error: Any) -> str:
-    return " ".join(str(error).split())
 
 
 def _duplicate_keys(node: yaml.Node, where: Where = (), above: tuple = ()) -> Iterator[tuple[Where, str]]:
@@ -271,27 +267,24 @@ def _across_fields(content: dict) -> Iterator[tuple[Where, str]]:
     yield from _ratio_sum(list(sources.values()))
     if content.get("streaming") is True:
         yield from _not_in_a_stream(content, sources)
-    metadata, size = content.get("metadata"), content.get("size")
-    if isinstance(metadata, dict) and isinstance(size, dict):
-        wanted, budget = size.get("tokens"), metadata.get("total_tokens")
-        if isinstance(wanted, int) and isinstance(budget, int) and wanted > budget:
-            yield ("size", "tokens"), f"{wanted} is over metadata.total_tokens {budget}"
+    wanted, budget = value_at(content, "size.tokens"), value_at(content, "metadata.total_tokens")
+    if isinstance(wanted, int) and isinstance(budget, int) and wanted > budget:
+        yield ("size", "tokens"), f"{wanted} is over metadata.total_tokens {budget}"
 
 
 def _held_out_anyway(index: int, source: dict) -> Iterator[tuple[Where, str]]:
     """A source with validation rows in a mixture without a held-out part."""
-    files = source.get("data_files")
     problem = "the mixture says validation: none; leave one of the two out"
     if source.get("validation_splits"):
         yield ("datasets", index, "validation_splits"), problem
-    if isinstance(files, dict) and files.get("validation"):
+    if value_at(source, "data_files.validation"):
         yield ("datasets", index, "data_files", "validation"), problem
 
 
 def _schema_problems(content: dict, index: int, source: dict) -> Iterator[tuple[Where, str]]:
     """A schema that does not fit the phase, and `fields` for columns that no schema of the phase reads."""
-    metadata, schema, fields = content.get("metadata"), source.get("schema"), source.get("fields")
-    phase = _as_phase(metadata.get("phase")) if isinstance(metadata, dict) else None
+    schema, fields = source.get("schema"), source.get("fields")
+    phase = _as_phase(value_at(content, "metadata.phase"))
     if not isinstance(phase, str) or phase not in PHASES:
         return
     _, usable = PHASES[phase]
@@ -320,16 +313,13 @@ def _ratio_sum(sources: list[dict]) -> Iterator[tuple[Where, str]]:
 
 def _not_in_a_stream(content: dict, sources: dict[int, dict]) -> Iterator[tuple[Where, str]]:
     """Options that need all rows at once."""
-    metadata, size, dedup = (content.get(name) for name in ("metadata", "size", "dedup"))
-    unknown = "a stream's tokens are not known ahead; set size.rows, or the recipe's max_steps"
-    if isinstance(metadata, dict) and metadata.get("total_tokens"):
-        yield ("metadata", "total_tokens"), unknown
-    if isinstance(size, dict) and size.get("tokens"):
-        yield ("size", "tokens"), unknown
-    if dedup is not None and dedup not in ("none", {"method": "none"}):
+    for path in ("metadata.total_tokens", "size.tokens"):
+        if value_at(content, path):
+            unknown = "a stream's tokens are not known ahead; set size.rows, or the recipe's max_steps"
+            yield tuple(path.split(".")), unknown
+    if content.get("dedup") not in (None, "none", {"method": "none"}):
         yield ("dedup",), "a stream does not remember its rows, so that duplicates cannot be found; use none"
-    validation = content.get("validation")
-    if isinstance(validation, dict) and validation.get("stratified") is False:
+    if value_at(content, "validation.stratified") is False:
         yield ("validation", "stratified"), "a stream's sources have their shares in both splits; leave it out"
     for index, source in sources.items():
         if "max_samples" in source:
