@@ -118,6 +118,8 @@ ENGINES: tuple[PrivateName, ...] = (
     PrivateName("torch._subclasses.fake_tensor", "FakeTensorMode", ("allow_non_fake_inputs",)),
     PrivateName("torch.utils._python_dispatch", "TorchDispatchMode"),
     PrivateName("torch.utils._pytree", "tree_iter"),
+    PrivateName("torch.ops:aten", "_grouped_mm"),
+    PrivateName("torch.ops:aten", "_local_scalar_dense"),
     PrivateName("torch.nn:Module", "_apply", ("fn", "recurse")),
     PrivateName("transformers:TrainingArguments", "_setup_devices"),
     PrivateName("trl.trainer.utils", "_CHUNKED_LOGPROB_CHUNK_SIZE"),
@@ -149,6 +151,13 @@ def fake_tensor_tools() -> tuple:
     from torch.utils._pytree import tree_iter
 
     return FakeTensor, FakeTensorMode, TorchDispatchMode, tree_iter
+
+
+def fake_tensor_exceptions() -> tuple:
+    """Operators that need care without data: that of `Tensor.item`, and the grouped matrix product."""
+    import torch
+
+    return torch.ops.aten._local_scalar_dense.default, torch.ops.aten._grouped_mm.default
 
 
 @contextmanager

@@ -11,13 +11,17 @@ teacher wrote earlier, such as reasoning in <think> tags, use recipes/sft.py.
 Exit codes: 0 done, 2 bad input (one line says what), 1 crash.
 """
 
-from minimind_trl.run import Run, parse_arguments, run_recipe
+from minimind_trl.run import parse_arguments, run_recipe
 from minimind_trl.run.distill_config import DistillRecipeConfig
-from minimind_trl.trainers.gkd_trainer import MiniMindGKDTrainer, load_teacher
 
 
 def main() -> None:
     args, config, lora = parse_arguments(DistillRecipeConfig)
+
+    # Imported here, as in TRL's scripts, because `--help` does not need them and they take a second.
+    from minimind_trl.run import Run
+    from minimind_trl.trainers.gkd_trainer import MiniMindGKDTrainer, load_teacher
+
     run = Run(args, config, lora)
     teacher = load_teacher(config.teacher_model_name_or_path, run.model)
     data = run.load_data("sft", "distill")

@@ -11,12 +11,16 @@ mixture of phase dpo or reward. Exit codes: 0 done, 2 bad input (one line says w
 
 import copy
 
-from minimind_trl.run import DPORecipeConfig, Run, parse_arguments, run_recipe
-from minimind_trl.trainers import MiniMindDPOTrainer
+from minimind_trl.run import DPORecipeConfig, parse_arguments, run_recipe
 
 
 def main() -> None:
     args, config, lora = parse_arguments(DPORecipeConfig)
+
+    # Imported here, as in TRL's scripts, because `--help` does not need them and they take a second.
+    from minimind_trl.run import Run
+    from minimind_trl.trainers import MiniMindDPOTrainer
+
     run = Run(args, config, lora)
     data = run.load_data("dpo", "reward")
     # With LoRA the reference is the model without its adapter.

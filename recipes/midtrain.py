@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from minimind_trl.errors import InputError
-from minimind_trl.run import PretrainRecipeConfig, Run, parse_arguments, run_recipe
-from minimind_trl.trainers import MiniMindSFTTrainer
+from minimind_trl.run import PretrainRecipeConfig, parse_arguments, run_recipe
 
 
 @dataclass
@@ -33,6 +32,11 @@ class MidtrainRecipeConfig(PretrainRecipeConfig):
 
 def main() -> None:
     args, config, lora = parse_arguments(MidtrainRecipeConfig)
+
+    # Imported here, as in TRL's scripts, because `--help` does not need them and they take a second.
+    from minimind_trl.run import Run
+    from minimind_trl.trainers import MiniMindSFTTrainer
+
     if args.preset:
         raise InputError("midtraining needs a checkpoint: give --from_weight; recipes/pretrain.py trains from scratch")
     run = Run(args, config, lora)

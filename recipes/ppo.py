@@ -13,12 +13,15 @@ Exit codes: 0 done, 2 bad input (one line says what), 1 crash.
 
 from minimind_trl.run import parse_arguments, run_recipe
 from minimind_trl.run.online_configs import PPORecipeConfig
-from minimind_trl.run.rl_run import RLRun
-from minimind_trl.trainers import PPOTrainer, RLDoctor
 
 
 def main() -> None:
     args, config, lora = parse_arguments(PPORecipeConfig)
+
+    # Imported here, as in TRL's scripts, because `--help` does not need them and they take a second.
+    from minimind_trl.run.rl_run import RLRun
+    from minimind_trl.trainers import PPOTrainer, RLDoctor
+
     run = RLRun(args, config, lora)
     data = run.load_data("rlaif")
     trainer = PPOTrainer(

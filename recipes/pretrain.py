@@ -9,12 +9,16 @@ Supports: a model from scratch (`--preset`) or from a checkpoint (`--from_weight
 Assumes: a mixture of phase pretrain or midtrain. Exit codes: 0 done, 2 bad input (one line says what), 1 crash.
 """
 
-from minimind_trl.run import PretrainRecipeConfig, Run, parse_arguments, run_recipe
-from minimind_trl.trainers import MiniMindSFTTrainer
+from minimind_trl.run import PretrainRecipeConfig, parse_arguments, run_recipe
 
 
 def main() -> None:
     args, config, lora = parse_arguments(PretrainRecipeConfig)
+
+    # Imported here, as in TRL's scripts, because `--help` does not need them and they take a second.
+    from minimind_trl.run import Run
+    from minimind_trl.trainers import MiniMindSFTTrainer
+
     run = Run(args, config, lora)
     data = run.load_data("pretrain", "midtrain")
     trainer = MiniMindSFTTrainer(

@@ -9,12 +9,16 @@ Assumes: a checkpoint (`--from_weight`: directory, Hub id or upstream's `.pth`) 
 Exit codes: 0 done, 2 bad input (one line says what), 1 crash.
 """
 
-from minimind_trl.run import RewardRecipeConfig, Run, parse_arguments, run_recipe
-from minimind_trl.trainers import MiniMindRewardTrainer
+from minimind_trl.run import RewardRecipeConfig, parse_arguments, run_recipe
 
 
 def main() -> None:
     args, config, lora = parse_arguments(RewardRecipeConfig)
+
+    # Imported here, as in TRL's scripts, because `--help` does not need them and they take a second.
+    from minimind_trl.run import Run
+    from minimind_trl.trainers import MiniMindRewardTrainer
+
     run = Run(args, config, lora, reward_model=True)
     data = run.load_data("reward", "dpo")
     trainer = MiniMindRewardTrainer(

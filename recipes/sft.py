@@ -11,12 +11,16 @@ Assumes: a mixture of phase sft or distill, and a tokenizer with a chat template
 Exit codes: 0 done, 2 bad input (one line says what), 1 crash.
 """
 
-from minimind_trl.run import Run, SFTRecipeConfig, parse_arguments, run_recipe
-from minimind_trl.trainers import MiniMindSFTTrainer
+from minimind_trl.run import SFTRecipeConfig, parse_arguments, run_recipe
 
 
 def main() -> None:
     args, config, lora = parse_arguments(SFTRecipeConfig)
+
+    # Imported here, as in TRL's scripts, because `--help` does not need them and they take a second.
+    from minimind_trl.run import Run
+    from minimind_trl.trainers import MiniMindSFTTrainer
+
     run = Run(args, config, lora)
     data = run.load_data("sft", "distill")
     trainer = MiniMindSFTTrainer(

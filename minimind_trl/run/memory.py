@@ -15,12 +15,13 @@ from transformers import DynamicCache, Trainer
 
 from ..errors import InputError, first_line
 from ..evaluation.held_out import evaluating, score_rows
-from ..internals import fake_tensor_tools
+from ..internals import fake_tensor_exceptions, fake_tensor_tools
 from ..models import MiniMindModel
 from ..models.modeling_minimind import MiniMindDecoderLayer
 
 FakeTensor, FakeTensorMode, TorchDispatchMode, tree_iter = fake_tensor_tools()
-_LARGEST_REAL = 2**24  # bytes
+_ITEM, _GROUPED_MM = fake_tensor_exceptions()
+_LARGEST_REAL = 2**24  # bytes of ids and masks that keep their values
 
 
 class MemoryCounter(TorchDispatchMode):
@@ -57,12 +58,12 @@ class MemoryCounter(TorchDispatchMode):
         tensors = [part for part in tree_iter((args, kwargs)) if isinstance(part, Tensor)]
         if not any(isinstance(tensor, FakeTensor) for tensor in tensors):
             return self._run_without_fakes(func, args, kwargs, is_factory=not tensors)
-        if func is torch.ops.aten._local_scalar_dense.default:
+        if func is _ITEM:
             return torch.ones((), dtype=args[0].dtype).item() if args[0].dtype != torch.bool else False
         if func is torch.ops.aten.index.Tensor:
             args = (args[0], [index for given in args[1] for index in self._without_mask(given)])
         with self._fake:
-            return _grouped_mm(*args, **kwargs) if func is torch.ops.aten._grouped_mm.default else func(*args, **kwargs)
+            return _grouped_product(*args, **kwargs) if func is _GROUPED_MM else func(*args, **kwargs)
 
     def _run_without_fakes(self, func: Callable, args: tuple, kwargs: dict[str, Any], is_factory: bool) -> Any:
         try:
@@ -96,7 +97,7 @@ class MemoryCounter(TorchDispatchMode):
         self.now -= size
 
 
-def _grouped_mm(left: Tensor, right: Tensor, offs: Tensor | None = None, bias=None, out_dtype=None) -> Tensor:
+def _grouped_product(left: Tensor, right: Tensor, offs: Tensor | None = None, bias=None, out_dtype=None) -> Tensor:
     """The result's shape, as torch computes it; torch's own check without data allows only bfloat16."""
     groups = [] if left.dim() + right.dim() == 5 else [len(offs) if offs is not None else left.shape[0]]
     return left.new_empty(*groups, left.shape[-2], right.shape[-1], dtype=out_dtype or left.dtype)
