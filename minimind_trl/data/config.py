@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from ..errors import MixtureError, nearest
+from ..errors import MixtureError, nearest, one_line
 from ..yaml_files import load_yaml
-from .filters import BUILTIN_FILTERS, FilterSpec
+from .filters import BUILTIN_FILTERS, FilterSpec, value_at
 from .schemas import PHASES, REWARD_COLUMNS, SCHEMAS, known_columns
 
 Phase = Literal["pretrain", "midtrain", "sft", "distill", "dpo", "reward", "rlaif"]
@@ -69,8 +69,7 @@ class _Strict(BaseModel):
 
 
 class Metadata(_Strict):
-    phase: Annotated[Phase, BeforeValidator(_as_phase)]
-    """A suffix `_phase1`, `_phase2`, ... is ignored."""
+    phase: Annotated[Phase, BeforeValidator(_as_phase)]  # a suffix `_phase1`, `_phase2`, ... is ignored
     description: str = ""
     version: Annotated[str, BeforeValidator(str)] = ""
     total_tokens: Annotated[int, Field(gt=0)] | None = None
@@ -97,18 +96,15 @@ class Metadata(_Strict):
 
 class DataFiles(_Strict):
     train: Names
-    validation: Names | None = None
-    """Rows to hold out. By default, `validation.ratio` of the rows are held out."""
+    validation: Names | None = None  # rows to hold out; by default `validation.ratio` of all
 
 
 class Origin(_Strict):
     """Where rows come from."""
 
     name: str
-    source: str
-    """A Hub id, or a file or folder relative to the mixture file."""
-    format: Format | None = None
-    """Default: by the file's suffix; without one, the Hub."""
+    source: str  # a Hub id, or a file or folder relative to the mixture file
+    format: Format | None = None  # default: by the file's suffix; without one, the Hub
     config_name: str | None = None
     data_dir: str | None = None
     data_files: Annotated[DataFiles, _mapping_of("train", str, list)] | None = None
@@ -123,19 +119,16 @@ class Origin(_Strict):
 
 
 class EvalSet(Origin):
-    field: str
-    """The column, or dotted path, whose text must not be trained on."""
+    field: str  # the column, or dotted path, whose text must not be trained on
     splits: Names = ["test"]
 
 
 class Source(Origin):
-    mix_ratio: Annotated[float, Field(gt=0, le=1, strict=True)] = 1.0
-    """Share of the mixture's rows."""
+    mix_ratio: Annotated[float, Field(gt=0, le=1, strict=True)] = 1.0  # share of the mixture's rows
     schema_: Annotated[SchemaName | None, Field(alias="schema")] = None
     fields: dict[str, str] = {}
     """{the schema's name of a column: this source's name of it}; a dotted path reaches inside objects."""
-    text_field: str | None = None
-    """Short for `fields: {text: ...}`, for the schema `text`."""
+    text_field: str | None = None  # short for `fields: {text: ...}`, for the schema `text`
     keep_columns: list[str] | None = None
     """Columns to keep beside the phase's own. Default: `answer`, `gt` and `skill` in phase rlaif."""
     validation_splits: Names | None = None
@@ -179,8 +172,7 @@ class Mixture(_Strict):
     datasets: Annotated[list[Source], Field(min_length=1)]
     validation: Annotated[Validation | None, BeforeValidator(_as_validation)] = Validation()
     """None (in YAML: none) trains on every row and holds none out."""
-    seed: Seed = 42
-    """For sampling and shuffling; the split uses `validation.seed`."""
+    seed: Seed = 42  # for sampling and shuffling; the split uses `validation.seed`
     size: Size | None = None
     streaming: Annotated[bool, Field(strict=True)] = False
     dedup: Annotated[Dedup, _mapping_of("method", str)] = Dedup()
@@ -230,18 +222,14 @@ def _parsed(path: Path) -> tuple[yaml.MappingNode, dict]:
         raise MixtureError(f"{path}: cannot be read: {error.strerror}") from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise MixtureError(f"{path}, line {mark.line + 1}: not valid YAML: {_one_line(error.problem)}") from error
+        raise MixtureError(f"{path}, line {mark.line + 1}: not valid YAML: {one_line(error.problem)}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2024-13-01
-        raise MixtureError(f"{path}: not valid YAML: {_one_line(error)}") from error
+        raise MixtureError(f"{path}: not valid YAML: {one_line(error)}") from error
     if content is None:
         raise MixtureError(f"{path}: the file is empty; a mixture file is a mapping with 'metadata' and 'datasets'")
     if not isinstance(node, yaml.MappingNode):
         raise MixtureError(f"{path}: a mixture file is a mapping with 'metadata' and 'datasets'")
     return node, content
-
-
-def _one_line(error: Any) -> str:
-    return " ".join(str(error).split())
 
 
 def _duplicate_keys(node: yaml.Node, where: Where = (), above: tuple = ()) -> Iterator[tuple[Where, str]]:
@@ -279,27 +267,24 @@ def _across_fields(content: dict) -> Iterator[tuple[Where, str]]:
     yield from _ratio_sum(list(sources.values()))
     if content.get("streaming") is True:
         yield from _not_in_a_stream(content, sources)
-    metadata, size = content.get("metadata"), content.get("size")
-    if isinstance(metadata, dict) and isinstance(size, dict):
-        wanted, budget = size.get("tokens"), metadata.get("total_tokens")
-        if isinstance(wanted, int) and isinstance(budget, int) and wanted > budget:
-            yield ("size", "tokens"), f"{wanted} is over metadata.total_tokens {budget}"
+    wanted, budget = value_at(content, "size.tokens"), value_at(content, "metadata.total_tokens")
+    if isinstance(wanted, int) and isinstance(budget, int) and wanted > budget:
+        yield ("size", "tokens"), f"{wanted} is over metadata.total_tokens {budget}"
 
 
 def _held_out_anyway(index: int, source: dict) -> Iterator[tuple[Where, str]]:
     """A source with validation rows in a mixture without a held-out part."""
-    files = source.get("data_files")
     problem = "the mixture says validation: none; leave one of the two out"
     if source.get("validation_splits"):
         yield ("datasets", index, "validation_splits"), problem
-    if isinstance(files, dict) and files.get("validation"):
+    if value_at(source, "data_files.validation"):
         yield ("datasets", index, "data_files", "validation"), problem
 
 
 def _schema_problems(content: dict, index: int, source: dict) -> Iterator[tuple[Where, str]]:
     """A schema that does not fit the phase, and `fields` for columns that no schema of the phase reads."""
-    metadata, schema, fields = content.get("metadata"), source.get("schema"), source.get("fields")
-    phase = _as_phase(metadata.get("phase")) if isinstance(metadata, dict) else None
+    schema, fields = source.get("schema"), source.get("fields")
+    phase = _as_phase(value_at(content, "metadata.phase"))
     if not isinstance(phase, str) or phase not in PHASES:
         return
     _, usable = PHASES[phase]
@@ -328,16 +313,13 @@ def _ratio_sum(sources: list[dict]) -> Iterator[tuple[Where, str]]:
 
 def _not_in_a_stream(content: dict, sources: dict[int, dict]) -> Iterator[tuple[Where, str]]:
     """Options that need all rows at once."""
-    metadata, size, dedup = (content.get(name) for name in ("metadata", "size", "dedup"))
-    unknown = "a stream's tokens are not known ahead; set size.rows, or the recipe's max_steps"
-    if isinstance(metadata, dict) and metadata.get("total_tokens"):
-        yield ("metadata", "total_tokens"), unknown
-    if isinstance(size, dict) and size.get("tokens"):
-        yield ("size", "tokens"), unknown
-    if dedup is not None and dedup not in ("none", {"method": "none"}):
+    for path in ("metadata.total_tokens", "size.tokens"):
+        if value_at(content, path):
+            unknown = "a stream's tokens are not known ahead; set size.rows, or the recipe's max_steps"
+            yield tuple(path.split(".")), unknown
+    if content.get("dedup") not in (None, "none", {"method": "none"}):
         yield ("dedup",), "a stream does not remember its rows, so that duplicates cannot be found; use none"
-    validation = content.get("validation")
-    if isinstance(validation, dict) and validation.get("stratified") is False:
+    if value_at(content, "validation.stratified") is False:
         yield ("validation", "stratified"), "a stream's sources have their shares in both splits; leave it out"
     for index, source in sources.items():
         if "max_samples" in source:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Union
 
 from pydantic import (
     BaseModel,
@@ -40,14 +40,10 @@ _SHOWN = 80  # characters of a row, in messages
 class Candidate:
     """One row, as filters get it."""
 
-    row: dict[str, Any]
-    """Converted, as the trainer would get it."""
-    raw: dict[str, Any]
-    """As the source has it."""
-    text: str
-    """All text of the row."""
-    tokens: int | None = None
-    """Length as trained; None without a tokenizer."""
+    row: dict[str, Any]  # converted, as the trainer would get it
+    raw: dict[str, Any]  # as the source has it
+    text: str  # all text of the row
+    tokens: int | None = None  # length as trained; None without a tokenizer
 
 
 class Filter(BaseModel):
@@ -121,8 +117,7 @@ class CodeQualityFilter(Filter):
     """
 
     type: Literal["code_quality"] = "code_quality"
-    min_score: Share | None = None
-    """Default: 0.5; with `min_code_ratio` none."""
+    min_score: Share | None = None  # default: 0.5; with `min_code_ratio` none
     min_code_ratio: Share | None = None
     language: Literal["python"] | None = None
 
@@ -250,8 +245,7 @@ class CustomFilter(Filter):
 
     model_config = ConfigDict(extra="allow")
 
-    _folder: Path | None = PrivateAttr(None)
-    """Of the mixture file, where the module may be."""
+    _folder: Path | None = PrivateAttr(None)  # of the mixture file, where the module may be
 
     @field_validator("type")
     @classmethod
@@ -340,17 +334,8 @@ def _tag(spec: Any) -> str:
     return "custom" if ":" in name else name
 
 
-FilterSpec = Annotated[
-    Annotated[LengthFilter, Tag("length")]
-    | Annotated[QualityFilter, Tag("quality")]
-    | Annotated[CodeQualityFilter, Tag("code_quality")]
-    | Annotated[LanguageFilter, Tag("language")]
-    | Annotated[RegexFilter, Tag("regex")]
-    | Annotated[FieldFilter, Tag("field")]
-    | Annotated[CustomFilter, Tag("custom")],
-    Discriminator(_tag),
-    BeforeValidator(_check_type),
-]
+_TAGGED = [Annotated[rule, Tag(name)] for name, rule in (BUILTIN_FILTERS | {"custom": CustomFilter}).items()]
+FilterSpec = Annotated[Union[*_TAGGED], Discriminator(_tag), BeforeValidator(_check_type)]
 """A filter of a mixture file. Its errors are at `(i, type or "custom", key)`, those of the type at `(i, "type")`."""
 
 

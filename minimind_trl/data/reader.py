@@ -24,10 +24,10 @@ from .config import EvalSet, Mixture, Source
 from .duplicates import NGrams
 from .filters import CustomFilter, value_at
 from .rows import RowConverter
-from .schemas import Row
 from .sources import DataFile, open_source, public_name
 from .tables import cached_rows
 from .transcripts import may_hold_transcripts
+from .turns import Row
 
 _BATCH = 500  # rows that are converted together, because tokenizers are faster on batches
 _EXAMPLES = 3

@@ -34,8 +34,8 @@ from ..files import file_digest
 from .config import Origin, Source, format_of
 from .hub import download_file, hub_errors, list_files, load_hub_split, remember_revision, resolve_revision
 from .tables import as_rows
+from .turns import Row
 
-Row = dict[str, Any]
 Rows = Iterator[tuple[int, Row]]
 _BATCH = 1000
 _PARTS = 64  # of a file that is streamed, if it is large enough
@@ -48,8 +48,7 @@ class Part(NamedTuple):
 
     start: int
     stop: int
-    first: int = 1
-    """Number of its first row."""
+    first: int = 1  # number of its first row
 
 
 @dataclass

@@ -31,9 +31,9 @@ from .duplicates import CONTAMINATED
 from .reader import MixtureReader, SourceReader, converted_rows
 from .report import CUT, MOVED, TOKENS
 from .rows import FACTS, RowConverter
-from .schemas import Row
 from .selection import LEAKED
 from .sources import DataFile, filled_rows
+from .turns import Row
 
 _LOOKED_AT = 1000  # rows after which a source with hardly any usable row is an error
 _BLOCK = 10_000  # rows that are shuffled together

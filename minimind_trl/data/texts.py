@@ -12,8 +12,8 @@ from ..errors import MixtureError, nearest, one_line
 from ..tokenization.control_tokens import ROLES
 from .config import format_of
 from .hub import hub_errors, load_hub_split
-from .schemas import Row
 from .sources import read_rows
+from .turns import Row
 
 # The text of a row: the first group whose first column is there.
 _COLUMNS = (("text",), ("messages",), ("conversations",), ("prompt", "completion"), ("instruction", "input", "output"))

@@ -18,7 +18,7 @@ _REFUSED = {
 
 @dataclass
 class PPOConfig(UngroupedConfig):
-    """Proximal policy optimisation (Schulman et al., arXiv 1707.06347) for language models (arXiv 1909.08593).
+    """Proximal policy optimization (Schulman et al., arXiv 1707.06347) for language models (arXiv 1909.08593).
 
     A rollout has `per_device_train_batch_size * gradient_accumulation_steps * num_mini_batches` completions in each
     process. Every minibatch is one optimizer step; each of the `num_ppo_epochs` epochs draws the minibatches anew.

@@ -181,6 +181,18 @@ def test_experts_implementations_agree(model):
         torch.testing.assert_close(grads[implementation], grads["eager"])
 
 
+@pytest.mark.parametrize("kind", ["moe2", "moe3"], indirect=True)
+@pytest.mark.parametrize("implementation", ["eager", "batched_mm"])  # ONNX has no operator for grouped_mm's
+@torch.no_grad()
+def test_experts_export_for_any_number_of_tokens(model, implementation):
+    model.set_experts_implementation(implementation)
+    experts = model.eval().model.layers[0].mlp
+    states, more = torch.rand(2, 7, 64), torch.rand(3, 9, 64)
+    shapes = ({0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC},)
+    exported = torch.export.export(experts, (states,), dynamic_shapes=shapes)
+    torch.testing.assert_close(exported.module()(more), experts(more))
+
+
 def test_bf16_trains(kind):
     torch.manual_seed(0)
     model = MiniMindForCausalLM(small_config(kind)).to(torch.bfloat16).train()

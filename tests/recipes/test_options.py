@@ -279,7 +279,7 @@ NO_USE = [
     ("grpo", '--generation_kwargs {"num_beam":2}', "'num_beam' is not known; did you mean 'num_beams'?"),
     ("grpo", '--generation_kwargs {"num_beams":2}', "num_beams has no place here"),
     ("grpo", '--generation_kwargs {"stop_strings":["a"]}', "stop_strings needs the tokenizer"),
-    ("ppo", "--load_best_model_at_end", "--load_best_model_at_end would not bring the critic back"),
+    ("ppo", "--load_best_model_at_end", "--load_best_model_at_end would not load the critic"),
 ]
 
 

@@ -69,7 +69,7 @@ REFUSED = [
     ("grpo", [*MATCH, "--per_device_train_batch_size", "5000"], "answers 5000 prompts, and there are 1395"),
     ("grpo", ["--from_weight", "{model}", *SFT, "--reward_funcs", "exact_match"], "but this recipe trains rlaif"),
     ("grpo", [*MATCH, "--loss_type", "cipso"], "--loss_type 'cipso' is not known; did you mean 'cispo'?"),
-    ("ppo", [*MATCH, "--num_generations", "4"], "--num_generations 4: this method samples one completion per prompt"),
+    ("spo", [*MATCH, "--num_generations", "4"], "--num_generations 4: SPO samples one completion per prompt"),
     ("ppo", [*MATCH, "--epsilon", "0.1"], "--epsilon is set by --cliprange"),
     (
         "ppo",
