@@ -117,7 +117,7 @@ class _Decoder:
         self.head_dim, self.scaling = attention.head_dim, attention.scaling
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         cache = DynamicCache(config=model.config)
-        output = self.body(ids, mask, positions, cache, use_cache=True)  # whose keyword depends on the version
+        output = self.body(ids, mask, positions, cache, use_cache=True)  # the keyword depends on the version
         self.logits = self.head(output.last_hidden_state[:, -1])
         self.position, self.length = positions[:, -1:], ids.shape[1]
         layers = cache.layers

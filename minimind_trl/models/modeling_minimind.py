@@ -41,13 +41,13 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_minimind import MiniMindConfig
 
-# What transformers calls the cache of keys and values: 5.24 renamed `past_key_values`. Until then `cache` was another
-# argument, which only attention functions read. This file travels with checkpoints, so it runs under both.
+# transformers' name of the key-value cache: 5.24 renamed `past_key_values` to `cache`. Before that, `cache` was another
+# argument, which only attention functions read. This file is saved with checkpoints, so it must run under both.
 CACHE_NAME = "cache" if "cache" in MoeModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
 def pop_cache(past_key_values: Cache | None, kwargs: dict) -> Cache | None:
-    """The cache that `forward` was given, under either name; `past_key_values` comes first, as PEFT gives both."""
+    """The cache passed to `forward` under either name; `past_key_values` has priority, because PEFT passes both."""
     cache = kwargs.pop(CACHE_NAME, None)
     return cache if past_key_values is None else past_key_values
 

@@ -130,7 +130,7 @@ REFUSED = [
     ("sft", mixture("few"), "validation"),
     ("sft", mixture("both"), "train"),
     ("dpo", mixture("same"), "line 1: chosen equals rejected"),
-    ("sft", mixture("streaming"), "a streaming mixture has no end that is known: set --max_steps"),
+    ("sft", mixture("streaming"), "a streaming mixture has no known end: set --max_steps"),
     (
         "sft",
         [*LOADED, "--packing", "false", "--per_device_train_batch_size", "6000"],
@@ -153,7 +153,7 @@ REFUSED = [
     (
         "sft",
         [*SCRATCH[:4], "--output_dir", "{run}", *SHORT, "--resume", "auto", "--learning_rate", "1e-3"],
-        "learning_rate was 0.003 and is 0.001. Resume with what it had, or start a new run from it: --from_weight",
+        "learning_rate was 0.003 and is 0.001. Resume with its settings, or start a new run: --from_weight",
     ),
     (
         "sft",
