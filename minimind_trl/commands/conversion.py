@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, one_line
 from ..files import atomic_path
 from ..models import MiniMindForCausalLM
 from ..models.checkpoints import check_vocabulary, load_model, load_tokenizer_of, save_native, tokenizer_folder
@@ -79,7 +79,7 @@ def _writing(destination: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:  # torch raises a RuntimeError
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        reason = getattr(error, "strerror", None) or one_line(error)
         disk = next(folder for folder in destination.absolute().parents if folder.exists())
         free = shutil.disk_usage(disk).free / 2**20
         raise CheckpointError(f"{destination}: cannot be written, with {free:,.1f} MiB free there: {reason}") from error

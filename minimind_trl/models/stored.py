@@ -28,7 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..errors import CheckpointError, first_line
 
-NATIVE_SUFFIXES = (".pth", ".pt", ".safetensors")
+_NATIVE_SUFFIXES = (".pth", ".pt", ".safetensors")
 # What reading untrusted files and building models from them can raise; huge sizes end in RuntimeError or OverflowError.
 UNREADABLE = (
     *(OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, AssertionError),
@@ -147,7 +147,7 @@ def find_file(name: str | os.PathLike, file: str, **hub) -> Path | None:
 
 def is_native_file(name: str | os.PathLike) -> bool:
     """Whether a name is that of a file in upstream's format; it need not exist."""
-    return Path(name).suffix in NATIVE_SUFFIXES and not Path(name).is_dir()
+    return Path(name).suffix in _NATIVE_SUFFIXES and not Path(name).is_dir()
 
 
 def check_finite(tensors: Iterable[tuple[str, torch.Tensor]], name: str | os.PathLike) -> None:

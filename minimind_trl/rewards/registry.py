@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from ..errors import InputError, nearest
+from ..errors import InputError, nearest, one_line
 from ..imports import import_function, refuse_foreign
 from ..yaml_files import load_yaml
 from . import functions
@@ -143,9 +143,7 @@ def _plain(text: str) -> Any:
     try:
         return load_yaml(text)[1]
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"{text:.80} is not a value ({' '.join(str(error).split()):.80}); quote text: name='...'"
-        ) from error
+        raise InputError(f"{text:.80} is not a value ({one_line(error):.80}); quote text: name='...'") from error
 
 
 def _checked(function: Callable, given: dict[str, Any]) -> dict[str, Any]:
