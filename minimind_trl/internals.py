@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-SEEN_IN = {"accelerate": "1.15.0", "datasets": "5.2.0", "torch": "2.13.0", "transformers": "5.23.0", "trl": "1.16.0"}
+SEEN_IN = {"accelerate": "1.15.0", "datasets": "5.2.0", "torch": "2.13.0", "transformers": "5.24.0", "trl": "1.16.0"}
 """The versions in which the names below were last seen."""
 
 
