@@ -10,7 +10,6 @@ import sys
 import time
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -30,9 +29,7 @@ from ..evaluation.pairs import tokenize_answers
 from ..tokenization import compare_prompts
 from .memory import checkpoint_activations, state_memory
 from .records import differences, run_record
-
-if TYPE_CHECKING:
-    from .recipe_run import Run
+from .run_context import RunContext
 
 SAMPLE = 256  # training rows to examine
 _COMPARED = 100_000  # training rows to compare with the validation rows
@@ -40,7 +37,7 @@ _EXAMPLES = 2
 _TIMED_STEPS = 3
 
 
-def flight_check(trainer, run: "Run") -> None:
+def flight_check(trainer, run: RunContext) -> None:
     """Refuse a run that would train on nothing or on the wrong thing; print the plan.
 
     Raises:
@@ -68,7 +65,7 @@ def print_warnings(warnings: list[str]) -> None:
         print(f"warning: {warning}", file=sys.stderr)
 
 
-def tokenizer_problems(trainer, run: "Run") -> list[str]:
+def tokenizer_problems(trainer, run: RunContext) -> list[str]:
     args, tokenizer, problems = run.args, run.tokenizer, []
     if tokenizer.eos_token_id is None:
         problems.append("the tokenizer has no end-of-sequence token: set eos_token in its tokenizer_config.json")
@@ -146,7 +143,7 @@ def overlap_problems(data: DatasetDict) -> list[str]:
     return [f"{shared} training rows are among the validation rows as well: build the mixture again"] if shared else []
 
 
-def resume_problems(trainer, run: "Run") -> list[str]:
+def resume_problems(trainer, run: RunContext) -> list[str]:
     checkpoint = trainer.args.resume_from_checkpoint
     changed = differences(Path(checkpoint), run_record(trainer, run)) if checkpoint else []
     if not changed:

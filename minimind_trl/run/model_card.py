@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from accelerate.utils import is_peft_model
 from huggingface_hub import ModelCard, ModelCardData
@@ -15,9 +15,7 @@ from ..evaluation.measures import short_number
 from ..files import atomic_path
 from ..models import MiniMindForSequenceClassification
 from ..models.stored import find_file
-
-if TYPE_CHECKING:
-    from .recipe_run import Run
+from .run_context import RunContext
 
 _HYPERPARAMETERS = (
     *("learning_rate", "lr_scheduler_type", "warmup_steps", "max_steps", "num_train_epochs"),
@@ -28,7 +26,7 @@ _OF_SCRATCH = "apache-2.0"  # the license of the model code saved beside the wei
 _UNKNOWN_LICENSE = "unknown"
 
 
-def complete_card(trainer, run: "Run", record: dict[str, Any], metrics: dict[str, dict]) -> None:
+def complete_card(trainer, run: RunContext, record: dict[str, Any], metrics: dict[str, dict]) -> None:
     """Rewrite the model card that TRL has drafted in the output folder.
 
     Metadata and quick start are replaced, since TRL's know neither local checkpoints nor adapters and always show a

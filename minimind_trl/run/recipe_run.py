@@ -2,29 +2,26 @@
 
 import os
 import shutil
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import datasets
-from datasets import Dataset, DatasetDict, IterableDataset
+from datasets import Dataset, IterableDataset
 from transformers.integrations import TensorBoardCallback
 from transformers.integrations.integration_utils import default_logdir
 
-from ..data import LOCK, DatasetMixer
+from ..data import LOCK
 from ..errors import InputError, TrainingInterrupted, nearest
-from ..tokenization import with_training_template
 from ..trainers.callbacks import EvaluateAtEnd
 from ..trainers.safe_checkpoints import saving
-from .arguments import RecipeArguments
 from .flight_check import flight_check
-from .loading import adapter_for, as_reward_model, build_data, load_or_create_model, load_tokenizer, open_mixture
+from .loading import build_data, open_mixture
 from .model_card import complete_card
 from .output_folder import lock_output_folder
 from .processes import limit_waiting
 from .records import RECIPE, run_record
 from .results import count_rows, mixture_lock, write_results
+from .run_context import RunContext
 from .settings import complete_config, set_checkpoint_to_resume
 
 
@@ -35,43 +32,11 @@ class Splits(NamedTuple):
     validation: Dataset | None
 
 
-class Run:
+class Run(RunContext):
     """What a recipe needs before its trainer, and everything it does with the trainer.
 
-    Args:
-        args: our options.
-        config: TRL's, for the trainer.
-        lora: TRL's options for LoRA.
-        reward_model: replace the model's language head by one that gives a single number.
-
-    Attributes:
-        tokenizer: as it will be saved.
-        model: from the checkpoint or the preset, on the CPU.
-        peft_config: the adapter of `--use_peft`, else None.
-        data: the mixture's splits, after `load_data`.
-        mixer: describes the mixture and how it was built, after `load_data`.
-
-    Raises:
-        InputError: from `load_tokenizer`, `load_or_create_model` and `adapter_for`.
+    Arguments, attributes and errors are those of `RunContext`.
     """
-
-    data: DatasetDict
-    mixer: DatasetMixer
-
-    def __init__(self, args: RecipeArguments, config, lora, *, reward_model: bool = False):
-        if not sys.stderr.isatty():
-            datasets.disable_progress_bars()
-        self.args, self.config, self.lora = args, config, lora
-        self.tokenizer = load_tokenizer(args)
-        self.model = load_or_create_model(args, self.tokenizer, config.seed)
-        if reward_model:
-            self.model = as_reward_model(self.model, config.seed)
-        self.peft_config = adapter_for(args, lora, self.model)
-
-    @property
-    def training_tokenizer(self):
-        """The tokenizer whose template marks the assistant's turns, if the loss is on these only."""
-        return with_training_template(self.tokenizer) if self.config.assistant_only_loss else self.tokenizer
 
     def load_data(self, *phases: str) -> Splits:
         """Build the mixture or load it prepared, and complete the config.

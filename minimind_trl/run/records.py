@@ -6,15 +6,13 @@ import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import transformers
 import trl
 
+from .run_context import RunContext
 from .secrets import take_out_secrets
-
-if TYPE_CHECKING:
-    from .recipe_run import Run
 
 RECIPE = "recipe.json"
 # Beginnings of the names of settings that change neither data nor weights.
@@ -34,7 +32,7 @@ _RENAMED = {
 _COMPARED = ("trainer", "start", "options", "processes", "model", "lora", "data")
 
 
-def run_record(trainer, run: "Run") -> dict[str, Any]:
+def run_record(trainer, run: RunContext) -> dict[str, Any]:
     """The content of `recipe.json`, as it is read back from the file."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     adapter = getattr(model, "peft_config", {}).get("default")

@@ -1,7 +1,7 @@
 """The files of a finished run beside model and tokenizer: figures, lock, record, curves and card."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datasets import Dataset, IterableDataset
 
@@ -10,12 +10,10 @@ from ..evaluation.measures import main_figures
 from ..files import write_json
 from ..trainers import write_curves
 from .records import RECIPE
-
-if TYPE_CHECKING:
-    from .recipe_run import Run
+from .run_context import RunContext
 
 
-def mixture_lock(run: "Run", record: dict[str, Any]) -> dict[str, Any]:
+def mixture_lock(run: RunContext, record: dict[str, Any]) -> dict[str, Any]:
     """The mixture's lock, with the rows that the trainer kept and dropped."""
     return run.mixer.lock() | ({"training": record["rows"]} if record["rows"] else {})
 
@@ -39,7 +37,7 @@ def count_rows(trainer, rows: Dataset | IterableDataset) -> dict[str, Any] | Non
     }
 
 
-def write_results(trainer, run: "Run", metrics: dict[str, dict], record: dict[str, Any]) -> None:
+def write_results(trainer, run: RunContext, metrics: dict[str, dict], record: dict[str, Any]) -> None:
     """Write these files, and print the held-out figures before and after training."""
     config = trainer.args
     folder = Path(config.output_dir)

@@ -14,10 +14,10 @@ from ..data import DatasetMixer
 from ..errors import InputError, raise_all
 from ..tokenization import compare_prompts
 from .flight_check import SAMPLE, overlap_problems, print_model, print_warnings, resume_problems, tokenizer_problems
+from .run_context import RunContext
 
 if TYPE_CHECKING:
     from ..trainers import RolloutTrainer
-    from .recipe_run import Run
 
 _TRIALS = 4  # batches to answer before training
 _EXAMPLES = 2
@@ -25,7 +25,7 @@ STREAM_HEAD = 1000  # rows of a stream to examine before training
 _SHOWN = 80  # characters of a value in a message
 
 
-def rl_flight_check(trainer: "RolloutTrainer", run: "Run") -> None:
+def rl_flight_check(trainer: "RolloutTrainer", run: RunContext) -> None:
     """Refuse a run that could not learn; print mixture, two prompts with answers and rewards, plan, memory and time.
 
     Equal rewards in the trial that may still differ later are a warning.

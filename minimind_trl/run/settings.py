@@ -3,7 +3,6 @@
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from transformers.trainer_utils import IntervalStrategy
 
@@ -13,12 +12,10 @@ from ..models.stored import check_finite_files
 from ..trainers.safe_checkpoints import checkpoint_problem, checkpoints_in, last_good_checkpoint
 from .learning_rates import set_learning_rate
 from .output_folder import RUN_LOCK
-
-if TYPE_CHECKING:
-    from .recipe_run import Run
+from .run_context import RunContext
 
 
-def complete_config(run: "Run") -> None:
+def complete_config(run: RunContext) -> None:
     """Set lengths, evaluation, trackers and learning rate.
 
     Raises:
