@@ -47,7 +47,7 @@ def trainer_of(method: str):
     }[method]
     kind = method.partition(" ")[0]
     if kind == "GRPO":
-        return trainers.RolloutTrainer, trainers.RolloutConfig, options
+        return trainers.MiniMindGRPOTrainer, trainers.RolloutConfig, options
     return getattr(trainers, f"{kind}Trainer"), getattr(trainers, f"{kind}Config"), options
 
 

@@ -4,21 +4,21 @@ import argparse
 import signal
 import sys
 
-from .commands import convert, data, eval, tokenizer
+from .commands import convert, data, eval, plan, tokenizer
 from .errors import InputError
-from .files import full_disk
+from .files import full_disk_message
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="minimind-trl", description="MiniMind on the Hugging Face stack")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for command in (convert, tokenizer, data, eval):
+    for command in (convert, tokenizer, data, eval, plan):
         command.add_cli(verbs)
-    plan = verbs.add_parser("plan", help="what a recipe will need of memory, before it starts", add_help=False)
-    plan.set_defaults(run=_plan)
-    args, args.others = parser.parse_known_args(argv)
-    if args.others and args.verb != "plan":  # which parses its options itself
-        verbs.choices[args.verb].error(f"unrecognized arguments: {' '.join(args.others)}")
+    args, others = parser.parse_known_args(argv)
+    if args.verb == "plan":
+        args.recipe_options = others
+    elif others:
+        verbs.choices[args.verb].error(f"unrecognized arguments: {' '.join(others)}")
     try:
         _run(args)
     except InputError as error:
@@ -28,9 +28,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"stopped by {signal.SIGINT.name}", file=sys.stderr)
         return 128 + signal.SIGINT
     except OSError as error:
-        if not (told := full_disk(error)):
+        if not (message := full_disk_message(error)):
             raise
-        print(f"error: {told}", file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr)
         return 1
     return 0
 
@@ -40,12 +40,6 @@ def _run(args: argparse.Namespace) -> None:
 
     disable_progress_bar()  # loading takes a moment, and the bars would hide the one line that matters
     args.run(args)
-
-
-def _plan(args: argparse.Namespace) -> None:
-    from .commands import plan
-
-    plan.run(args.others)
 
 
 if __name__ == "__main__":

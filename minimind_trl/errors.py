@@ -1,4 +1,4 @@
-"""The errors that are the user's to mend, and those that end a training."""
+"""Errors that the user can fix, errors that end a training run, and helpers for their messages."""
 
 import difflib
 from collections.abc import Iterable
@@ -13,14 +13,14 @@ class CheckpointError(InputError):
 
 
 class MixtureError(InputError):
-    """A mixture file, or the data that it names, cannot be used as it is."""
+    """A mixture file, or data that it names, is unusable."""
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on (a loss that is not a number, a disk that is full); no bad input, so exit code 1.
+    """Training cannot go on (a loss that is not a number, a full disk). The input is fine, so the exit code is 1.
 
     Attributes:
-        unexpected: the error behind it where nobody foresaw it, so that its traceback should be shown too.
+        unexpected: the cause, if it is an unforeseen error whose traceback should be shown too.
     """
 
     unexpected: BaseException | None = None
@@ -31,43 +31,44 @@ class SavingError(TrainingError):
 
 
 class TrainingInterrupted(SystemExit):
-    """Training was stopped by a signal and has saved itself; ends the program with 128 + the signal's number."""
+    """A signal stopped training, which saved a checkpoint first; the exit code is 128 + the signal's number."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal other than Ctrl-C came where there was nothing to save yet; libraries clean up as for a Ctrl-C."""
+    """A signal other than Ctrl-C arrived before there was anything to save; libraries clean up as for Ctrl-C."""
 
     def __init__(self, number: int):
         super().__init__()
         self.number = number
 
 
-def described(error: BaseException) -> str:
-    """An error's type and what it says, on one line."""
-    called = isinstance(error, SystemExit)  # which says no more than its code
-    says = f"sys.exit({'' if error.code is None else repr(error.code)}) was called" if called else error
-    return " ".join(f"{type(error).__name__}: {says}".split()).removesuffix(":")
+def describe(error: BaseException) -> str:
+    """An error's type and message on one line."""
+    message: object = error
+    if isinstance(error, SystemExit):  # its message is only the code
+        message = f"sys.exit({'' if error.code is None else repr(error.code)}) was called"
+    return " ".join(f"{type(error).__name__}: {message}".split()).removesuffix(":")
 
 
 def one_line(error: BaseException) -> str:
-    """The message of somebody else's error, its lines joined; its type where it has none."""
+    """An error's message with its lines joined, or the error's type if the message is empty."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message that says something, else the error's type; for messages of one line."""
+    """The first line of an error's message that is not blank, or the error's type if there is none."""
     lines = (line.strip() for line in str(error).splitlines())
     return next(filter(None, lines), type(error).__name__)
 
 
 def raise_all(problems: Iterable[str]) -> None:
-    """Raise `InputError` with all problems, one line each, if there are any."""
+    """Raise `InputError` with one line per problem, if there are any."""
     if lines := list(problems):
         raise InputError("\n".join(lines))
 
 
 def nearest(name: str, known: Iterable[str], listed: bool = False) -> str:
-    """`; did you mean 'x'?` where a known name is close; else nothing, or with `listed` the known names."""
+    """`; did you mean 'x'?` if a known name is close. Otherwise an empty string, or with `listed` the known names."""
     known = list(known)
     if close := difflib.get_close_matches(name, known, n=1):
         return f"; did you mean {close[0]!r}?"

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Atomic writes, digests and full disks."""
 
 import errno
 import glob
@@ -14,9 +14,9 @@ from typing import Any
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, of a file or a folder, that takes its place when the block ends well.
+    """Yield a temporary path for a file or folder, and move it to `path` if the block succeeds.
 
-    A folder that is there is replaced as a whole; if the block fails, all stays as it was.
+    An existing folder is replaced as a whole. If the block fails, `path` is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -34,19 +34,19 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def leftovers(path: Path) -> Iterator[Path]:
-    """What processes that were killed within `atomic_path` have left beside a path."""
+    """Temporary paths that processes killed inside `atomic_path` left beside a path."""
     for kind in ("tmp", "old"):
         yield from path.parent.glob(f".{glob.escape(path.name)}.*.{kind}")
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON, indented, at once."""
+    """Write indented JSON atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file, or of the names and digests of a folder's files."""
+    """SHA-256 of a file, or of the names and digests of a folder's files."""
     if path.is_dir():
         parts = (f"{file.name} {file_digest(file)}" for file in sorted(path.iterdir()) if file.is_file())
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
@@ -57,12 +57,12 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def full_disk(error: BaseException | None) -> str | None:
-    """What to tell where an error, or what caused it, is that a disk is full; else None."""
+def full_disk_message(error: BaseException | None) -> str | None:
+    """The message for an error that was caused by a full disk; None for any other error."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            told = f"{error.filename}: " if error.filename else ""
-            return f"{told}{os.strerror(error.errno)}; make room, or set TMPDIR and HF_HOME to a larger disk"
+            where = f"{error.filename}: " if error.filename else ""
+            return f"{where}{os.strerror(error.errno)}; make room, or set TMPDIR and HF_HOME to a larger disk"
         error = error.__cause__ or error.__context__
     return None
 

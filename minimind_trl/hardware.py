@@ -1,4 +1,4 @@
-"""What a device can compute and what training a model asks of it: the two sides of model FLOPs utilisation (MFU)."""
+"""Peak FLOP/s of a device and training FLOPs of a model: the two sides of model FLOPs utilisation (MFU)."""
 
 import functools
 import platform
@@ -10,15 +10,15 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedConfig
 
-# Model types whose FLOPs `train_flops_per_token` knows.
+# Model types that `train_flops_per_token` supports.
 COUNTED_MODELS = ("minimind", "llama", "qwen3", "qwen3_moe")
 
 _TERA = 1e12
 _MEASURE_SECONDS = 0.4
 
-# Dense peaks in TFLOP/s: (bf16 or fp16 on tensor cores with fp32 accumulation, plain fp32), keyed by words of the name
-# that CUDA reports. The first that fits counts, so the special names come before the general ones. Data sheets that
-# quote tensor cores "with sparsity" are halved.
+# Dense peaks in TFLOP/s: (bf16 or fp16 on tensor cores with fp32 accumulation, plain fp32), keyed by a part of the name
+# that CUDA reports. The first match wins, so specific names come before general ones. Values that data sheets quote
+# for tensor cores "with sparsity" are halved.
 _NVIDIA = {
     # Blackwell: HGX B200/B300 and GB200 NVL72 data sheets; RTX Blackwell architecture whitepaper, appendix A
     "GB200": (2500, 80),
@@ -68,9 +68,9 @@ _NVIDIA = {
     "V100": (125, 15.7),
     "T4": (65, 8.1),
 }
-# Laptop, Max-Q and cut-down cards share a desktop card's name and not its speed.
+# Laptop, Max-Q and cut-down cards share a desktop card's name but not its speed.
 _OTHER_CARD = re.compile(r"Laptop|Max-Q|SUPER|Ti\b|MIG|\bD\b")
-# TFLOP/s in fp32, which Apple's GPUs before the M5 also reach in half precision; from Apple's announcements of each
+# TFLOP/s in fp32; Apple's GPUs before the M5 have the same rate in half precision. From Apple's announcement of each
 # chip with all its GPU cores.
 _APPLE = {"M1": 2.6, "M1 Pro": 5.2, "M1 Max": 10.4, "M1 Ultra": 21, "M2": 3.6}
 
@@ -79,17 +79,17 @@ def has_fast_bf16(use_cpu: bool) -> bool:
     """Whether the device computes bfloat16 faster than float32 (on CPUs: AVX512-BF16 or AMX)."""
     if not use_cpu:
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    # /proc/cpuinfo names the feature on Linux; elsewhere float32 is the safe choice
+    # Linux lists the feature in /proc/cpuinfo; elsewhere float32 is the safe choice
     cpuinfo = Path("/proc/cpuinfo")
     return cpuinfo.exists() and re.search(r"\b(avx512_bf16|amx_bf16)\b", cpuinfo.read_text()) is not None
 
 
 def peak_flops(device: torch.device | str, dtype: torch.dtype) -> float:
-    """Dense peak of one device in FLOP/s, a multiply-add counting as two.
+    """Dense peak of one device in FLOP/s; a multiply-add counts as two.
 
-    From the data sheets of common NVIDIA and Apple GPUs. Of any other device, every CPU among them, the best rate that
-    a matrix product reaches there with the threads at hand, measured once (about half a second) and remembered.
-    Where torch may use TF32 for float32, the peak is TF32's: half of bfloat16's on all GPUs that have it.
+    Common NVIDIA and Apple GPUs have the peak of their data sheets. For any other device, including every CPU, it is
+    the best measured rate of a matrix product with torch's current threads; it takes about half a second and is cached.
+    If torch may use TF32 for float32, the peak is TF32's: half of bfloat16's on all GPUs that have it.
     """
     device = torch.device(device)
     listed = _listed_peak(device, dtype)
@@ -104,24 +104,25 @@ def train_flops_per_token(
 ) -> float:
     """FLOPs of one training step per token, forward and backward: `6 * N + 12 * layers * heads * head_dim * T`.
 
-    The formula of PaLM (arXiv 2204.02311, appendix B), which nanochat uses too. N counts the weights that a token is
-    multiplied with: the output head (tied or not), the router, and of the experts only those that a token goes to; not
-    the embeddings, which are looked up, nor norms and biases. The attention term is the convention of both: the full
-    T x T square, as if tokens also attended to later ones. A causal kernel may skip half of it, so that with long rows
-    the figure flatters such a kernel by up to half the attention's share. Recomputed activations do not count.
+    This is the formula of PaLM (arXiv 2204.02311, appendix B), which nanochat also uses. N counts the weights that
+    multiply a token: the output head (tied or not), the router and the experts that the token is routed to. It excludes
+    embeddings, norms and biases. The attention term counts the full T x T square, as both of them do. A causal kernel
+    may skip half of it, so for long rows the result overstates such a kernel by up to half of the attention's share.
+    Recomputed activations do not count.
 
     Args:
-        config: of a MiniMind, Llama, Qwen3 or Qwen3-MoE model with full attention in every layer.
+        config: config of a MiniMind, Llama, Qwen3 or Qwen3-MoE model with full attention in every layer.
         sequence_length: tokens that a token attends to, T. For rows of different lengths the mean over *tokens*,
             `sum(length^2) / sum(length)`, is exact.
-        output_size: width of the head: `vocab_size` by default, `num_labels` of a reward model.
-        trained_parameters: how many get gradients where not all do (LoRA): N then costs 4 FLOPs each, and these 2 more.
+        output_size: width of the head; `vocab_size` by default, `num_labels` for a reward model.
+        trained_parameters: number of parameters with gradients, if not all have them (LoRA). Each of the N weights then
+            costs 4 FLOPs, and each trained one 2 more.
 
     Raises:
-        ValueError: the model is of another type (`COUNTED_MODELS` has those that are known).
+        ValueError: the model type is not one of `COUNTED_MODELS`.
     """
     if config.model_type not in COUNTED_MODELS:
-        raise ValueError(f"the FLOPs of a {config.model_type!r} model are not known, only of {COUNTED_MODELS}")
+        raise ValueError(f"FLOPs of a {config.model_type!r} model are unknown; supported: {', '.join(COUNTED_MODELS)}")
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     query, key = config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim
     attention = config.hidden_size * (query + key + key + query)
@@ -133,7 +134,7 @@ def train_flops_per_token(
 
 
 def _feed_forward_weights(config: PreTrainedConfig, layer: int) -> int:
-    """Weights of a layer's gated FFN that one token is multiplied with."""
+    """Weights of a layer's gated FFN that multiply one token."""
     experts = getattr(config, "num_experts", 0)
     dense = layer in (getattr(config, "mlp_only_layers", None) or ())
     if not experts or dense or (layer + 1) % (getattr(config, "decoder_sparse_step", None) or 1):
@@ -165,7 +166,7 @@ def _listed_peak(device: torch.device, dtype: torch.dtype) -> float | None:
 
 
 def _apple_chip() -> str:
-    """`M1 Pro` and the like; an empty string where the system does not tell."""
+    """The chip's name, such as `M1 Pro`; empty if it is unknown."""
     if platform.system() != "Darwin":
         return ""
     command = ["sysctl", "-n", "machdep.cpu.brand_string"]
@@ -175,8 +176,8 @@ def _apple_chip() -> str:
 
 @functools.cache
 def _measured_peak(device: torch.device, dtype: torch.dtype, threads: int) -> float:
-    """Best rate of square matrix products in FLOP/s; sizes grow while one takes less than a tenth of the time."""
-    del threads  # only part of the cache's key
+    """Best rate of square matrix products in FLOP/s; the size doubles while a product takes under 10 ms."""
+    del threads  # only part of the cache key
     best, size, deadline = 0.0, 256, time.perf_counter() + _MEASURE_SECONDS
     left = right = torch.ones(size, size, device=device, dtype=dtype)
     while True:

@@ -1,4 +1,4 @@
-"""Imports at run time: a package's names on first use, and functions that YAML or the command line names."""
+"""Imports at run time: lazy package names, and functions that YAML or the command line names."""
 
 import functools
 import importlib
@@ -9,15 +9,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError, described, nearest
+from .errors import InputError, describe, nearest
 
 
 def lazy_names(package: str, homes: dict[str, list[str]]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """`__getattr__` and `__dir__` of a package that imports its modules on first use (PEP 562).
+    """`__getattr__` and `__dir__` for a package that imports its modules on first use (PEP 562).
 
     Args:
         package: the package's `__name__`.
-        homes: the public names by the module of the package that defines them.
+        homes: public names of each module of the package.
     """
     home_of = {name: module for module, names in homes.items() for name in names}
 
@@ -33,7 +33,7 @@ def lazy_names(package: str, homes: dict[str, list[str]]) -> tuple[Callable[[str
 
 @contextmanager
 def import_folder(folder: Path | None) -> Iterator[None]:
-    """Let modules of a folder be imported inside the block, after those of `sys.path`, which is left as it was."""
+    """Append a folder to `sys.path` inside the block."""
     path = str(folder)
     if folder is None or path in sys.path:
         yield
@@ -47,11 +47,11 @@ def import_folder(folder: Path | None) -> Iterator[None]:
 
 
 @functools.cache
-def imported(name: str, folder: Path | None = None) -> Callable:
-    """The function `module:function`.
+def import_function(name: str, folder: Path | None = None) -> Callable:
+    """Import the function that `module:function` names.
 
     Args:
-        folder: where the module may be, beside the places in `sys.path`.
+        folder: folder to search for the module, after `sys.path`.
 
     Raises:
         InputError: the module cannot be imported, or has no such function.
@@ -60,8 +60,8 @@ def imported(name: str, folder: Path | None = None) -> Callable:
     try:
         with import_folder(folder):
             module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # a script without `if __name__ == "__main__"` may end the program
-        raise InputError(f"cannot import {module_name!r}: {described(error)}") from error
+    except (Exception, SystemExit) as error:  # a script without `if __name__ == "__main__"` may call sys.exit
+        raise InputError(f"cannot import {module_name!r}: {describe(error)}") from error
     function = getattr(module, function_name, None)
     if not callable(function):
         hint = nearest(function_name, [key for key, value in vars(module).items() if callable(value)])
@@ -70,22 +70,22 @@ def imported(name: str, folder: Path | None = None) -> Callable:
 
 
 def refuse_foreign(name: str, what: str, wanted: str, folder: Path | None = None) -> None:
-    """Refuse a `module:function` that was not written to be called here, such as `os:system`.
+    """Refuse a `module:function` that was not written for this purpose, such as `os:system`.
 
     Args:
-        what: that it is meant to be, for the message.
+        what: its purpose, for the message.
         wanted: how such a function is called, for the message.
-        folder: as of `imported`.
+        folder: as for `import_function`.
 
     Raises:
-        InputError: it cannot be imported, comes from Python itself, or does not tell its parameters.
+        InputError: it cannot be imported, is part of Python, or has no signature.
     """
-    function = imported(name, folder)
+    function = import_function(name, folder)
     inner = inspect.unwrap(function.func if isinstance(function, functools.partial) else function)
     home = (getattr(inner, "__module__", None) or name).partition(".")[0]
     if home in sys.stdlib_module_names:
-        raise InputError(f"{name} is a function of Python's own ({home}), no {what}: {wanted}")
+        raise InputError(f"{name} is part of Python ({home}), not a {what}: {wanted}")
     try:
         inspect.signature(function)
     except (TypeError, ValueError) as error:
-        raise InputError(f"{name} does not tell its parameters, so that it is no {what}: {wanted}") from error
+        raise InputError(f"{name} has no signature, so it cannot be used as a {what}: {wanted}") from error

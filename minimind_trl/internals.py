@@ -15,12 +15,13 @@ import importlib.metadata
 import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-SEEN_IN = {"accelerate": "1.15.0", "datasets": "5.2.0", "transformers": "5.23.0", "trl": "1.16.0"}
+SEEN_IN = {"accelerate": "1.15.0", "datasets": "5.2.0", "torch": "2.13.0", "transformers": "5.24.0", "trl": "1.16.0"}
 """The versions in which the names below were last seen."""
 
 
@@ -80,6 +81,19 @@ def collisions(mixin: type, library_class: type) -> list[str]:
     return [name for name in vars(mixin) if not name.startswith("_") and hasattr(library_class, name)]
 
 
+@contextmanager
+def replaced(owner: Any, **attributes: Any) -> Iterator[None]:
+    """Within the block, an object of a library has these values of attributes that it gives no other way to change."""
+    kept = {name: getattr(owner, name) for name in attributes}
+    try:
+        for name, value in attributes.items():
+            setattr(owner, name, value)
+        yield
+    finally:
+        for name, value in kept.items():
+            setattr(owner, name, value)
+
+
 def _assigns(owner: type, name: str) -> bool:
     return any(f"self.{name}" in inspect.getsource(base) for base in owner.__mro__ if base is not object)
 
@@ -100,6 +114,15 @@ ENGINES: tuple[PrivateName, ...] = (
     PrivateName("accelerate.utils.other", "is_deepspeed_available"),
     PrivateName("torch.distributed.distributed_c10d", "_get_default_store"),
     PrivateName("torch.distributed.distributed_c10d", "_set_pg_timeout", ("timeout",)),
+    PrivateName("torch._subclasses.fake_tensor", "FakeTensor"),
+    PrivateName("torch._subclasses.fake_tensor", "FakeTensorMode", ("allow_non_fake_inputs",)),
+    PrivateName("torch.utils._python_dispatch", "TorchDispatchMode"),
+    PrivateName("torch.utils._pytree", "tree_iter"),
+    PrivateName("torch.ops:aten", "_grouped_mm"),
+    PrivateName("torch.ops:aten", "_local_scalar_dense"),
+    PrivateName("torch.nn:Module", "_apply", ("fn", "recurse")),
+    PrivateName("transformers:TrainingArguments", "_setup_devices"),
+    PrivateName("trl.trainer.utils", "_CHUNKED_LOGPROB_CHUNK_SIZE"),
 )
 
 
@@ -119,6 +142,81 @@ def set_process_group_timeout(timeout: timedelta) -> None:
 
     _set_pg_timeout(timeout)
     _get_default_store().set_timeout(timeout)  # where NCCL's processes first meet
+
+
+def fake_tensor_tools() -> tuple:
+    """torch's FakeTensor, FakeTensorMode, TorchDispatchMode and tree_iter, all of private modules."""
+    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_iter
+
+    return FakeTensor, FakeTensorMode, TorchDispatchMode, tree_iter
+
+
+def fake_tensor_exceptions() -> tuple:
+    """Operators that need care without data: that of `Tensor.item`, and the grouped matrix product."""
+    import torch
+
+    return torch.ops.aten._local_scalar_dense.default, torch.ops.aten._grouped_mm.default
+
+
+@contextmanager
+def modules_of_fake_tensors() -> Iterator[None]:
+    """Within this block, modules of fake tensors can be moved and copied.
+
+    torch can do neither: `nn.Module.to` wants to swap their parameters in place, and `copy.deepcopy` would copy the
+    whole FakeTensorMode with each tensor, which corrupts memory. Here a parameter that moves is replaced by a new one,
+    and tied parameters stay tied.
+    """
+    from torch import nn
+
+    fake_tensor = fake_tensor_tools()[0]
+
+    def like(tensor, moved):
+        return nn.Parameter(moved.detach(), tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved
+
+    def apply(self, fn, recurse=True):
+        new: dict[int, Any] = {}
+        for module in self.modules() if recurse else [self]:
+            for tensors in (module._parameters, module._buffers):
+                for name, tensor in tensors.items():
+                    if tensor is not None and id(tensor) not in new:
+                        moved = fn(tensor)
+                        new[id(tensor)] = tensor if moved is tensor else like(tensor, moved)
+                    tensors[name] = None if tensor is None else new[id(tensor)]
+        return self
+
+    def deepcopy(self, memo):
+        if id(self) not in memo:
+            memo[id(self)] = like(self, self.detach().clone())
+        return memo[id(self)]
+
+    kept, nn.Module._apply, fake_tensor.__deepcopy__ = nn.Module._apply, apply, deepcopy
+    try:
+        yield
+    finally:
+        nn.Module._apply = kept
+        del fake_tensor.__deepcopy__
+
+
+def use_cpu(training_args: Any) -> None:
+    """Have training arguments that were made on a GPU make their device anew, the CPU."""
+    training_args.use_cpu = True
+    if training_args.device.type != "cpu":
+        del training_args._setup_devices  # a cached property
+
+
+@contextmanager
+def fused_head_columns(largest: int) -> Iterator[None]:
+    """Let TRL's fused head reserve tiles of at most so many columns of the vocabulary."""
+    import trl.trainer.utils
+
+    reserved = trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE
+    trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE = min(reserved, largest)
+    try:
+        yield
+    finally:
+        trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE = reserved
 
 
 # --- transformers' Trainer --------------------------------------------------------------------------------------------
@@ -324,7 +422,185 @@ def reads_boolean(action: argparse.Action) -> bool:
     return action.type is string_to_bool
 
 
+@dataclass
+class Generation:
+    """What GRPOTrainer computes while it answers and scores a batch, and does not return.
+
+    Attributes:
+        rows: of the dataset, one for each completion.
+        completion_ids: token ids of each completion.
+        tool_mask: for each completion 1 where the policy chose the token, 0 where a tool did; None without tools.
+        rewards: (N, functions), of all processes; NaN where a function gave none.
+    """
+
+    rows: list[dict]
+    completion_ids: Any = None
+    tool_mask: Any = None
+    rewards: Any = None
+
+
+class GRPOHooks(TrainerHooks):
+    """Public names for the private methods and attributes of TRL's GRPOTrainer.
+
+    GRPOTrainer answers and scores a batch in one method, which calls the others without the rows and drops part of
+    what they return. `generate_and_score` keeps the rows and those results in one `Generation`, `self._generation`,
+    while that method runs, and returns it. `grpo_loss` returns the model's output with the loss. Nothing else is passed
+    through attributes. A subclass names itself by `method` and `paper`, which go into model cards and tags.
+    """
+
+    method = "GRPO"
+
+    def __init_subclass__(cls, **kwargs) -> None:
+        super().__init_subclass__(**kwargs)
+        if "method" in vars(cls):
+            cls._name, cls._tag_names, cls._paper = cls.method, ("trl", cls.method.lower()), cls.paper
+
+    # Rollouts
+
+    def _generate_and_score_completions(self, inputs: list[dict]) -> dict[str, Any]:
+        return self.generate_batch(inputs)
+
+    def generate_batch(self, rows: list[dict]) -> dict[str, Any]:
+        """The tensors of a whole rollout, for the rows that the sampler chose; TRL cuts them into minibatches."""
+        return self.generate_and_score(rows)[0]
+
+    def generate_and_score(self, rows: list[dict]) -> tuple[dict[str, Any], Generation]:
+        """Answer the rows' prompts and score the answers: GRPOTrainer's tensors, with GRPO's advantages."""
+        self._generation = generation = Generation(rows)
+        tensors = super()._generate_and_score_completions(rows)
+        self._generation = None
+        return tensors, generation
+
+    def _generate(self, prompts: list) -> tuple:
+        generated = super()._generate(prompts)
+        self._generation.completion_ids, self._generation.tool_mask = generated[1:3]
+        return generated
+
+    def _tokenize_prompts(self, prompts: list) -> tuple:
+        ids = self.tokenize_prompts(prompts, self._generation.rows)
+        return super()._tokenize_prompts(prompts) if ids is None else (ids, None, {})
+
+    def tokenize_prompts(self, prompts: list, rows: list[dict]) -> list[list[int]] | None:
+        """Token ids of the prompts of these rows; None leaves them to GRPOTrainer."""
+        return None
+
+    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, **kwargs) -> tuple:
+        inputs = (prompt_ids, images, multimodal_fields, num_generations)
+        if self.use_vllm:
+            with self.engine_weights():
+                return super()._generate_single_turn(*inputs, **kwargs)
+        completions = None if images or multimodal_fields else self.generate_completions(prompt_ids)
+        return super()._generate_single_turn(*inputs, **kwargs) if completions is None else (completions, None)
+
+    def generate_completions(self, prompt_ids: list[list[int]]) -> list[list[int]] | None:
+        """Token ids of one sampled completion for each prompt; None leaves them to GRPOTrainer."""
+        return None
+
+    def engine_weights(self) -> AbstractContextManager:
+        """A context around the copying of weights to vLLM."""
+        return nullcontext()
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list) -> Any:
+        self._generation.rewards = self.score_completions(inputs, prompts, completions, completion_ids_list)
+        return self._generation.rewards
+
+    def score_completions(self, rows: list[dict], prompts: list, completions: list, completion_ids: list) -> Any:
+        """(N, functions) rewards of all processes' completions; NaN where a function gave none."""
+        return super()._calculate_rewards(rows, prompts, completions, completion_ids)
+
+    def discard_reward_logs(self) -> None:
+        """Drop what reward functions have logged since the last batch of GRPOTrainer's."""
+        self._pending_metrics.clear()
+        self._pending_extra_logs.clear()
+
+    def log_advantages(self, advantages: list[float]) -> None:
+        """Replace GRPO's advantages of the last batch, of all processes, in the table of completions."""
+        for place, value in enumerate(advantages, start=len(self._logs["advantages"]) - len(advantages)):
+            self._logs["advantages"][place] = value
+
+    # Minibatches
+
+    def prepare_inputs(self, inputs: Any) -> dict[str, Any]:
+        place = self._step % (self.args.steps_per_generation * self.num_iterations)
+        if self.model.training and place and place % self.args.steps_per_generation == 0 and self._buffered_inputs:
+            self._buffered_inputs = self.minibatches_of_next_epoch(self._buffered_inputs)
+        return super().prepare_inputs(inputs)
+
+    def minibatches_of_next_epoch(self, minibatches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The minibatches of a further epoch over a rollout, given those of the last one."""
+        return minibatches
+
+    @property
+    def rollout_position(self) -> tuple[int, list[dict[str, Any]] | None]:
+        """How many minibatches were trained on, and those of the current rollout."""
+        return self._step, self._buffered_inputs
+
+    @rollout_position.setter
+    def rollout_position(self, position: tuple[int, list[dict[str, Any]] | None]) -> None:
+        self._step, self._buffered_inputs = position
+
+    # Loss
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
+        return self.minibatch_loss(model, inputs)
+
+    def minibatch_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
+        """The loss of one minibatch, with gradients."""
+        return self.grpo_loss(model, inputs, self.beta)[0]
+
+    def grpo_loss(self, model: Any, inputs: dict[str, Any], beta: float) -> tuple[Any, Any]:
+        """GRPOTrainer's loss of a minibatch with this weight of the KL, and the model's output that it comes from."""
+        outputs = []
+
+        def recorded(**model_inputs) -> Any:
+            outputs.append(model(**model_inputs))
+            return outputs[-1]
+
+        with replaced(self, beta=beta):
+            loss = super()._compute_loss(recorded, inputs)
+        return loss, outputs[0]
+
+    def logps_and_entropies(self, model, input_ids, attention_mask, length, batch_size, entropy=False) -> tuple:
+        """(B, length) log-probabilities of the last tokens, and entropies or None."""
+        logps, entropies, _ = super()._get_per_token_logps_and_entropies(
+            model, input_ids, attention_mask, length, batch_size=batch_size, compute_entropy=entropy
+        )
+        return logps, entropies
+
+    # What GRPOTrainer sets
+
+    @property
+    def text_tokenizer(self) -> Any:
+        """The tokenizer, also where `processing_class` is a processor."""
+        return self._tokenizer
+
+    @property
+    def has_entropy_bonus(self) -> bool:
+        return self._entropy_bonus_enabled
+
+
+_GRPO = "trl:GRPOTrainer"
 TRL: tuple[PrivateName, ...] = (
     *bridged(SFTHooks, "trl:SFTTrainer"),
     PrivateName("trl.scripts._hf_argparser", "string_to_bool"),
+    *bridged(GRPOHooks, _GRPO),
+    PrivateName(
+        _GRPO,
+        "_get_per_token_logps_and_entropies",
+        ("model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"),
+    ),
+    *(PrivateName(_GRPO, name) for name in ("_name", "_tag_names", "_paper")),
+    *(
+        PrivateName(_GRPO, name, assigned=True)
+        for name in (
+            *("_step", "_buffered_inputs", "_tokenizer", "_logs", "_pending_metrics", "_pending_extra_logs"),
+            *("_metrics", "_entropy_bonus_enabled"),
+            # without an underscore, but documented nowhere
+            *("generation_config", "generation_kwargs", "eos_token_ids", "use_vllm", "vllm_generation"),
+            *("num_generations", "num_generations_eval", "num_iterations", "max_completion_length", "temperature"),
+            *("reward_funcs", "reward_func_names", "reward_weights", "ref_model", "beta", "loss_type"),
+            *("epsilon_low", "epsilon_high", "mask_truncated_completions", "aux_loss_enabled", "router_aux_loss_coef"),
+            *("chat_template", "chat_template_kwargs", "environment_factories", "tools", "rollout_func"),
+        )
+    ),
 )

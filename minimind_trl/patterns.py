@@ -1,4 +1,4 @@
-"""Regular expressions of the user's, in the syntax of Python's `re`, with an end to their backtracking."""
+"""Regular expressions from users, in the syntax of Python's `re`, with a timeout against endless backtracking."""
 
 import functools
 import re
@@ -6,21 +6,21 @@ import re
 import regex
 
 SECONDS = 5.0
-"""Of computing, after which a search that backtracks is given up."""
+"""Timeout of one search."""
 
 
 @functools.cache
-def compiled(pattern: str, flags: int = 0) -> regex.Pattern:
-    """A pattern whose `search` and `fullmatch` take a `timeout` in seconds and raise a TimeoutError.
+def compile_pattern(pattern: str, flags: int = 0) -> regex.Pattern:
+    """A compiled pattern whose `search` and `fullmatch` take a `timeout` in seconds and raise TimeoutError.
 
     Args:
-        flags: of `re`.
+        flags: flags of `re`.
 
     Raises:
-        ValueError: it is none that `re` takes.
+        ValueError: `re` does not accept the pattern.
     """
     try:
-        re.compile(pattern, flags)  # `regex` knows more, which no documentation here names
+        re.compile(pattern, flags)  # `regex` accepts more, but only the syntax of `re` is documented
         return regex.compile(pattern, int(flags))
     except (re.error, regex.error, OverflowError, RecursionError) as error:
         raise ValueError(f"not a regular expression: {error}") from error

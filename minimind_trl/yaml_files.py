@@ -1,36 +1,36 @@
-"""YAML of others, read without running anything from it and without unfolding what stands for more than it says."""
+"""Safe reading of untrusted YAML: no code is run, and aliases cannot expand without limit."""
 
 from typing import Any
 
 import yaml
 
-_SMALL = 100_000  # characters and values that any text may stand for
-_TIMES = 10  # its own length that a longer one may
+_ALWAYS_ALLOWED = 100_000  # expanded characters and values that any text may have
+_MAX_EXPANSION = 10  # times its own length that a longer text may expand to
 
 
 class AliasError(yaml.YAMLError):
-    """Aliases that repeat aliases: a few lines that stand for more than a memory holds ("billion laughs")."""
+    """Nested aliases expand a few lines to more than fits in memory ("billion laughs")."""
 
 
 def load_yaml(text: str) -> tuple[yaml.Node | None, Any]:
-    """A YAML document as nodes, which know their lines, and as plain values; (None, None) of an empty one.
+    """A YAML document as nodes, which know their lines, and as plain values; (None, None) if it is empty.
 
-    Aliases (`*name`) are followed as far as people write them: until they stand for ten times the text.
+    Aliases (`*name`) may expand to ten times the text, which is more than people write by hand.
 
     Raises:
-        yaml.YAMLError: it is not YAML, or its aliases stand for too much (`AliasError`).
-        ValueError: a date that does not exist.
-        RecursionError: nested too deeply.
+        yaml.YAMLError: the text is not YAML, or its aliases expand too far (`AliasError`).
+        ValueError: a date does not exist.
+        RecursionError: the document is nested too deeply.
     """
     node = yaml.compose(text, Loader=yaml.SafeLoader)
-    most = max(_SMALL, _TIMES * len(text))
-    if node is not None and _size(node, {}, set()) > most:
-        raise AliasError(f"its aliases (*name) stand for more than {most:,} characters; write out what they repeat")
+    limit = max(_ALWAYS_ALLOWED, _MAX_EXPANSION * len(text))
+    if node is not None and _size(node, {}, set()) > limit:
+        raise AliasError(f"its aliases (*name) expand to more than {limit:,} characters; write out what they repeat")
     return node, yaml.safe_load(text)
 
 
 def _size(node: yaml.Node, known: dict[int, int], above: set[int]) -> int:
-    """Values and their characters, with every alias written out; one that stands in itself counts once."""
+    """Number of values plus their characters, with every alias expanded; an alias inside itself counts once."""
     if id(node) in above:
         return 1
     if id(node) not in known:

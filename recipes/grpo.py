@@ -1,27 +1,30 @@
-"""Group relative policy optimisation (arXiv 2402.03300): several answers to each prompt, against one another.
+"""Group relative policy optimisation (arXiv 2402.03300): compare several answers to the same prompt.
 
     accelerate launch recipes/grpo.py --config recipes/configs/grpo/tiny.yaml \
         --from_weight runs/demo/sft
 
-Supports: TRL's GRPOConfig (not its continuous batching), so all its losses (`--loss_type` grpo, dapo, cispo, ...);
-rewards by name, of a model or your own (`--reward_funcs`), weighed; LoRA; held-out rewards before, during and after
-training; resuming at any step.
+Supports: TRL's GRPOConfig except continuous batching, with all its losses (`--loss_type` grpo, dapo, cispo, ...);
+weighted rewards (`--reward_funcs`): by name, from a reward model, or your own; LoRA; held-out rewards before, during
+and after training; resuming at any step.
 `--thinking_ratio` opens a think block in a share of the prompts. For MiniMind-3: recipes/configs/grpo/minimind3.yaml.
-Assumes: a checkpoint that is sometimes right, a mixture of phase rlaif, and the columns that the rewards ask for.
+Assumes: a checkpoint that is sometimes right, a mixture of phase rlaif, and the columns that the rewards need.
 Exit codes: 0 done, 2 bad input (one line says what), 1 crash.
 """
 
 from minimind_trl.run import parse_arguments, run_recipe
 from minimind_trl.run.online_configs import GRPORecipeConfig
-from minimind_trl.run.rl_run import RLRun
-from minimind_trl.trainers import RLDoctor, RolloutTrainer
 
 
 def main() -> None:
     args, config, lora = parse_arguments(GRPORecipeConfig)
+
+    # Imported here, as in TRL's scripts, because `--help` does not need them and they take a second.
+    from minimind_trl.run.rl_run import RLRun
+    from minimind_trl.trainers import MiniMindGRPOTrainer, RLDoctor
+
     run = RLRun(args, config, lora)
     data = run.load_data("rlaif")
-    trainer = RolloutTrainer(
+    trainer = MiniMindGRPOTrainer(
         model=run.model,
         reward_funcs=run.reward_funcs,
         args=config,

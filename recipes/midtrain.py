@@ -1,10 +1,10 @@
-"""Train a pretrained MiniMind on: better or narrower text before fine-tuning.
+"""Continue pretraining a MiniMind on better or narrower text, before fine-tuning.
 
     accelerate launch recipes/midtrain.py --config recipes/configs/midtrain/tiny.yaml \
         --from_weight runs/demo/pretrain
 
-Warms the learning rate up again, then lets it fall by a cosine to a tenth. Supports: every option of TRL's SFTConfig;
-LoRA; held-out loss per source before, during and after training; resuming.
+The learning rate warms up again, then decays by a cosine to a tenth. Supports: every option of TRL's SFTConfig; LoRA;
+held-out loss per source before, during and after training; resuming.
 Assumes: a checkpoint (`--from_weight`: directory, Hub id or upstream's `.pth`) and a mixture of phase midtrain or
 pretrain. Exit codes: 0 done, 2 bad input (one line says what), 1 crash.
 """
@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from minimind_trl.errors import InputError
-from minimind_trl.run import PretrainRecipeConfig, Run, parse_arguments, run_recipe
-from minimind_trl.trainers import MiniMindSFTTrainer
+from minimind_trl.run import PretrainRecipeConfig, parse_arguments, run_recipe
 
 
 @dataclass
@@ -33,14 +32,19 @@ class MidtrainRecipeConfig(PretrainRecipeConfig):
 
 def main() -> None:
     args, config, lora = parse_arguments(MidtrainRecipeConfig)
+
+    # Imported here, as in TRL's scripts, because `--help` does not need them and they take a second.
+    from minimind_trl.run import Run
+    from minimind_trl.trainers import MiniMindSFTTrainer
+
     if args.preset:
-        raise InputError("midtraining goes on from a checkpoint: give --from_weight; recipes/pretrain.py starts anew")
+        raise InputError("midtraining needs a checkpoint: give --from_weight; recipes/pretrain.py trains from scratch")
     run = Run(args, config, lora)
     data = run.load_data("midtrain", "pretrain")
     trainer = MiniMindSFTTrainer(
         model=run.model,
         args=config,
-        processing_class=run.training_tokenizer,
+        processing_class=run.tokenizer,
         train_dataset=data.train,
         eval_dataset=data.validation,
         eval_batches=args.eval_batches,

@@ -1,24 +1,27 @@
-"""Proximal policy optimisation (arXiv 1707.06347): one answer to each prompt, against what a critic expected.
+"""Proximal policy optimisation (arXiv 1707.06347): compare each answer's reward with a critic's expectation.
 
     accelerate launch recipes/ppo.py --config recipes/configs/ppo/tiny.yaml \
         --from_weight runs/demo/sft
 
-Supports: the names of TRL's last PPOConfig; of its GRPOConfig what has none there and is not about groups; a critic
-from the policy or from a reward model; rewards by name, of a model or your own (`--reward_funcs`), weighed; LoRA;
+Supports: option names of TRL's last PPOConfig, and options of GRPOConfig that are not about groups; a critic from the
+policy or from a reward model; weighted rewards (`--reward_funcs`): by name, from a reward model, or your own; LoRA;
 held-out rewards before, during and after training; resuming at any step.
 `--thinking_ratio` opens a think block in a share of the prompts. For MiniMind-3: recipes/configs/ppo/minimind3.yaml.
-Assumes: a checkpoint that is sometimes right, a mixture of phase rlaif, and the columns that the rewards ask for.
+Assumes: a checkpoint that is sometimes right, a mixture of phase rlaif, and the columns that the rewards need.
 Exit codes: 0 done, 2 bad input (one line says what), 1 crash.
 """
 
 from minimind_trl.run import parse_arguments, run_recipe
 from minimind_trl.run.online_configs import PPORecipeConfig
-from minimind_trl.run.rl_run import RLRun
-from minimind_trl.trainers import PPOTrainer, RLDoctor
 
 
 def main() -> None:
     args, config, lora = parse_arguments(PPORecipeConfig)
+
+    # Imported here, as in TRL's scripts, because `--help` does not need them and they take a second.
+    from minimind_trl.run.rl_run import RLRun
+    from minimind_trl.trainers import PPOTrainer, RLDoctor
+
     run = RLRun(args, config, lora)
     data = run.load_data("rlaif")
     trainer = PPOTrainer(

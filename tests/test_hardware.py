@@ -1,4 +1,4 @@
-"""Peaks and FLOPs, the latter against torch's own count of what a training step does."""
+"""Peaks of devices, and FLOPs of a training step compared with torch's own count."""
 
 import time
 
@@ -50,7 +50,7 @@ def counted_flops(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> flo
 @pytest.mark.parametrize("name", CONFIGS)
 def test_flops_are_what_torch_counts(name):
     config: PreTrainedConfig = CONFIGS[name]
-    # kernels that the counter sees into: the full square of attention, and each expert's own matrix products
+    # implementations that the counter can count: full attention, and a matrix product per expert
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", experts_implementation="eager")
     ids = torch.randint(3, 290, (2, 48))
     counted = counted_flops(model, {"input_ids": ids, "labels": ids})

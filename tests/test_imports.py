@@ -1,11 +1,11 @@
-"""Functions by `module:function`: the user's own, and not whatever Python has."""
+"""Functions given as `module:function`: user functions are accepted, Python's own are refused."""
 
 import sys
 
 import pytest
 
 from minimind_trl.errors import InputError
-from minimind_trl.imports import imported, refuse_foreign
+from minimind_trl.imports import import_function, refuse_foreign
 
 OWN = """
 import functools, os
@@ -29,14 +29,14 @@ shadow = functools.partial(os.system)
 def own_module(tmp_path, monkeypatch):
     (tmp_path / "own_functions_for_test.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
-    imported.cache_clear()
+    import_function.cache_clear()
     yield
     sys.modules.pop("own_functions_for_test", None)
-    imported.cache_clear()
+    import_function.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["keep", "strict", "keeper", "Keeper"])
-def test_functions_of_ones_own_are_taken(name):
+def test_user_functions_are_accepted(name):
     refuse_foreign(f"own_functions_for_test:{name}", "filter", "called as f(row)")
 
 
@@ -48,10 +48,10 @@ def test_functions_of_ones_own_are_taken(name):
     ],
 )
 def test_functions_of_python_itself_are_refused(name):
-    with pytest.raises(InputError, match=f"{name} is a function of Python's own .*, no filter: called as f"):
+    with pytest.raises(InputError, match=f"{name} is part of Python .*, not a filter: called as f"):
         refuse_foreign(name, "filter", "called as f(row)")
 
 
-def test_what_does_not_tell_its_parameters_is_refused():
-    with pytest.raises(InputError, match="numpy:fromstring does not tell its parameters"):
+def test_a_function_without_a_signature_is_refused():
+    with pytest.raises(InputError, match="numpy:fromstring has no signature"):
         refuse_foreign("numpy:fromstring", "reward", "called as f(prompts)")

@@ -4,7 +4,17 @@ import pytest
 from transformers import Trainer
 from trl import DPOTrainer, GRPOTrainer, RewardTrainer, SFTTrainer
 
-from minimind_trl.internals import DATASETS, ENGINES, TRANSFORMERS, TRL, PrivateName, TrainerHooks, collisions, moved
+from minimind_trl.internals import (
+    DATASETS,
+    ENGINES,
+    TRANSFORMERS,
+    TRL,
+    GRPOHooks,
+    PrivateName,
+    TrainerHooks,
+    collisions,
+    moved,
+)
 
 
 @pytest.mark.parametrize("names", [DATASETS, ENGINES, TRANSFORMERS, TRL])
@@ -24,6 +34,7 @@ def test_what_has_moved_is_reported():
 @pytest.mark.parametrize("trainer", [Trainer, SFTTrainer, DPOTrainer, RewardTrainer, GRPOTrainer])
 def test_public_names_of_our_hooks_are_no_methods_of_a_trainer(trainer):
     assert collisions(TrainerHooks, trainer) == []
+    assert collisions(GRPOHooks, GRPOTrainer) == []
 
 
 def test_the_library_calls_a_hook_and_a_hook_the_library():

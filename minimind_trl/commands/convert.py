@@ -20,7 +20,7 @@ def add_cli(verbs: argparse._SubParsersAction) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from ..models.conversion import convert
+    from .conversion import convert
 
     path = convert(
         args.source,

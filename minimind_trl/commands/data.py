@@ -47,26 +47,11 @@ def _load(args: argparse.Namespace, progress: bool = False) -> tuple["DatasetMix
     import datasets
 
     from ..data import DatasetMixer
+    from ..tokenization import load_tokenizer
 
     if not progress:
         datasets.disable_progress_bars()
-    return DatasetMixer.from_yaml(args.config), load_tokenizer(args.tokenizer)
-
-
-def load_tokenizer(name: str | None) -> "PreTrainedTokenizerBase | None":
-    """A tokenizer by directory or Hub id; "tiny" is the one that comes with the package.
-
-    Raises:
-        InputError: there is no such tokenizer.
-    """
-    from ..models.checkpoints import load_tokenizer_of
-    from ..models.names import check_name
-    from ..tokenization import tiny_tokenizer
-
-    if name is None or name == "tiny":
-        return tiny_tokenizer() if name else None
-    check_name(name, "--tokenizer")
-    return load_tokenizer_of(name)
+    return DatasetMixer.from_yaml(args.config), load_tokenizer(args.tokenizer) if args.tokenizer else None
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -1,8 +1,8 @@
-"""The stages in order on the embedded data, each one measured before and after: what `make demo` runs.
+"""Run every stage on the embedded data and measure it before and after; `make demo` runs this.
 
     python -m minimind_trl.commands.demo --output_dir runs/demo
 
-Must be started in the repository, where the recipes and their configs are.
+Start it in the repository's top folder: it runs the recipes there.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
@@ -26,8 +26,8 @@ from ..models import MiniMindConfig, MiniMindForCausalLM, load_model
 from ..run import run_recipe
 from ..tokenization import tiny_tokenizer
 
-_PROMPTS = "data_configs/tiny/sft.yaml"  # whose held-out prompts every stage is asked
-# Of each stage: the one that it goes on from, and its held-out figure.
+_PROMPTS = "data_configs/tiny/sft.yaml"  # every stage answers its held-out prompts
+# For each stage: the stage that it starts from, and its held-out figure.
 _STAGES = {
     "pretrain": (None, "loss"),
     "midtrain": ("pretrain", "loss"),
@@ -42,17 +42,17 @@ _RL = ("grpo", "ppo", "spo")
 
 
 def run_demo(output_dir: Path, rl_steps: int | None = None) -> dict:
-    """Run every stage, and report its held-out figure before and after, and what it answers to held-out prompts.
+    """Run every stage; report its held-out figures before and after, and its answers to held-out prompts.
 
     Args:
-        output_dir: a folder for each stage comes into it.
-        rl_steps: steps of GRPO, PPO and SPO, in place of those in their configs.
+        output_dir: gets a folder for each stage.
+        rl_steps: steps of GRPO, PPO and SPO; default: as in their configs.
 
     Returns:
         the report, also written to `output_dir` as `report.json`, `report.md` and `report.png`.
 
     Raises:
-        InputError: not started in the repository, or the folder holds something already.
+        InputError: not started in the repository, or the folder is not empty.
         subprocess.CalledProcessError: a stage failed; its own output says why.
     """
     if not Path("recipes/pretrain.py").is_file():
@@ -60,6 +60,8 @@ def run_demo(output_dir: Path, rl_steps: int | None = None) -> dict:
     if output_dir.is_dir() and any(output_dir.iterdir()):
         raise InputError(f"--output_dir {output_dir} is not empty; give a new one or remove it")
     transformers_logging.disable_progress_bar()
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     started = time.monotonic()
     tokenizer = tiny_tokenizer()
     prompts = DatasetMixer.from_yaml(_PROMPTS).build(tokenizer)["validation"]
@@ -73,7 +75,7 @@ def run_demo(output_dir: Path, rl_steps: int | None = None) -> dict:
         seconds = _run_stage(stage, ["--output_dir", str(folder), *start, *steps])
         metrics = json.loads((folder / "metrics.json").read_text())
         report["stages"].append({"stage": stage, "figure": figure, "seconds": round(seconds, 1), **metrics})
-        if stage != "reward":  # which gives numbers, not answers
+        if stage != "reward":  # a reward model gives numbers, not answers
             report["exact_match"][stage] = _ask(folder, tokenizer, prompts)
     report["seconds"] = round(time.monotonic() - started, 1)
     _write_report(report, output_dir)
@@ -143,7 +145,7 @@ def _skills(report: dict) -> Table:
 
 
 def _draw(report: dict, path: Path) -> None:
-    """Reward and exact match of every stage's answers."""
+    """Draw reward and exact match of every stage's answers."""
     stages = list(report["exact_match"])
     figure = Figure(figsize=(9, 4), layout="constrained")
     axis = figure.subplots()
@@ -161,7 +163,7 @@ def _draw(report: dict, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"))
-    parser.add_argument("--rl_steps", type=int, help="of GRPO, PPO and SPO; default: those of their configs")
+    parser.add_argument("--rl_steps", type=int, help="steps of GRPO, PPO and SPO (default: as in their configs)")
     args = parser.parse_args()
     run_demo(args.output_dir, args.rl_steps)
 

@@ -211,15 +211,15 @@ def _load_tokenizer(
     name: str, args: argparse.Namespace, default: "PreTrainedTokenizerBase | None"
 ) -> "PreTrainedTokenizerBase":
     from ..models.checkpoints import load_tokenizer_of, tokenizer_folder
-    from ..tokenization import tiny_tokenizer
+    from ..tokenization import load_tokenizer
 
-    if args.tokenizer == "tiny":
-        return tiny_tokenizer()
-    if args.tokenizer is None and tokenizer_folder(name) is None:
+    if args.tokenizer:
+        return load_tokenizer(args.tokenizer)
+    if tokenizer_folder(name) is None:
         if default is not None:
             return default
         raise InputError(f"{name} brings no tokenizer; give --tokenizer DIR")
-    return load_tokenizer_of(args.tokenizer or name)
+    return load_tokenizer_of(name)
 
 
 def _device() -> "torch.device":

@@ -1,6 +1,7 @@
 """`minimind-trl tokenizer train DATA [DATA ...] --vocab_size N --output_dir DIR`."""
 
 import argparse
+from itertools import chain, islice
 
 _MEASURED_ROWS = 10_000
 
@@ -32,8 +33,7 @@ def add_cli(verbs: argparse._SubParsersAction) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
-    from itertools import chain, islice
-
+    from ..data.texts import iter_texts
     from ..tokenization import tokenizer_training as training
 
     if args.max_rows is not None and args.max_rows < 1:
@@ -43,7 +43,7 @@ def _train(args: argparse.Namespace) -> None:
     training.free_folder(args.output_dir)  # before the work, not after it
 
     def texts():
-        each = (training.iter_texts([source], args.text_field) for source in args.data)
+        each = (iter_texts([source], args.text_field) for source in args.data)
         return chain.from_iterable(islice(rows, args.max_rows) for rows in each)
 
     tokenizer = training.train_tokenizer(texts(), args.vocab_size, args.model_max_length)

@@ -1,4 +1,4 @@
-"""The mixture file: what a `data_configs/**/*.yaml` may say, checked as a whole before anything is read."""
+"""The mixture file (`data_configs/**/*.yaml`), checked as a whole before any data is read."""
 
 import re
 from collections.abc import Iterator
@@ -8,15 +8,15 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from ..errors import MixtureError, nearest
+from ..errors import MixtureError, nearest, one_line
 from ..yaml_files import load_yaml
-from .filters import BUILTIN_FILTERS, FilterSpec
+from .filters import BUILTIN_FILTERS, FilterSpec, value_at
 from .schemas import PHASES, REWARD_COLUMNS, SCHEMAS, known_columns
 
 Phase = Literal["pretrain", "midtrain", "sft", "distill", "dpo", "reward", "rlaif"]
 Format = Literal["huggingface", "jsonl", "json", "csv", "parquet", "arrow"]
 HH = "hh"
-"""As `schema`: the schema is told by the columns, and texts that look like HH-RLHF's transcripts are some."""
+"""As `schema`: detect the schema by the columns, and read texts in the form of HH-RLHF's transcripts as messages."""
 SchemaName = Literal[
     "text", "messages", "conversations", "alpaca", "qa", "prompt_completion", "xlam", "glaive",
     "preference", "rejected_response", "kto", "prompt", "hh",
@@ -24,35 +24,28 @@ SchemaName = Literal[
 _SUFFIXES = {".jsonl": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow"}
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 
-# What becomes of a row with more tokens than max_seq_length, by phase; the first is the default.
+# What may become of rows with more tokens than max_seq_length, by phase; the first is the default.
 ON_LONG: dict[str, tuple[str, ...]] = {
     "pretrain": ("chunk", "cut", "drop"),
     "midtrain": ("chunk", "cut", "drop"),
     "sft": ("cut", "drop"),
     "distill": ("cut", "drop"),
     "dpo": ("cut", "drop"),
-    "reward": ("drop",),  # as TRL's RewardTrainer does: the last token of a pair's side is what is judged
+    "reward": ("drop",),  # as TRL's RewardTrainer does: it scores the last token
     "rlaif": ("keep", "drop"),
 }
 
 Where = tuple[str | int, ...]
 
 
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-def _as_data_files(value: Any) -> Any:
-    return {"train": value} if isinstance(value, str | list) else value
+def _mapping_of(key: str, *kinds: type) -> BeforeValidator:
+    """Accepts a bare value in place of a mapping with one key."""
+    return BeforeValidator(lambda value: {key: value} if isinstance(value, kinds) else value)
 
 
 def _as_phase(value: Any) -> Any:
-    """`pretrain_phase1` is the phase pretrain: MiniMind's fork numbers the parts of a stage so."""
+    """`pretrain_phase1` is the phase pretrain: a fork of MiniMind numbers the parts of a stage."""
     return re.sub(r"_phase\d+$", "", value) if isinstance(value, str) else value
-
-
-def _as_dedup(value: Any) -> Any:
-    return {"method": value} if isinstance(value, str) else value
 
 
 def _as_validation(value: Any) -> Any:
@@ -66,7 +59,9 @@ def _as_validation(value: Any) -> Any:
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
-Names = Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
+Names = Annotated[
+    list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value), Field(min_length=1)
+]
 
 
 class _Strict(BaseModel):
@@ -74,16 +69,15 @@ class _Strict(BaseModel):
 
 
 class Metadata(_Strict):
-    phase: Annotated[Phase, BeforeValidator(_as_phase)]
-    """A suffix `_phase1`, `_phase2`, ... is left out."""
+    phase: Annotated[Phase, BeforeValidator(_as_phase)]  # a suffix `_phase1`, `_phase2`, ... is ignored
     description: str = ""
     version: Annotated[str, BeforeValidator(str)] = ""
     total_tokens: Annotated[int, Field(gt=0)] | None = None
-    """Training tokens, at most, counted when a tokenizer is given; `size: {tokens: N}` demands them."""
+    """Upper limit on training tokens, applied when a tokenizer is given; `size: {tokens: N}` requires as many."""
     max_seq_length: Annotated[int, Field(gt=0)] | None = None
-    """Tokens per row; the recipe's `max_length` where the command line sets none."""
+    """Tokens per row; the default of the recipe's `max_length`."""
     on_long: Literal["cut", "chunk", "drop"] | None = None
-    """What becomes of rows with more: the rest is cut off; texts go on in further pieces; they are dropped and counted.
+    """Longer rows are cut off, split into further rows (texts only), or dropped and counted.
     Default: `chunk` in pretrain and midtrain, `cut` in sft, distill and dpo, `drop` in reward."""
 
     @model_validator(mode="after")
@@ -96,54 +90,47 @@ class Metadata(_Strict):
 
     @property
     def on_long_or_default(self) -> str:
-        """`cut`, `chunk` or `drop`; in rlaif, whose prompts stay whole, `keep`."""
+        """`cut`, `chunk` or `drop`; `keep` in rlaif, whose prompts stay whole."""
         return self.on_long or ON_LONG[self.phase][0]
 
 
 class DataFiles(_Strict):
     train: Names
-    validation: Names | None = None
-    """Rows held out for good. Without it, `validation.ratio` of the rows are held out."""
+    validation: Names | None = None  # rows to hold out; by default `validation.ratio` of all
 
 
 class Origin(_Strict):
     """Where rows come from."""
 
     name: str
-    source: str
-    """A Hub id, or a file or folder relative to the mixture file."""
-    format: Format | None = None
-    """Default: by the file's ending; without one, the Hub."""
+    source: str  # a Hub id, or a file or folder relative to the mixture file
+    format: Format | None = None  # default: by the file's suffix; without one, the Hub
     config_name: str | None = None
     data_dir: str | None = None
-    data_files: Annotated[DataFiles, BeforeValidator(_as_data_files)] | None = None
+    data_files: Annotated[DataFiles, _mapping_of("train", str, list)] | None = None
     revision: str | None = None
     splits: Names = ["train"]
 
     @property
     def format_or_default(self) -> str:
-        """The declared format, or the one that the file names tell."""
+        """The declared format, or the one of the file names."""
         names = [self.source, *(self.data_files.train if self.data_files else [])]
-        told = (format_of(name) for name in names)
-        return self.format or next((known for known in told if known), "huggingface")
+        return self.format or next(filter(None, map(format_of, names)), "huggingface")
 
 
 class EvalSet(Origin):
-    field: str
-    """The column, or dotted path, whose text must not be trained on."""
+    field: str  # the column, or dotted path, whose text must not be trained on
     splits: Names = ["test"]
 
 
 class Source(Origin):
-    mix_ratio: Annotated[float, Field(gt=0, le=1, strict=True)] = 1.0
-    """Share of the mixture's rows."""
+    mix_ratio: Annotated[float, Field(gt=0, le=1, strict=True)] = 1.0  # share of the mixture's rows
     schema_: Annotated[SchemaName | None, Field(alias="schema")] = None
     fields: dict[str, str] = {}
-    """The schema's name for a column: this source's name for it (a dotted path reaches inside)."""
-    text_field: str | None = None
-    """Short for `fields: {text: ...}`; used by the schema `text`."""
+    """{the schema's name of a column: this source's name of it}; a dotted path reaches inside objects."""
+    text_field: str | None = None  # short for `fields: {text: ...}`, for the schema `text`
     keep_columns: list[str] | None = None
-    """Columns passed through beside the phase's own. Default: in phase rlaif `answer`, `gt` and `skill`."""
+    """Columns to keep beside the phase's own. Default: `answer`, `gt` and `skill` in phase rlaif."""
     validation_splits: Names | None = None
     max_samples: Annotated[int, Field(gt=0, strict=True)] | None = None
     max_repetition: Annotated[int, Field(ge=1, strict=True)] = 1
@@ -170,31 +157,30 @@ class Dedup(_Strict):
 class Decontaminate(_Strict):
     against: Annotated[list[EvalSet], Field(min_length=1)]
     ngram: Annotated[int, Field(ge=2)] = 13
-    """Words (characters in scripts without spaces) in a row that a training row must not share; 13 as for GPT-3."""
+    """Consecutive words (characters in scripts without spaces) that no training row may share; 13 as for GPT-3."""
 
 
 class Validation(_Strict):
     ratio: Annotated[float, Field(gt=0, lt=1)] = 0.05
     seed: Seed = 42
     stratified: Annotated[bool, Field(strict=True)] = True
-    """Whether the sources have their shares in the validation split too; else every held-out row is in it."""
+    """Whether the sources keep their shares in the validation split; otherwise it has every held-out row."""
 
 
 class Mixture(_Strict):
     metadata: Metadata
     datasets: Annotated[list[Source], Field(min_length=1)]
     validation: Annotated[Validation | None, BeforeValidator(_as_validation)] = Validation()
-    """None (in YAML: none) trains on every row, without a held-out part."""
-    seed: Seed = 42
-    """Of sampling and shuffling; the split has `validation.seed`."""
+    """None (in YAML: none) trains on every row and holds none out."""
+    seed: Seed = 42  # for sampling and shuffling; the split uses `validation.seed`
     size: Size | None = None
     streaming: Annotated[bool, Field(strict=True)] = False
-    dedup: Annotated[Dedup, BeforeValidator(_as_dedup)] = Dedup()
+    dedup: Annotated[Dedup, _mapping_of("method", str)] = Dedup()
     decontaminate: Decontaminate | None = None
 
 
 def format_of(name: str) -> str | None:
-    """The format that a file's ending tells, if any; a compression's ending is looked through."""
+    """The format of a file by its suffix, behind that of a compression; None of other files."""
     path = Path(name)
     path = path.with_suffix("") if path.suffix in _COMPRESSIONS else path
     return _SUFFIXES.get(path.suffix)
@@ -221,7 +207,7 @@ def load_mixture(path: str | Path) -> Mixture:
 
 
 def _parsed(path: Path) -> tuple[yaml.MappingNode, dict]:
-    """The file's YAML, as nodes that know their lines and as plain values."""
+    """The file's YAML, as nodes with their lines and as plain values."""
     if path.exists() and not path.is_file():
         kind = "a folder" if path.is_dir() else "a device or a pipe"
         raise MixtureError(f"{path} is {kind}; give a mixture file")
@@ -236,9 +222,9 @@ def _parsed(path: Path) -> tuple[yaml.MappingNode, dict]:
         raise MixtureError(f"{path}: cannot be read: {error.strerror}") from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise MixtureError(f"{path}, line {mark.line + 1}: not valid YAML: {_one_line(error.problem)}") from error
+        raise MixtureError(f"{path}, line {mark.line + 1}: not valid YAML: {one_line(error.problem)}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2024-13-01
-        raise MixtureError(f"{path}: not valid YAML: {_one_line(error)}") from error
+        raise MixtureError(f"{path}: not valid YAML: {one_line(error)}") from error
     if content is None:
         raise MixtureError(f"{path}: the file is empty; a mixture file is a mapping with 'metadata' and 'datasets'")
     if not isinstance(node, yaml.MappingNode):
@@ -246,14 +232,10 @@ def _parsed(path: Path) -> tuple[yaml.MappingNode, dict]:
     return node, content
 
 
-def _one_line(error: Any) -> str:
-    return " ".join(str(error).split())
-
-
 def _duplicate_keys(node: yaml.Node, where: Where = (), above: tuple = ()) -> Iterator[tuple[Where, str]]:
     """YAML would let the last of two equal keys win silently."""
     if node in above:
-        return  # an alias of what it stands in
+        return  # an alias of a node that contains it
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             yield from _duplicate_keys(item, (*where, index), (*above, node))
@@ -269,7 +251,7 @@ def _duplicate_keys(node: yaml.Node, where: Where = (), above: tuple = ()) -> It
 
 
 def _across_fields(content: dict) -> Iterator[tuple[Where, str]]:
-    """What no single field tells; on the raw content, so that it is reported beside the fields' own problems."""
+    """Problems between fields; found in the raw content, so that they are reported together with the fields' own."""
     sources = content.get("datasets")
     sources = dict(enumerate(sources)) if isinstance(sources, list) else {}
     sources = {index: source for index, source in sources.items() if isinstance(source, dict)}
@@ -285,27 +267,24 @@ def _across_fields(content: dict) -> Iterator[tuple[Where, str]]:
     yield from _ratio_sum(list(sources.values()))
     if content.get("streaming") is True:
         yield from _not_in_a_stream(content, sources)
-    metadata, size = content.get("metadata"), content.get("size")
-    if isinstance(metadata, dict) and isinstance(size, dict):
-        wanted, budget = size.get("tokens"), metadata.get("total_tokens")
-        if isinstance(wanted, int) and isinstance(budget, int) and wanted > budget:
-            yield ("size", "tokens"), f"{wanted} is over metadata.total_tokens {budget}"
+    wanted, budget = value_at(content, "size.tokens"), value_at(content, "metadata.total_tokens")
+    if isinstance(wanted, int) and isinstance(budget, int) and wanted > budget:
+        yield ("size", "tokens"), f"{wanted} is over metadata.total_tokens {budget}"
 
 
 def _held_out_anyway(index: int, source: dict) -> Iterator[tuple[Where, str]]:
-    """Validation rows of a source's own, in a mixture that holds none out."""
-    files = source.get("data_files")
-    told = "the mixture says validation: none; leave one of the two out"
+    """A source with validation rows in a mixture without a held-out part."""
+    problem = "the mixture says validation: none; leave one of the two out"
     if source.get("validation_splits"):
-        yield ("datasets", index, "validation_splits"), told
-    if isinstance(files, dict) and files.get("validation"):
-        yield ("datasets", index, "data_files", "validation"), told
+        yield ("datasets", index, "validation_splits"), problem
+    if value_at(source, "data_files.validation"):
+        yield ("datasets", index, "data_files", "validation"), problem
 
 
 def _schema_problems(content: dict, index: int, source: dict) -> Iterator[tuple[Where, str]]:
-    """A schema that the phase does not take, and `fields` for columns that no schema of it reads."""
-    metadata, schema, fields = content.get("metadata"), source.get("schema"), source.get("fields")
-    phase = _as_phase(metadata.get("phase")) if isinstance(metadata, dict) else None
+    """A schema that does not fit the phase, and `fields` for columns that no schema of the phase reads."""
+    schema, fields = source.get("schema"), source.get("fields")
+    phase = _as_phase(value_at(content, "metadata.phase"))
     if not isinstance(phase, str) or phase not in PHASES:
         return
     _, usable = PHASES[phase]
@@ -333,17 +312,14 @@ def _ratio_sum(sources: list[dict]) -> Iterator[tuple[Where, str]]:
 
 
 def _not_in_a_stream(content: dict, sources: dict[int, dict]) -> Iterator[tuple[Where, str]]:
-    """What needs all rows at once; a stream sees them one by one."""
-    metadata, size, dedup = (content.get(name) for name in ("metadata", "size", "dedup"))
-    unknown = "a stream's tokens are not known ahead; set size.rows, or the recipe's max_steps"
-    if isinstance(metadata, dict) and metadata.get("total_tokens"):
-        yield ("metadata", "total_tokens"), unknown
-    if isinstance(size, dict) and size.get("tokens"):
-        yield ("size", "tokens"), unknown
-    if dedup is not None and dedup not in ("none", {"method": "none"}):
+    """Options that need all rows at once."""
+    for path in ("metadata.total_tokens", "size.tokens"):
+        if value_at(content, path):
+            unknown = "a stream's tokens are not known ahead; set size.rows, or the recipe's max_steps"
+            yield tuple(path.split(".")), unknown
+    if content.get("dedup") not in (None, "none", {"method": "none"}):
         yield ("dedup",), "a stream does not remember its rows, so that duplicates cannot be found; use none"
-    validation = content.get("validation")
-    if isinstance(validation, dict) and validation.get("stratified") is False:
+    if value_at(content, "validation.stratified") is False:
         yield ("validation", "stratified"), "a stream's sources have their shares in both splits; leave it out"
     for index, source in sources.items():
         if "max_samples" in source:
@@ -364,13 +340,13 @@ def _describe(problem: dict) -> tuple[Where, str]:
 
 
 def _in_file(where: Where) -> Where:
-    """Without the type of a filter, which pydantic puts after its number and which is no key of the file."""
+    """The location without the type of a filter, which pydantic adds and which is no key of the file."""
     tags = [place for place in range(2, len(where)) if where[place - 2] == "filters" and where[place] != "type"]
     return tuple(part for place, part in enumerate(where) if place not in tags)
 
 
 def _known_keys(where: Where) -> list[str]:
-    """The keys of the mapping in which an unknown one was found."""
+    """The valid keys of the mapping in which an unknown one was found."""
     models = {
         "metadata": Metadata,
         "datasets": Source,
@@ -394,7 +370,7 @@ def _listed(path: Path, node: yaml.Node, problems: list[tuple[Where, str]]) -> s
 
 
 def _line(node: yaml.Node, where: Where) -> int:
-    """The line of the deepest part of a location that the file has."""
+    """The line of the deepest part of a location that is in the file."""
     line = node.start_mark.line + 1
     for part in where:
         if isinstance(node, yaml.MappingNode):

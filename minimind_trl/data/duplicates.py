@@ -1,4 +1,4 @@
-"""Texts that say the same: near-duplicates inside a mixture, and overlap with what a model will be tested on."""
+"""Near-duplicates inside a mixture, and overlap with evaluation sets."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -12,18 +12,18 @@ WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|\w+")
 CONTAMINATED = "shares a run of words with an evaluation set"
 _SHINGLE = 5
 _PERMUTATIONS = 128
-_SHORTEST = 8  # runs of fewer words are common phrases; the least that GPT-3 takes
+_SHORTEST = 8  # shorter runs of words are common phrases; GPT-3's minimum
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in lower case, punctuation left out."""
+    """The words of a text in lower case, without punctuation."""
     return WORD.findall(text.lower())
 
 
 class NGrams:
-    """Runs of `size` words of texts that must not be trained on (GPT-3, arXiv 2005.14165, appendix C, takes 13).
+    """Runs of `size` words of texts that must not be trained on (13 in GPT-3, arXiv 2005.14165, appendix C).
 
-    A text of fewer words is one run. One of fewer than 8 is looked for only among texts that hold nothing else.
+    A shorter text is one run; one of fewer than 8 words matches only texts that consist of it.
     """
 
     def __init__(self, texts: Iterable[str], size: int):
@@ -32,7 +32,7 @@ class NGrams:
         self._lengths = {len(run.split()) for run in self.runs}
 
     def overlap(self, text: str) -> bool:
-        """Whether the text shares a run with any of the others."""
+        """Whether the text shares a run."""
         found = words(text)
         lengths = (n for n in self._lengths if n >= min(self.size, _SHORTEST) or n == len(found))
         return any(run in self.runs for length in lengths for run in _runs(found, length))
@@ -64,13 +64,13 @@ def near_duplicates(texts: Iterable[str], threshold: float) -> np.ndarray:
         from datasketch import MinHash, MinHashLSH
     except ImportError as error:
         raise MixtureError("dedup: near needs the datasketch library: pip install 'minimind-trl[data]'") from error
-    # The index proposes and the signatures' own estimate decides, so that it may well propose too many.
+    # The index proposes and the signatures' estimate decides, so the index may propose too many.
     index = MinHashLSH(threshold=threshold, num_perm=_PERMUTATIONS, weights=(0.1, 0.9))
     empty = MinHash(num_perm=_PERMUTATIONS)
     kept: dict[int, MinHash] = {}
     marked = []
     for number, text in enumerate(texts):
-        signature = empty.copy()  # its permutations take longer to draw than to apply
+        signature = empty.copy()  # drawing permutations takes longer than applying them
         signature.update_batch([shingle.encode() for shingle in _shingles(text)])
         marked.append(any(kept[other].jaccard(signature) >= threshold for other in index.query(signature)))
         if not marked[-1]:

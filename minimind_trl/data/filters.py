@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Union
 
 from pydantic import (
     BaseModel,
@@ -28,8 +28,8 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from .. import patterns
-from ..errors import MixtureError, described, nearest
-from ..imports import import_folder, imported, refuse_foreign
+from ..errors import MixtureError, describe, nearest
+from ..imports import import_folder, import_function, refuse_foreign
 from .quality import code_of, code_quality_score, code_ratio, parses, quality_score
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -38,20 +38,16 @@ _SHOWN = 80  # characters of a row, in messages
 
 @dataclass
 class Candidate:
-    """One row as the filters see it."""
+    """One row, as filters get it."""
 
-    row: dict[str, Any]
-    """The converted row, as the trainer would get it."""
-    raw: dict[str, Any]
-    """The row as the source has it."""
-    text: str
-    """All text of the row as a person reads it."""
-    tokens: int | None = None
-    """Length in tokens as trained; None where no tokenizer was given."""
+    row: dict[str, Any]  # converted, as the trainer would get it
+    raw: dict[str, Any]  # as the source has it
+    text: str  # all text of the row
+    tokens: int | None = None  # length as trained; None without a tokenizer
 
 
 class Filter(BaseModel):
-    """Keeps a row, or gives the short reason it is dropped and counted under."""
+    """Keeps a row, or returns the short reason under which it is dropped and counted."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     type: str
@@ -116,14 +112,12 @@ class QualityFilter(Filter):
 class CodeQualityFilter(Filter):
     """Keeps source code whose `code_quality_score` is at least `min_score` and, with `language`, that parses.
 
-    Of a text with fenced blocks (a chat) only the blocks count, for `language: python` those marked as Python. With
-    `min_code_ratio` texts are kept of which at least so large a share is code, and their score counts only where
-    `min_score` is set too.
+    In a text with fenced blocks (a chat) only the blocks count; for `language: python` those marked as Python.
+    `min_code_ratio` keeps texts with at least that share of code, whatever their score unless `min_score` is set too.
     """
 
     type: Literal["code_quality"] = "code_quality"
-    min_score: Share | None = None
-    """Default: 0.5; with `min_code_ratio` none."""
+    min_score: Share | None = None  # default: 0.5; with `min_code_ratio` none
     min_code_ratio: Share | None = None
     language: Literal["python"] | None = None
 
@@ -139,10 +133,10 @@ class CodeQualityFilter(Filter):
 
 
 class LanguageFilter(Filter):
-    """Keeps texts in one of the languages `keep` (ISO 639-1 codes; also spelt `languages`), as py3langid tells them.
+    """Keeps texts in one of the languages `keep` (ISO 639-1 codes; also spelt `languages`), as py3langid detects them.
 
-    A text that nobody could tell (a number, a formula, "Hello": py3langid finds no language with a probability of 0.2)
-    stays, unless `min_confidence` asks for more. Source code is sometimes taken for Latin: filter texts only.
+    Texts without a recognisable language (a number, a formula, "Hello": no language has a probability of 0.2) are kept,
+    unless `min_confidence` is higher. Source code is sometimes taken for Latin: filter only texts.
     """
 
     type: Literal["language"] = "language"
@@ -168,7 +162,7 @@ class LanguageFilter(Filter):
         return keep
 
     def reason(self, candidate: Candidate) -> str | None:
-        language, confidence = _identifier().classify(candidate.text[:3000])  # enough to tell, and fast
+        language, confidence = _identifier().classify(candidate.text[:3000])  # enough to detect it, and fast
         if language not in self.keep and confidence >= 0.2:
             return f"language: {language}"
         if confidence < self.min_confidence:
@@ -177,7 +171,7 @@ class LanguageFilter(Filter):
 
 
 class RegexFilter(Filter):
-    """Keeps or drops the rows in which `pattern` is found: in the text, or in `field` of the source's row."""
+    """Keeps or drops rows in which `pattern` is found, in the text or in `field` of the source's row."""
 
     type: Literal["regex"] = "regex"
     pattern: str
@@ -187,7 +181,7 @@ class RegexFilter(Filter):
     @field_validator("pattern")
     @classmethod
     def _check_pattern(cls, pattern: str) -> str:
-        patterns.compiled(pattern)
+        patterns.compile_pattern(pattern)
         return pattern
 
     def reason(self, candidate: Candidate) -> str | None:
@@ -195,7 +189,7 @@ class RegexFilter(Filter):
         if not isinstance(text, str):
             return f"regex: no text in {self.field!r}"
         try:
-            found = patterns.compiled(self.pattern).search(text, timeout=patterns.SECONDS) is not None
+            found = patterns.compile_pattern(self.pattern).search(text, timeout=patterns.SECONDS) is not None
         except TimeoutError:
             raise MixtureError(
                 f"filter regex: {self.pattern!r} is not done with this text of {len(text):,} characters after "
@@ -207,7 +201,7 @@ class RegexFilter(Filter):
 
 
 class FieldFilter(Filter):
-    """Keeps rows by the value of `field` in the source's row ("a.b" looks into objects): listed, or in a range."""
+    """Keeps rows whose `field` in the source's row ("a.b" reaches inside objects) is listed, or within a range."""
 
     type: Literal["field"] = "field"
     field: str
@@ -245,14 +239,13 @@ class FieldFilter(Filter):
 class CustomFilter(Filter):
     """`type: "module:function"`, called as `function(row, **other_keys)` with the converted row.
 
-    True keeps the row, False drops it, and so does a text, as the reason. Naming a function imports its module, so read
-    a mixture file of others before you load it.
+    True keeps the row; False drops it, and so does a text, which is the reason. The module is searched in `sys.path`
+    and in the mixture's folder. Loading a mixture imports the modules that it names: read a foreign one first.
     """
 
     model_config = ConfigDict(extra="allow")
 
-    _folder: Path | None = PrivateAttr(None)
-    """Of the mixture file, where the module may be."""
+    _folder: Path | None = PrivateAttr(None)  # of the mixture file, where the module may be
 
     @field_validator("type")
     @classmethod
@@ -263,11 +256,11 @@ class CustomFilter(Filter):
 
     @property
     def _function(self) -> Callable:
-        return imported(self.type, self._folder)  # by name, so that worker processes find it
+        return import_function(self.type, self._folder)  # by name, so that worker processes find it
 
     @property
     def code(self) -> str:
-        """Hash of the function's file, so that its edits are noticed; those of what it imports are not."""
+        """Hash of the function's file, to detect edits; edits of modules that it imports go undetected."""
         file = inspect.getsourcefile(inspect.unwrap(self._function))
         return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else self.type
 
@@ -291,7 +284,7 @@ class CustomFilter(Filter):
                 answer = self._function(copy.deepcopy(candidate.row), **self.model_extra)
         except (Exception, SystemExit) as error:
             raise MixtureError(
-                f"filter {self.type} failed: {described(error)}; for the row {_begin(candidate)}"
+                f"filter {self.type} failed: {describe(error)}; for the row {_begin(candidate)}"
             ) from error
         if isinstance(answer, bool):
             return None if answer else f"{self.type}: dropped"
@@ -304,7 +297,7 @@ class CustomFilter(Filter):
 
 
 def _begin(candidate: Candidate) -> str:
-    """How a row begins, for messages."""
+    """The beginning of a row, for messages."""
     text = candidate.text
     return repr(text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}...")
 
@@ -331,7 +324,7 @@ def _check_type(spec: Any) -> Any:
     named = (
         f"unknown filter {name!r}{nearest(str(name), BUILTIN_FILTERS)}" if "type" in spec else "a filter needs a type"
     )
-    # By hand for its place: a tagged union would report it on the filter instead of its type.
+    # Raised by hand: a tagged union would report it at the filter instead of its type.
     problem = InitErrorDetails(type=PydanticCustomError("unknown_filter", named + known), loc=("type",), input=name)
     raise ValidationError.from_exception_data("Filter", [problem])
 
@@ -341,17 +334,8 @@ def _tag(spec: Any) -> str:
     return "custom" if ":" in name else name
 
 
-FilterSpec = Annotated[
-    Annotated[LengthFilter, Tag("length")]
-    | Annotated[QualityFilter, Tag("quality")]
-    | Annotated[CodeQualityFilter, Tag("code_quality")]
-    | Annotated[LanguageFilter, Tag("language")]
-    | Annotated[RegexFilter, Tag("regex")]
-    | Annotated[FieldFilter, Tag("field")]
-    | Annotated[CustomFilter, Tag("custom")],
-    Discriminator(_tag),
-    BeforeValidator(_check_type),
-]
+_TAGGED = [Annotated[rule, Tag(name)] for name, rule in (BUILTIN_FILTERS | {"custom": CustomFilter}).items()]
+FilterSpec = Annotated[Union[*_TAGGED], Discriminator(_tag), BeforeValidator(_check_type)]
 """A filter of a mixture file. Its errors are at `(i, type or "custom", key)`, those of the type at `(i, "type")`."""
 
 
@@ -362,13 +346,13 @@ def _identifier():
     except ImportError:
         raise ValueError("the language filter needs py3langid: pip install minimind-trl[data]") from None
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    # Without the dialects that have three letters: to the full model, short Chinese is Cantonese.
+    # Without the three-letter dialects: the full model takes short Chinese texts for Cantonese.
     identifier.set_languages([code for code in identifier.labels if len(code) == 2])
     return identifier
 
 
 def value_at(row: Any, path: str) -> Any:
-    """The value at a dotted path, or of the column that has that very name; None where there is none."""
+    """The value of a column, or at a dotted path; None where there is none."""
     if path in row:
         return row[path]
     for key in path.split("."):

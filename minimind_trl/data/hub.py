@@ -1,8 +1,6 @@
-"""Data sets of the Hugging Face Hub: one split at one revision, and one readable line where that cannot be had."""
+"""Data sets of the Hugging Face Hub, one split at one revision; every failure becomes a one-line message."""
 
 import ast
-import hashlib
-import json
 import logging
 import re
 import time
@@ -15,10 +13,9 @@ from typing import TypeVar
 import datasets
 from datasets import Dataset, DatasetBuilder, IterableDataset
 from datasets.exceptions import DatasetsError
-from datasets.naming import camelcase_to_snakecase
-from datasets.packaged_modules.cache.cache import Cache
-from huggingface_hub import HfApi, HfFileSystem, constants, get_token
+from huggingface_hub import HfApi, HfFileSystem, constants, get_token, scan_cache_dir
 from huggingface_hub.errors import (
+    CacheNotFound,
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
@@ -27,7 +24,6 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import httpx
 
 from ..errors import InputError, MixtureError, nearest
@@ -46,11 +42,11 @@ _log = logging.getLogger(__name__)
 
 
 class _HubTrouble(ConnectionError):
-    """`datasets` had some request fail and turned to what it last cached of the data set, of whatever revision."""
+    """A request of `datasets` failed, and it fell back to its cache of any revision of the data set."""
 
 
 def resolve_revision(repo: str, revision: str | None = None) -> str:
-    """The commit that a branch, a tag or (by default) the main branch stands for now; offline, when it was last loaded.
+    """The commit of a branch, a tag or (by default) the main branch; offline, the commit that was last loaded.
 
     Raises:
         MixtureError: no such data set or revision, no access to it, the Hub cannot be reached, or not cached (offline).
@@ -75,55 +71,62 @@ def load_hub_split(
     revision: str | None = None,
     streaming: bool = False,
 ) -> Dataset | IterableDataset:
-    """Load one split, pinned to the commit that `revision` stands for; offline, from what the same arguments loaded.
+    """Load one split, pinned to the commit that `revision` stands for.
+
+    The files of the config are downloaded into huggingface_hub's cache and loaded from there, online and offline.
 
     Args:
         repo: "owner/name".
         split: a split, or several or a part of one in the notation of `datasets`.
-        config_name: which of the data set's configs; by default its default one.
+        config_name: a config of the data set; by default its default one.
         data_dir: the folder in the repo to take the files from.
         data_files: paths or patterns in the repo, or such for each split; without splits, all of them are "train".
         revision: a branch, a tag or a commit; the main branch by default.
-        streaming: read while iterating, without downloading first. What fails then is not translated: `hub_errors`.
+        streaming: read while iterating, without downloading first. Wrap the iteration in `hub_errors`.
 
     Raises:
         MixtureError: the Hub has no such data set, revision, config, split or files, refuses access or cannot be
             reached, or the mode is offline and nothing is cached.
     """
     sha = resolve_revision(repo, revision)
-    offline = _is_offline()
+    options = {"name": config_name, "data_dir": data_dir, "data_files": data_files}
     with hub_errors(repo, revision):
-        if offline:
-            builder = _cached_builder(repo, sha, _config_id(config_name, data_dir, data_files))
-            splits = list(builder.info.splits)
-        else:
-            _persist(lambda: _check_files(repo, sha, data_dir, data_files))
-            builder = _persist(lambda: _builder(repo, sha, config_name, data_dir, data_files))
-            splits = list(builder.config.data_files)
-        _check_split(repo, split, splits)
-        if streaming:
-            return _persist(lambda: builder.as_streaming_dataset(split=split))
-        if not offline:
-            _persist(builder.download_and_prepare)
+        if not _is_offline():
+            list_files(repo, sha, _patterns(data_files) or ["**"] * bool(data_dir), data_dir)  # they must be there
+            builder = _persist(lambda: _remote_builder(repo, sha, options))
+            _check_split(repo, split, list(builder.config.data_files))
+            if streaming:
+                return _persist(lambda: builder.as_streaming_dataset(split=split))
+            urls = (url for files in builder.config.data_files.values() for url in files)
+            for name in filter(None, (url.partition(f"{repo}@{sha}/")[2] for url in urls)):
+                download_file(repo, name, sha)
             remember_revision(repo, revision, sha)
+        try:
+            builder = _builder(repo, str(_snapshot(repo, sha)), options)
+        except (FileNotFoundError, DatasetsError):
+            if not _is_offline():
+                raise
+            told = f"this config (or data_dir, data_files) is not cached at {sha}; load it online once"
+            raise MixtureError(f"{repo}: offline, and {told}") from None
+        _check_split(repo, split, list(builder.config.data_files))
+        if streaming:
+            return builder.as_streaming_dataset(split=split)
+        builder.download_and_prepare()
         return builder.as_dataset(split=split)
 
 
 def remember_revision(repo: str, revision: str | None, sha: str) -> None:
-    """Note for offline use which commit a branch or tag stood for when its data was loaded."""
+    """Remember for offline use the commit of a branch or tag whose data was loaded."""
     if revision != sha:
-        ref = _ref_file(repo, revision)
+        # Where huggingface_hub itself notes it.
+        ref = _snapshot(repo, sha).parents[1] / "refs" / (revision or constants.DEFAULT_REVISION)
         ref.parent.mkdir(parents=True, exist_ok=True)
         ref.write_text(sha)
 
 
 @contextmanager
 def hub_errors(repo: str, revision: str | None = None) -> Iterator[None]:
-    """Turn what `datasets` and the Hub raise into one readable line; wrap it around the iteration over a stream, too.
-
-    Raises:
-        MixtureError: instead of any error of reading from the Hub.
-    """
+    """Convert errors of `datasets` and the Hub to a one-line MixtureError; also for the iteration over a stream."""
     try:
         yield
     except InputError:
@@ -133,7 +136,7 @@ def hub_errors(repo: str, revision: str | None = None) -> Iterator[None]:
 
 
 def _persist(call: Callable[[], Result]) -> Result:
-    """Call again, ever more slowly, while the Hub is out of reach, overloaded or drops the connection."""
+    """Retry with growing delays while the Hub cannot be reached, is overloaded or drops the connection."""
     for number in range(TRIES - 1):
         try:
             return call()
@@ -146,40 +149,36 @@ def _persist(call: Callable[[], Result]) -> Result:
     return call()
 
 
-def _builder(repo, sha, config_name, data_dir, data_files) -> DatasetBuilder:
+def _remote_builder(repo: str, sha: str, options: dict) -> DatasetBuilder:
     for card in ("README.md", ".huggingface.yaml"):
-        # Cached here, because `datasets` takes a Hub that fails on one of these for a data set that has no configs.
+        # Cached first: if the Hub fails on one of these, `datasets` assumes that the data set has no configs.
         try:
             HfApi().hf_hub_download(repo, card, repo_type="dataset", revision=sha)
         except RemoteEntryNotFoundError:
             continue
-    path = f"hf://datasets/{repo}"  # a bare name could be a local folder
+    builder = _builder(repo, f"hf://datasets/{repo}", options, revision=sha)  # a bare name could be a local folder
+    if not builder.config.data_files:  # a builder of what `datasets` has in its cache
+        raise _HubTrouble
+    return builder
+
+
+def _builder(repo: str, path: str, options: dict, **more: str) -> DatasetBuilder:
     try:
-        builder = datasets.load_dataset_builder(
-            path,
-            name=config_name,
-            data_dir=data_dir,
-            data_files=data_files,
-            revision=sha,
-            config_id=_config_id(config_name, data_dir, data_files),
-        )
+        return datasets.load_dataset_builder(path, **options, **more)
     except ValueError as error:
         if "find cache for" in str(error):
             raise _HubTrouble from None
         known = re.search(r"[Aa]vailable(?: configs)?: (\[.*\])", str(error))
         if known is None:
             raise
-        configs = ast.literal_eval(known[1])
-        if config_name is None:
+        configs, name = ast.literal_eval(known[1]), options["name"]
+        if name is None:
             raise MixtureError(f"{repo}: config_name is needed, one of: {_enumerate(configs)}") from None
-        raise MixtureError(f"{repo}: no config {config_name!r}{_choice(config_name, configs)}") from None
-    if isinstance(builder, Cache):
-        raise _HubTrouble
-    return builder
+        raise MixtureError(f"{repo}: no config {name!r}{_choice(name, configs)}") from None
 
 
 def list_files(repo: str, revision: str, patterns: list[str], data_dir: str | None = None) -> list[str]:
-    """Names of the files of a data set at a commit that match patterns; offline, of those that were downloaded.
+    """Names of files of a data set, at a commit, that match patterns; offline, those that were downloaded.
 
     Raises:
         MixtureError: a pattern matches nothing, or the Hub cannot be reached.
@@ -196,24 +195,19 @@ def list_files(repo: str, revision: str, patterns: list[str], data_dir: str | No
 
 
 def download_file(repo: str, name: str, revision: str) -> Path:
-    """A file of a data set at a commit, from the cache where it is there.
+    """Download a file of a data set at a commit, unless it is cached.
 
     Raises:
-        MixtureError: it cannot be had.
+        MixtureError: that failed.
     """
     with hub_errors(repo, revision):
         return Path(_persist(lambda: HfApi().hf_hub_download(repo, name, repo_type="dataset", revision=revision)))
 
 
-def _check_files(repo: str, sha: str, data_dir: str | None, data_files: Patterns | None):
-    for pattern in _patterns(data_files) or (["**"] if data_dir else []):
-        _glob(repo, sha, data_dir, pattern)
-
-
 def _glob(repo: str, sha: str, data_dir: str | None, pattern: str) -> list[str]:
     files = HfFileSystem(endpoint=datasets.config.HF_ENDPOINT)
     root, wanted = f"datasets/{repo}@{sha}/", _join(data_dir, pattern)
-    # The last character as a class of characters: for a path without wildcards, any failure is "not there".
+    # A wildcard at the end: for a path without any, `glob` takes every failure for "not there".
     glob = wanted if has_magic(wanted) else re.sub("(.)$", r"[\1]", wanted)
     found = [path for path, entry in files.glob(root + glob, detail=True).items() if entry["type"] == "file"]
     if not found:
@@ -247,58 +241,36 @@ def _enumerate(names: list[str]) -> str:
     return ", ".join(sorted(names)[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "") or "none"
 
 
-def _config_id(config_name: str | None, data_dir: str | None, data_files: Patterns | None) -> str:
-    """The name of the folder in the cache of `datasets`; its own names cannot be told without asking the Hub."""
-    name = config_name or "default"
-    if data_dir is None and data_files is None:
-        return name
-    return f"{name}-{hashlib.sha256(json.dumps([data_dir, data_files], sort_keys=True).encode()).hexdigest()[:16]}"
-
-
 def _is_offline() -> bool:
     return datasets.config.HF_HUB_OFFLINE or constants.is_offline_mode()
 
 
-def _cached_folders(repo: str, config_id: str = "*", sha: str = "*") -> list[Path]:
-    owner, name = repo.split("/")
-    cache = Path(datasets.config.HF_DATASETS_CACHE).expanduser() / f"{owner}___{camelcase_to_snakecase(name)}"
-    return sorted(folder for folder in cache.glob(f"{config_id}/*/{sha}") if _SHA.fullmatch(folder.name))
+def _snapshot(repo: str, revision: str | None) -> Path:
+    """The folder in huggingface_hub's cache for a revision, by commit or by the name that it was loaded under.
 
-
-def _snapshot(repo: str, sha: str) -> Path:
-    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="dataset") / "snapshots" / sha
-
-
-def _ref_file(repo: str, revision: str | None) -> Path:
-    # Where huggingface_hub keeps which commit a name stood for.
-    folder = repo_folder_name(repo_id=repo, repo_type="dataset")
-    return Path(constants.HF_HUB_CACHE) / folder / "refs" / (revision or constants.DEFAULT_REVISION)
+    Raises:
+        LocalEntryNotFoundError: nothing of it is cached.
+    """
+    return Path(HfApi().snapshot_download(repo, repo_type="dataset", revision=revision, local_files_only=True))
 
 
 def _cached_revision(repo: str, revision: str | None) -> str:
-    if _SHA.fullmatch(revision or ""):
-        sha = revision
-    else:
-        ref = _ref_file(repo, revision)
-        sha = ref.read_text().strip() if ref.is_file() else None
-    snapshots = [folder.name for folder in _snapshot(repo, "*").parent.glob("*")]
-    known = {folder.name for folder in _cached_folders(repo)} | set(snapshots)
-    if sha not in known:
-        cached = f"only {_enumerate(list(known))}" if known else "nothing of this data set"
-        raise MixtureError(
-            f"{repo}: offline, and revision {revision or 'main'!r} is not cached ({cached} is); load it online once"
-        )
-    return sha
+    try:
+        return _snapshot(repo, revision).name
+    except LocalEntryNotFoundError:
+        known = _cached_commits(repo)
+    cached = f"only {_enumerate(known)}" if known else "nothing of this data set"
+    raise MixtureError(
+        f"{repo}: offline, and revision {revision or 'main'!r} is not cached ({cached} is); load it online once"
+    )
 
 
-def _cached_builder(repo: str, sha: str, config_id: str) -> Cache:
-    folders = _cached_folders(repo, config_id, sha)
-    if not folders:
-        raise MixtureError(
-            f"{repo}: offline, and this config (or data_dir, data_files) is not cached at {sha}; load it online once"
-        )
-    version = folders[-1].parent.name
-    return Cache(repo_id=repo, dataset_name=repo.split("/")[1], config_name=config_id, version=version, hash=sha)
+def _cached_commits(repo: str) -> list[str]:
+    try:
+        found = [one for one in scan_cache_dir().repos if (one.repo_id, one.repo_type) == (repo, "dataset")]
+    except CacheNotFound:
+        return []
+    return [revision.commit_hash for one in found for revision in one.revisions]
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -319,7 +291,7 @@ def _is_transient(error: BaseException) -> bool:
     lost = (httpx.TransportError, ConnectionError, TimeoutError, LocalEntryNotFoundError)
     if any(isinstance(e, lost) for e in _chain(error)):
         return True
-    # Of these two, only the text is left when they come out of `datasets` and `huggingface_hub`.
+    # `datasets` and `huggingface_hub` pass on only the text of these two.
     return "LocalEntryNotFoundError" in str(error) or "Consistency check failed" in str(error)
 
 
@@ -330,7 +302,7 @@ def _delay(error: BaseException, number: int) -> float:
 
 
 def _symptom(error: BaseException) -> str:
-    # Never the text of a transport error: it may quote the header that holds the token.
+    # Never the text of a transport error, which may quote the header with the token.
     status = _status(error)
     return f"answers {status}" if status else f"cannot be reached ({type(list(_chain(error))[-1]).__name__})"
 

@@ -1,4 +1,4 @@
-"""KTO's rows, an answer and whether it is a good one, put together as pairs of answers to the same prompt."""
+"""KTO rows (an answer with a label, good or bad) joined into pairs of answers to the same prompt."""
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
@@ -11,7 +11,7 @@ WORSE, ALONE = "_worse", "_alone"
 
 
 class Labelled(NamedTuple):
-    """A row as far as pairs need it."""
+    """What pairing needs of a row."""
 
     prompt: Hashable
     answer: list[Message]
@@ -19,11 +19,11 @@ class Labelled(NamedTuple):
 
 
 class Pairs:
-    """Which rows become pairs: the first good answer to a prompt with the first bad one, the second with the second.
+    """Pairs the first good answer to a prompt with the first bad one, the second with the second, and so on.
 
     Args:
-        parts: all rows, in parts between which no pair is made, such as those to train on and those held out.
-        read: what of a row decides its pair; None of a row that cannot be used.
+        parts: all rows; no pair is made between two parts, such as training and held-out rows.
+        read: reads a row; None of a row that cannot be used.
     """
 
     def __init__(self, parts: Iterable[Iterable[Row]], read: Callable[[Row], Labelled | None]):
@@ -33,14 +33,14 @@ class Pairs:
             answers: dict[bool, dict[Hashable, list]] = {True: defaultdict(list), False: defaultdict(list)}
             for row in rows:
                 if labelled := read(row):
-                    answer = None if labelled.is_good else labelled.answer  # of the good ones the place is enough
+                    answer = None if labelled.is_good else labelled.answer  # only the place of a good one is needed
                     answers[labelled.is_good][labelled.prompt].append((place, answer))
                 place += 1
             for prompt in answers[True].keys() | answers[False].keys():
                 self._pair(answers[True][prompt], answers[False][prompt])
 
     def joined(self, place: int, row: Row) -> Row:
-        """The row at a place, counted from 0 over all parts, with what becomes of it."""
+        """The row at a place (from 0, over all parts) with the keys `WORSE` or `ALONE`."""
         return row | self._added.get(place, {})
 
     def _pair(self, good: list, bad: list) -> None:

@@ -1,11 +1,9 @@
 """A row as the model sees it: its tokens as text, with marks around those that the loss counts."""
 
-import json
-
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from ..tokenization import pieces, tokenize_conversation, tokenize_text, with_training_template
+from ..tokenization import decode_tools, pieces, tokenize_conversation, tokenize_text, with_training_template
 from .turns import Row
 
 
@@ -19,7 +17,7 @@ def marked_row(row: Row, tokenizer: PreTrainedTokenizerBase, limit: int | None =
         on_long: what happens beyond the limit. `cut` shows the lost tokens dimmed behind ✂, `chunk` marks each piece
             separately, `keep` and `drop` show the whole row.
     """
-    tools = json.loads(row["tools"]) if row.get("tools") else None
+    tools = decode_tools(row.get("tools"))
     limits = (limit, on_long)
     if row.get("untrained"):
         return _marked(tokenizer, *tokenize_text(tokenizer, row["text"], row["untrained"]), *limits)

@@ -106,23 +106,23 @@ class DatasetMixer:
         return lines
 
     def made_from(self, tokenizer: PreTrainedTokenizerBase | None = None) -> dict[str, str]:
-        """What decides how the mixture comes out, as it is now; equal where a build would give the same rows."""
+        """The current provenance: equal if a build would give the same rows."""
         return self.reader(tokenizer).made_from()
 
     def build(self, tokenizer: PreTrainedTokenizerBase | None = None) -> DatasetDict | IterableDatasetDict:
         """Read, convert, filter, split and mix.
 
         Args:
-            tokenizer: escapes control tokens that are spelled inside the text, counts tokens, and renders the
-                conversations of a text phase. None does none of it.
+            tokenizer: escapes control tokens inside text, counts tokens, and renders the conversations of a text
+                phase; None does none of it.
 
         Returns:
-            "train" and, but for `validation: none`, "validation": columns `text`, or `messages` and `tools`, or
-            `prompt`, `chosen`, `rejected`, or `prompt` and what rewards need; and `source`. `tools` only where a row
-            has any. A streaming mixture gives an `IterableDatasetDict`.
+            "train" and, unless `validation: none`, "validation". Their columns are `text`, or `messages`, or `prompt`,
+            `chosen` and `rejected`, or `prompt` and what rewards need; `tools` if a row has any; and `source`.
+            A streaming mixture gives an `IterableDatasetDict`.
 
         Raises:
-            MixtureError: a source cannot be read or used, a share not be met, or a split comes out empty.
+            MixtureError: a source cannot be read or used, a share cannot be met, or a split is empty.
         """
         reader = self.reader(tokenizer)
         self._made_from = reader.made_from()  # before reading, so that an edit meanwhile shows as a change
@@ -143,7 +143,7 @@ class DatasetMixer:
         return {"made_from": self._made_from} | self._built().lock()
 
     def warnings(self) -> list[str]:
-        """One line for each source that loses more than a few percent of its tokens to the limit on a row's."""
+        """One line for each source that loses more than 3% of its tokens to the limit on rows."""
         return self._built().warnings()
 
     def describe(self) -> str:
@@ -157,17 +157,13 @@ class DatasetMixer:
     def prepare_dataset(
         self, output_file: str | Path, split: str = "train", tokenizer: PreTrainedTokenizerBase | None = None
     ) -> Path:
-        """Write one split as JSON lines.
+        """Write one split, "train" or "validation", as JSON lines, and return the file's path.
 
         Args:
             output_file: the file; or a folder, for a file named `{phase}_{config}_{split}.jsonl`.
-            split: "train" or "validation".
-
-        Returns:
-            the file's path.
 
         Raises:
-            MixtureError: as of `build`; or there is no such split, or the file cannot be written.
+            MixtureError: as for `build`; or there is no such split, or the file cannot be written.
         """
         if split not in SPLITS:
             raise MixtureError(f"no split {split!r}; choose {' or '.join(SPLITS)}")
@@ -189,25 +185,8 @@ class DatasetMixer:
         opened = [open_streamed(reader, source) for source in self.mixture.datasets]
         for source in self.mixture.datasets:
             self.seen.setdefault(source.name, Counter())
-        metadata = self.mixture.metadata
-        self._result = StreamReport(
-            config=self.path.stem,
-            phase=metadata.phase,
-            description=metadata.description,
-            seed=self.mixture.seed,
-            validation=_validation(self.mixture),
-            max_length=self.longest,
-            sources=[
-                {
-                    "name": one.source.name,
-                    "source": public_name(one.source.source),
-                    "target_share": one.source.mix_ratio,
-                    "files": one.pins(),
-                }
-                for one in opened
-            ],
-            seen=self.seen,
-        )
+        files = {one.source.name: one.pins() for one in opened}
+        self._result = StreamReport(self.path.stem, self.mixture, self.longest, files, self.seen)
         return build_stream(opened, self.seen)
 
     def _built(self) -> MixtureReport | StreamReport:
@@ -258,7 +237,10 @@ def make_mix(reader: MixtureReader) -> Mix:
         MixtureError: as of `DatasetMixer.build`.
     """
     mixture = reader.mixture
-    sources = [_read(reader.open(source)) for source in mixture.datasets]
+    sources = []
+    for source in mixture.datasets:
+        sources.append(reader.open(source))
+        sources[-1].rows  # noqa: B018 - converts them, before the next source is opened
     pool = _pool(sources, reader.cut_at)
     for index, source in enumerate(mixture.datasets):
         if not np.any(pool.live & (pool.source == index) & ~pool.held_out):
@@ -274,11 +256,6 @@ def make_mix(reader: MixtureReader) -> Mix:
         told = f" (dropped of {'; of '.join(dropped)})" if dropped else ""
         raise MixtureError(f"{reader.path}: {error}{told}") from error
     return Mix(mixture, sources, pool, train, validation)
-
-
-def _read(source: SourceReader) -> SourceReader:
-    source.rows  # noqa: B018 - reads them
-    return source
 
 
 def _pool(sources: list[SourceReader], cut_at: int | None) -> Pool:
@@ -364,7 +341,7 @@ def _report(mix: Mix, reader: MixtureReader) -> MixtureReport:
         description=metadata.description,
         version=str(metadata.version),
         seed=mixture.seed,
-        validation=_validation(mixture),
+        validation=mixture.validation and mixture.validation.model_dump(),
         notes=list(_notes(mix, reader)),
         sources=[described(index, opened) for index, opened in enumerate(sources)],
         train=describe_split(train, np.ones(len(train), dtype=bool), tokens),
@@ -386,15 +363,11 @@ def _notes(mix: Mix, reader: MixtureReader) -> Iterable[str]:
 
 
 def _unread(rows: Dataset) -> dict[str, int]:
-    """Rows by each key that nobody reads."""
+    """Rows by unused key."""
     found = Counter()
     for keys, count in map(dict.values, pc.value_counts(rows.data.column("_unread")).to_pylist()):
         found.update(dict.fromkeys((keys or "").splitlines(), count))
     return dict(sorted(found.items()))
-
-
-def _validation(mixture: Mixture) -> dict[str, Any] | None:
-    return mixture.validation and mixture.validation.model_dump()
 
 
 def _fact(sources: list[SourceReader], name: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Prepared mixtures: two JSONL files and the lock that says what they were made from."""
+"""Prepared mixtures: a JSONL file for each split, and a lock file with their provenance."""
 
 import hashlib
 import json
@@ -23,11 +23,11 @@ from .schemas import COLUMNS, PHASES, Row
 from .tables import cached_rows, write_split
 
 LOCK = "mixture.lock.json"
-_DIGEST = "lock_sha256"  # of all the rest of a lock
+_DIGEST = "lock_sha256"  # of the rest of the lock
 
 
 def prepare(mixer: DatasetMixer, folder: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> DatasetDict:
-    """Build a mixture and write it into a folder, all of it or nothing.
+    """Build a mixture and write it into a folder, completely or not at all.
 
     The folder holds `{phase}_{config}_train.jsonl`, `{phase}_{config}_validation.jsonl` and `mixture.lock.json`.
 
@@ -51,19 +51,19 @@ def prepare(mixer: DatasetMixer, folder: Path, tokenizer: PreTrainedTokenizerBas
 
 
 def load_or_prepare(mixer: DatasetMixer, folder: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> DatasetDict:
-    """The prepared mixture where it still matches what it was made from; else say what changed, and prepare it.
+    """Load the prepared mixture if it is up to date; otherwise print what changed, and prepare it.
 
-    Of several processes one prepares and the others wait on a file lock, however long it takes.
+    One of several processes prepares it while the others wait for its file lock.
 
     Raises:
-        MixtureError: as of `prepare`.
+        MixtureError: as for `prepare`.
     """
     folder = Path(os.path.abspath(folder))
     lock = folder.with_name(f".{folder.name}.lock")
     missing = [parent for parent in (folder.parent, *folder.parent.parents) if not parent.exists()]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock.touch()  # which fails where the lock itself would try for ever
+        lock.touch()  # FileLock would retry for ever where this fails
         with FileLock(lock):
             return _load_or_prepare(mixer, folder, tokenizer)
     except (OSError, MixtureError) as error:
@@ -74,7 +74,7 @@ def load_or_prepare(mixer: DatasetMixer, folder: Path, tokenizer: PreTrainedToke
 
 
 def _load_or_prepare(mixer: DatasetMixer, folder: Path, tokenizer) -> DatasetDict:
-    for leftover in leftovers(folder):  # of a job that was killed: whoever holds the lock is the only one at work
+    for leftover in leftovers(folder):  # of a killed job; only the holder of the lock writes here
         shutil.rmtree(leftover, ignore_errors=True)
     _refuse_foreign(folder, mixer)
     if not folder.exists() or not any(folder.iterdir()):
@@ -88,7 +88,7 @@ def _load_or_prepare(mixer: DatasetMixer, folder: Path, tokenizer) -> DatasetDic
 
 
 def _clean_up(lock: Path, made: list[Path]) -> None:
-    """Leave nothing behind of an attempt that failed; folders that hold something stay."""
+    """Remove what a failed attempt has made, except folders with content."""
     with suppress(OSError):
         lock.unlink()
         for folder in made:
@@ -96,10 +96,10 @@ def _clean_up(lock: Path, made: list[Path]) -> None:
 
 
 def load_prepared(folder: Path) -> DatasetDict:
-    """Read a prepared mixture, as it was written.
+    """Read a prepared mixture.
 
     Raises:
-        MixtureError: there is none, or a file was changed or cut off.
+        MixtureError: there is none, or a file was changed or truncated.
     """
     lock = read_lock(folder)
     if damage := _damage(folder, lock):
@@ -117,13 +117,13 @@ def load_prepared(folder: Path) -> DatasetDict:
 
 
 def what_changed(mixer: DatasetMixer, folder: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> list[str]:
-    """Why a prepared folder cannot be reused, in a few words each; nothing where it can."""
+    """Reasons why a prepared folder cannot be reused; empty if it can."""
     try:
         lock = read_lock(folder)
     except MixtureError as error:
         return [str(error)]
     now, then = mixer.made_from(tokenizer), lock.get("made_from", {})
-    changed = [f"{name} changed{_told(then.get(name), now[name])}" for name in now if then.get(name) != now[name]]
+    changed = [f"{name} changed{_values(then.get(name), now[name])}" for name in now if then.get(name) != now[name]]
     return changed + _damage(folder, lock)
 
 
@@ -178,6 +178,6 @@ def _digest(lock: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(lock, sort_keys=True).encode()).hexdigest()
 
 
-def _told(then: Any, now: Any) -> str:
+def _values(then: Any, now: Any) -> str:
     simple = isinstance(then, int | str | float) and isinstance(now, int | str | float)
     return f" ({then} -> {now})" if simple and len(f"{then}{now}") < 80 else ""

@@ -1,6 +1,6 @@
-"""How good a text or a piece of source code is: the worst of a few rules counts.
+"""Scores for text and source code: the worst of a few rules counts.
 
-Each rule gives 1 where nothing is wrong, 0.5 at its limit, and falls to 0 for most garbage.
+Each rule gives 1 where nothing is wrong, 0.5 at its limit, and close to 0 for most garbage.
 """
 
 import ast
@@ -14,18 +14,18 @@ from .duplicates import WORD
 
 
 def quality_score(text: str) -> float:
-    """How far a text keeps within the limits of web-text filters: 1 is clean, 0.5 is a limit; the worst rule counts.
+    """Score of a text against the limits of web-text filters: 1 is clean, 0.5 is at a limit; the worst rule counts.
 
-    Of Gopher (Rae et al. 2021, arXiv 2112.11446, table A1) the rules that need neither spaces nor sentences, and so
-    hold for Chinese, chats, code and formulas too: at least 40% letters and digits; at most 20% of the characters in
-    repeated lines, 15% repeated runs of ten words, 30% of lines that break off with an ellipsis. Unlike there, a line
-    or run counts from its third time on: answers quote, and correct, their questions. Two more are for what extraction
-    breaks: at most 3% damaged characters, and 25% in dumps, keys and encoded data (after StarCoder2, arXiv 2402.19173).
+    The rules of Gopher (Rae et al. 2021, arXiv 2112.11446, table A1) that need neither spaces nor sentences, so that
+    they hold for Chinese, chats, code and formulas: at least 40% letters and digits; at most 20% of the characters in
+    repeated lines, 15% repeated runs of ten words, 30% of lines that end with an ellipsis. Unlike Gopher's, a line or
+    run counts from its third occurrence on, because answers quote their questions. Two rules are for broken extraction:
+    at most 3% damaged characters, and 25% in dumps, keys and encoded data (after StarCoder2, arXiv 2402.19173).
     """
     visible = _visible(text)
     if not visible:
         return 0.0
-    size = max(visible, 50)  # one odd word makes no bad answer out of a short one
+    size = max(visible, 50)  # one odd word does not spoil a short answer
     lines, words = _lines(text), WORD.findall(text)
     runs = list(zip(*(words[start:] for start in range(10)), strict=False))
     return min(
@@ -39,12 +39,12 @@ def quality_score(text: str) -> float:
 
 
 def code_quality_score(text: str) -> float:
-    """How far source code keeps within the limits of code filters: 1 is clean, 0.5 is a limit; the worst rule counts.
+    """Score of source code against the limits of code filters: 1 is clean, 0.5 is at a limit; the worst rule counts.
 
     The rules of Codex (Chen et al. 2021, arXiv 2107.03374: lines of at most 1000 characters and 100 on average, not
     generated) and StarCoder (arXiv 2305.06161, 2402.19173: at least 25% letters, at most 50% encoded data); at most 20%
-    of the characters in lines from their third time on; and, so that prose does not pass, at least 20% of lines that
-    look like code. Of a text with fenced blocks only these count.
+    of the characters in lines that occur for the third time or more; and at least 20% of lines that look like code, so
+    that prose does not pass. In a text with fenced blocks only these count.
     """
     code = "\n".join(code_of(text))
     lines, visible = _lines(code), _visible(code)
@@ -62,7 +62,7 @@ def code_quality_score(text: str) -> float:
 
 
 def code_ratio(text: str) -> float:
-    """The share of a text's visible characters that are code: in fenced blocks, and in lines that look like code."""
+    """Share of a text's visible characters in fenced blocks and in lines that look like code."""
     fenced = "\n".join(body for _, body in _FENCE.findall(text))
     rest = _FENCE.sub("", text)
     code = [line for line in rest.splitlines() if _CODE_LINE.search(line.strip()) or _INDENTED.match(line)]
@@ -118,7 +118,7 @@ def _repeated(parts: list) -> list:
 
 
 def _encoded(text: str) -> list[str]:
-    # With a letter: eight two-digit numbers in a row are a list of numbers, not bytes.
+    # Without a letter, two-digit numbers in a row are a list of numbers, not bytes.
     return [found for found in _ENCODED.findall(text) if _LETTER.search(found)]
 
 

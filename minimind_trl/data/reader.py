@@ -1,6 +1,6 @@
-"""The sources of a mixture as converted rows: the first of them, all of them as a table, or one by one.
+"""Reads the sources of a mixture as converted rows: the first rows, a table of all, or one by one.
 
-Both the mixer, which needs a whole table, and the streams, which never see one, stand on this module.
+The mixer, which needs whole tables, and the streams, which read one by one, are built on this module.
 """
 
 import hashlib
@@ -24,23 +24,17 @@ from .config import EvalSet, Mixture, Source
 from .duplicates import NGrams
 from .filters import CustomFilter, value_at
 from .rows import RowConverter
-from .schemas import Row
 from .sources import DataFile, open_source, public_name
 from .tables import cached_rows
 from .transcripts import may_hold_transcripts
+from .turns import Row
 
 _BATCH = 500  # rows that are converted together, because tokenizers are faster on batches
 _EXAMPLES = 3
 _HEAD = 100  # rows of a file that a check converts
 _MOSTLY = 0.5  # more unusable rows than this share are an error: the schema or the file is probably wrong
-_NOT_OF_ROWS = (
-    "__init__",
-    "hub",
-    "marked_rows",
-    "prepared",
-    "report",
-    "tables",
-)  # files of this folder that decide about no row
+# Files of this folder that decide about no row of a mixture.
+_NOT_OF_ROWS = ("__init__", "hub", "marked_rows", "prepared", "report", "tables", "texts")
 _TOKENIZATION = ("control_tokens", "masks", "renderings", "templates")
 
 
@@ -81,11 +75,11 @@ class MixtureReader:
         Raises:
             MixtureError: the source has no rows, or none that fit the phase.
         """
-        files, own = self.files(source), self.files(source, validation=True)
-        return SourceReader(self, source, files, own, self._converter(source, files + own, remote))
+        files, held_out = self.files(source), self.files(source, validation=True)
+        return SourceReader(self, source, files, held_out, self._converter(source, files + held_out, remote))
 
     def made_from(self) -> dict[str, str]:
-        """What decides how the mixture comes out, as it is now; equal where a build would give the same rows."""
+        """The current provenance, mostly hashes: equal if a build would give the same rows."""
         content = self.mixture.model_dump_json(exclude={"metadata": {"description", "version"}}, by_alias=True)
         filters = [rule for source in self.mixture.datasets for rule in source.filters]
         found = {
@@ -104,7 +98,7 @@ class MixtureReader:
 
     @cached_property
     def forbidden(self) -> NGrams | None:
-        """What no row may share a run of words with."""
+        """The evaluation texts of `decontaminate`, with which no row may share a run of words."""
         rules = self.mixture.decontaminate
         return NGrams(self._evaluation_texts(), rules.ngram) if rules else None
 
@@ -114,6 +108,8 @@ class MixtureReader:
             raise MixtureError(f"{', '.join(file.name for file in files)}: no rows (datasets.{source.name})")
         file, number, row = firsts[0]
         forbidden = self.forbidden
+        # Only where more rows can decide anything: rows of the Hub have to be fetched.
+        sample = [row for _, row in file.head(_HEAD, remote)] if may_hold_transcripts(row) else []
         try:
             converter = RowConverter(
                 source,
@@ -123,8 +119,7 @@ class MixtureReader:
                 self.tokenizer,
                 forbidden,
                 filled=[name for name, value in row.items() if value is not None],
-                # Only where more rows can decide anything: rows of the Hub have to be fetched.
-                sample=[row for _, row in file.head(_HEAD, remote)] if may_hold_transcripts(row) else [],
+                sample=sample,
                 longest=self.longest if self.on_long == "drop" else None,
             )
         except MixtureError as error:
@@ -162,18 +157,18 @@ class SourceReader:
 
     Attributes:
         files: those to train on.
-        own: those that the source holds out itself; often none.
+        held_out: those that the source holds out itself; often none.
     """
 
     reader: MixtureReader
     source: Source
     files: list[DataFile]
-    own: list[DataFile]
+    held_out: list[DataFile]
     converter: RowConverter
 
     def read(self) -> Iterator[tuple[int, int, Row]]:
-        """Every raw row with its file's index (`files`, then `own`) and its number in the file."""
-        return numbered_rows(self.files + self.own, self.converter, held_out=len(self.own))
+        """Every raw row with its file's index (`files`, then `held_out`) and its number in the file."""
+        return numbered_rows(self.files + self.held_out, self.converter, held_out=len(self.held_out))
 
     @cached_property
     def rows(self) -> Dataset:
@@ -182,7 +177,7 @@ class SourceReader:
         Raises:
             MixtureError: a row cannot be read, or most rows cannot be used.
         """
-        files, forbidden, converter = self.files + self.own, self.converter.forbidden, self.converter
+        files, forbidden, converter = self.files + self.held_out, self.converter.forbidden, self.converter
         key = [
             converter_code(),
             converter.phase,
@@ -194,7 +189,7 @@ class SourceReader:
             _filter_code(self.source.filters),
             converter.longest,
         ]
-        make = partial(converted_rows, files, converter, held_out=len(self.own))
+        make = partial(converted_rows, files, converter, held_out=len(self.held_out))
         rows = cached_rows(make, converter.features, Hasher.hash(key))
         unusable = int(pc.sum(rows.data.column("_unusable")).as_py() or 0)
         if unusable > _MOSTLY * len(rows):
@@ -232,12 +227,12 @@ class SourceReader:
     def pins(self) -> list[dict[str, str]]:
         """Name and digest of each file; relative to the mixture file, because the lock travels with checkpoints."""
         base = f"{self.reader.path.parent}/"
-        files = self.files + self.own
+        files = self.files + self.held_out
         return [{"name": public_name(file.name.removeprefix(base)), "digest": file.digest} for file in files]
 
     def place(self, row: Row) -> str:
         """Where a converted row comes from: its file and line."""
-        return (self.files + self.own)[row["_file"]].at(row["_number"])
+        return (self.files + self.held_out)[row["_file"]].at(row["_number"])
 
     def _refuse(self, failed: int, total: int, examples: list[tuple[str, str]]) -> None:
         shown = "".join(f"\n  {where}: {reason}" for where, reason in examples)

@@ -1,4 +1,4 @@
-"""What became of every row: the figures behind `mixture.lock.json`, the table and the model card."""
+"""What became of every row, as figures: for `mixture.lock.json`, the terminal and the model card."""
 
 from bisect import bisect_left
 from collections import Counter
@@ -9,10 +9,13 @@ import numpy as np
 from pydantic import BaseModel
 from rich.table import Table
 
+from .config import Mixture
+from .sources import public_name
+
 _PERCENTILES = (5, 50, 95)
 MOVED = "reasoning_content written as <think> into the content, because the chat template leaves it out"
-_KEPT = 0.95  # of the tokens, by the length that a warning proposes
-FEW = 0.03  # of a source's tokens may be lost without a warning
+_KEPT = 0.95  # share of the tokens that is kept with the length that a warning proposes
+FEW = 0.03  # share of a source's tokens that may be lost without a warning
 TOKENS, CUT = "tokens", "tokens beyond the limit, cut off"  # how a stream's counters name them
 _KEYS_SHOWN = 20
 
@@ -21,35 +24,28 @@ class SplitReport(BaseModel):
     """One source's part in one split."""
 
     rows: int
-    repeated: int
-    """Of the rows, those that are there a second time or more often."""
+    repeated: int  # rows beyond the first occurrence of each
     share: float
-    tokens: int | None
-    """None where no tokenizer counted them."""
-    length_percentiles: dict[str, int] | None
-    """Tokens per row."""
+    tokens: int | None  # none without a tokenizer
+    length_percentiles: dict[str, int] | None  # tokens per row
 
 
 class LongRows(BaseModel):
-    """What a limit on a row's tokens does to the training rows."""
+    """The effect of a limit on tokens per row on the training rows."""
 
     max_length: int
     on_long: Literal["cut", "chunk", "drop"]
-    rows: int
-    """Those with more tokens, repetitions included; of `drop` the rows that are not there for it."""
-    tokens: int
-    """Of all training rows, with what is lost."""
-    lost: int
-    """Tokens that nothing learns from: what is cut off, or all of the dropped rows; none with `chunk`."""
-    enough: int
-    """The `max_length` that would keep 95% of the tokens."""
+    rows: int  # longer rows, repetitions included; with `drop`, the dropped ones
+    tokens: int  # in all training rows, including what is lost
+    lost: int  # tokens that are cut off, or are in dropped rows; none with `chunk`
+    enough: int  # the `max_length` that would keep 95% of the tokens
 
     @property
     def share(self) -> float:
         return self.lost / max(self.tokens, 1)
 
-    def told(self) -> str:
-        """As the end of a line about the source; nothing where no row is longer."""
+    def summary(self) -> str:
+        """The end of a line about the source; empty if no row is longer."""
         if not self.rows:
             return ""
         if self.on_long == "chunk":
@@ -62,36 +58,28 @@ class SourceReport(BaseModel):
     name: str
     source: str
     row_schema: str
-    files: list[dict[str, str]]
-    """Name and sha256, or commit of a Hub data set."""
+    files: list[dict[str, str]]  # name and sha256, or commit of a Hub data set
     rows_in: int
-    dropped: dict[str, int]
-    """Rows by reason; `rows_in` is these and what is in the splits without repetitions."""
-    escaped: int
-    """Control tokens that were spelled inside the text, and are written with a space now."""
-    moved: int = 0
-    """Turns whose reasoning stands in a think block of the content, as the chat template prints it nowhere else."""
-    untrained: int = 0
-    """Turns of the rows that are left which say that they are not trained (`loss`, `weight`, `train`)."""
-    unread: dict[str, int] = {}
-    """Rows by each key that says something and that nobody reads; those of turns are `messages[].key`."""
+    dropped: dict[str, int]  # rows by reason; `rows_in` is their sum plus the rows in the splits without repetitions
+    escaped: int  # control tokens spelled inside the text, which are written with a space now
+    moved: int = 0  # turns whose reasoning was moved into the content, because the chat template prints it nowhere else
+    untrained: int = 0  # turns of the remaining rows that are marked as not trained (`loss`, `weight`, `train`)
+    unread: dict[str, int] = {}  # rows by key that has a value and is not used; keys of turns are `messages[].key`
     target_share: float
     train: SplitReport
     validation: SplitReport
-    long_rows: LongRows | None = None
-    """None where no tokenizer counted, or rows have no limit."""
+    long_rows: LongRows | None = None  # none without a tokenizer or a limit
 
 
 class MixtureReport(BaseModel):
-    """A mixture that was built."""
+    """The report on a mixture that was built."""
 
     config: str
     phase: str
     description: str
     version: str
     seed: int
-    validation: dict[str, Any] | None
-    """None where nothing is held out."""
+    validation: dict[str, Any] | None  # none if nothing is held out
     notes: list[str]
     sources: list[SourceReport]
     train: SplitReport
@@ -99,26 +87,26 @@ class MixtureReport(BaseModel):
     long_rows: LongRows | None = None
 
     def lock(self) -> dict[str, Any]:
-        """For `mixture.lock.json`."""
+        """The content of `mixture.lock.json`."""
         return self.model_dump()
 
     def lines(self) -> list[str]:
         """Plain lines, one for each source and one for each split."""
-        found = [f"{source.train.share:.2%} {source.name}: {_told(source)}" for source in self.sources]
+        found = [f"{source.train.share:.2%} {source.name}: {_described(source)}" for source in self.sources]
         held_out = f"validation {_size(self.held_out)}" if self.validation else "nothing held out (validation: none)"
         return [*found, f"train {_size(self.train)}, {held_out}", *self.notes]
 
     def warnings(self) -> list[str]:
-        """Of each source that loses more than 3% of its tokens to the limit: how many, and which limit would do."""
+        """For each source that loses more than 3% of its tokens to the limit: how many, and a better limit."""
         return [
-            f"{source.name}: {source.long_rows.told()}; a max_seq_length (--max_length) of "
+            f"{source.name}: {source.long_rows.summary()}; a max_seq_length (--max_length) of "
             f"{source.long_rows.enough:,} would keep {_KEPT:.0%} of the tokens"
             for source in self.sources
             if source.long_rows and source.long_rows.share > FEW
         ]
 
     def table(self) -> Table:
-        """For a terminal: share, rows, tokens and lengths of each source; the drops are in `drops`."""
+        """A table for the terminal: share, rows, tokens and lengths of each source."""
         table = Table(title=f"{self.config}: {self.phase} mixture")
         limited = self.long_rows is not None and self.long_rows.rows > 0
         lost = ["in pieces" if self.long_rows.on_long == "chunk" else "lost"] if limited else []
@@ -133,17 +121,17 @@ class MixtureReport(BaseModel):
         return table
 
     def drops(self) -> list[str]:
-        """Per source: rows in, rows dropped by reason, turns that are not trained, and keys that are not read."""
+        """One line for each source: rows in, rows dropped by reason, untrained turns, unused keys."""
         return [
             f"{source.name}: {source.rows_in:,} rows in{_dropped(source)}{_kept(source)}" for source in self.sources
         ]
 
     def moved(self) -> list[str]:
-        """Per source: reasoning that the chat template would have left out."""
+        """One line for each source with reasoning that the chat template would have left out."""
         return [f"{source.name}: {source.moved:,} {MOVED}" for source in self.sources if source.moved]
 
     def markdown(self) -> str:
-        """For a model card."""
+        """Markdown for a model card."""
         lines = [
             f"Mixture `{self.config}` (phase {self.phase}, seed {self.seed}): {self.description}".rstrip(": "),
             "",
@@ -152,7 +140,7 @@ class MixtureReport(BaseModel):
         ]
         for source in self.sources:
             pins = ", ".join(sorted({f"`{file['digest'][:12]}`" for file in source.files}))
-            long = (source.long_rows.told() or "none") if source.long_rows else "-"
+            long = (source.long_rows.summary() or "none") if source.long_rows else "-"
             dropped = "; ".join(f"{count:,} {reason}" for reason, count in source.dropped.items()) or "none"
             lines.append(
                 f"| {source.source} | {pins} | {source.train.share:.2%} | {source.train.rows:,} | "
@@ -166,24 +154,34 @@ class MixtureReport(BaseModel):
 
 @dataclass
 class StreamReport:
-    """What was read of a streaming mixture so far."""
+    """What was read of a streaming mixture so far.
+
+    Attributes:
+        files: name and digest of each source's files.
+        seen: counts by source, as its rows are read: rows, those dropped by reason, tokens.
+    """
 
     config: str
-    phase: str
-    description: str
-    seed: int
-    validation: dict[str, Any] | None
+    mixture: Mixture
     max_length: int | None
-    sources: list[dict[str, Any]]
-    """Name, source, target share and files of each."""
+    files: dict[str, list[dict[str, str]]]
     seen: dict[str, Counter[str]]
-    """By source, as its rows are read: the rows, those dropped by reason, tokens."""
 
     def lock(self) -> dict[str, Any]:
-        """For `mixture.lock.json`."""
-        names = ("config", "phase", "description", "seed", "validation")
-        sources = [source | {"read_so_far": dict(self.seen[source["name"]])} for source in self.sources]
-        return {name: getattr(self, name) for name in names} | {"streaming": True, "sources": sources}
+        """The content of `mixture.lock.json`."""
+        mixture = self.mixture
+        sources = [
+            {
+                **{"name": source.name, "source": public_name(source.source), "target_share": source.mix_ratio},
+                **{"files": self.files[source.name], "read_so_far": dict(self.seen[source.name])},
+            }
+            for source in mixture.datasets
+        ]
+        return {
+            **{"config": self.config, "phase": mixture.metadata.phase, "description": mixture.metadata.description},
+            **{"seed": mixture.seed, "validation": mixture.validation and mixture.validation.model_dump()},
+            **{"streaming": True, "sources": sources},
+        }
 
     def lines(self) -> list[str]:
         """Plain lines, one for each source."""
@@ -202,10 +200,10 @@ class StreamReport:
         ]
 
     def markdown(self) -> str:
-        """For a model card."""
-        return f"Streaming mixture `{self.config}` (phase {self.phase}):\n\n" + "".join(
-            f"- {source['source']}: share {source['target_share']:.2%}{_cut_so_far(self.seen[source['name']])}\n"
-            for source in self.sources
+        """Markdown for a model card."""
+        return f"Streaming mixture `{self.config}` (phase {self.mixture.metadata.phase}):\n\n" + "".join(
+            f"- {public_name(source.source)}: share {source.mix_ratio:.2%}{_cut_so_far(self.seen[source.name])}\n"
+            for source in self.mixture.datasets
         )
 
 
@@ -220,8 +218,8 @@ def describe_split(taken: np.ndarray, of_source: np.ndarray, tokens: np.ndarray 
 
     Args:
         taken: row numbers of the whole split, repetitions included.
-        of_source: which of them belong to the part.
-        tokens: of every row of the pool; None where they were not counted.
+        of_source: mask of those that belong to the part.
+        tokens: of every row in the pool; None without a tokenizer.
     """
     rows = taken[of_source]
     lengths = None if tokens is None else tokens[rows]
@@ -243,7 +241,7 @@ def describe_long_rows(lengths: np.ndarray, limit: int, on_long: str, dropped: n
 
     Args:
         lengths: tokens of each training row, repetitions included.
-        dropped: tokens of those that are not there because they were longer.
+        dropped: tokens of each row that was dropped for its length.
     """
     over = dropped if on_long == "drop" else lengths[lengths > limit]
     lost = {"cut": int((over.astype(np.int64) - limit).sum()), "chunk": 0, "drop": int(over.sum(dtype=np.int64))}
@@ -259,7 +257,7 @@ def describe_long_rows(lengths: np.ndarray, limit: int, on_long: str, dropped: n
 
 
 def _enough(lengths: np.ndarray, whole_rows: bool) -> int:
-    """The least limit under which 95% of the tokens are kept, of cut rows or of whole ones."""
+    """The lowest limit that keeps 95% of the tokens, if longer rows are cut, or dropped (`whole_rows`)."""
     if not len(lengths):
         return 0
     wanted = _KEPT * lengths.sum()
@@ -289,14 +287,14 @@ def _dropped(source: SourceReport) -> str:
 
 
 def _kept(source: SourceReport) -> str:
-    """What of the rows that are left is not learned from."""
-    told = f"; {source.untrained:,} turns are not trained, as they say" if source.untrained else ""
+    """Untrained turns and unused keys in the remaining rows."""
+    flagged = f"; {source.untrained:,} turns are not trained, as they say" if source.untrained else ""
     by_count: dict[int, list[str]] = {}
     for key, count in sorted(source.unread.items(), key=lambda item: -item[1])[:_KEYS_SHOWN]:
         by_count.setdefault(count, []).append(key)
     keys = ", ".join(f"{', '.join(keys)} (in {count:,} rows)" for count, keys in by_count.items())
     more = f" and {len(source.unread) - _KEYS_SHOWN:,} more keys" if len(source.unread) > _KEYS_SHOWN else ""
-    return told + (f"; not read: {keys}{more}" if keys else "")
+    return flagged + (f"; not read: {keys}{more}" if keys else "")
 
 
 def _size(split: SplitReport) -> str:
@@ -304,12 +302,12 @@ def _size(split: SplitReport) -> str:
     return f"{split.rows:,} rows{tokens}"
 
 
-def _told(source: SourceReport) -> str:
+def _described(source: SourceReport) -> str:
     parts = [f"{_size(source.train)} of {source.rows_in:,}"]
     if source.train.repeated:
         parts.append(f"{source.train.repeated:,} of them repetitions")
     parts.append(f"{source.validation.rows:,} held out")
-    if source.long_rows and (long := source.long_rows.told()):
+    if source.long_rows and (long := source.long_rows.summary()):
         parts.append(long)
     if source.escaped:
         parts.append(f"{source.escaped:,} control tokens inside the text escaped")

@@ -1,7 +1,7 @@
-"""One source's rows into the columns of a phase, beside what the mixer needs to know of each.
+"""Converts one source's rows to the columns of a phase, and collects the facts that the mixer needs.
 
-No row is left out here: one that cannot be used keeps its place, without its content and with the reason, so that
-whatever is counted later adds up to the rows that came in.
+Every row stays: one that cannot be used is kept without its content and with the reason, so that all counts add up to
+the rows read.
 """
 
 import hashlib
@@ -15,8 +15,10 @@ from datasets import Features, Json, Value
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import InputError, MixtureError, nearest
-from ..tokenization import ChatTemplateError, escape_control_tokens, untrained_spans, with_training_template
+from ..tokenization.control_tokens import escape_control_tokens
+from ..tokenization.masks import untrained_spans
 from ..tokenization.renderings import PrintedFields, first_unprinted, reasoning_in_content
+from ..tokenization.templates import ChatTemplateError, decode_tools, with_training_template
 from . import schemas
 from .config import HH, Source
 from .duplicates import NGrams
@@ -26,66 +28,67 @@ from .schemas import COLUMNS, PHASES, REWARD_COLUMNS, SCHEMAS
 from .transcripts import holds_transcripts, read_transcripts
 from .turns import LeftOut, Row, RowError
 
-# What the mixer needs to know of every row, kept in columns beside the phase's own until the mixture is cut.
+# What the mixer needs of every row, in columns beside the phase's own until the splits are made.
 FACTS = {
-    "_reason": Value("string"),  # why it is dropped; null where it is not
-    "_unusable": Value("bool"),  # dropped because it could not be converted, not by a filter
+    "_reason": Value("string"),  # why it is dropped; null for a row that is kept
+    "_unusable": Value("bool"),  # dropped because it could not be converted
     "_file": Value("uint16"),
     "_number": Value("uint32"),  # its line or row in that file, from 1
     "_key": Value("int64"),  # hash of its content: equal for duplicates
-    "_group": Value("int64"),  # hash of what must not be on both sides of the split
+    "_group": Value("int64"),  # rows of one group must be on one side of the split
     "_tokens": Value("uint32"),
-    "_escaped": Value("uint32"),  # control tokens that were spelled inside it
-    "_moved": Value("uint32"),  # its turns whose reasoning went into the content
+    "_escaped": Value("uint32"),  # control tokens spelled inside it
+    "_moved": Value("uint32"),  # turns whose reasoning was moved into the content
     "_contaminated": Value("bool"),
-    "_untrained": Value("uint16"),  # turns that say that they are not trained
-    "_unread": Value("string"),  # its keys that nobody reads, one a line
+    "_untrained": Value("uint16"),  # turns marked as not trained
+    "_unread": Value("string"),  # unused keys, one a line
 }
 _HH_SCHEMAS = ("preference", "prompt_completion", "prompt")
-# What is wrong with one row, and so must not end the build.
+# Faults of a single row, which must not end the build.
 _ROW_FAULTS = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError)
 
 
 @dataclass
 class Traced:
-    """A row on its way: what it became, and why it went no further."""
+    """A row on its way: what it became, and why it was dropped.
+
+    Attributes:
+        row: in the phase's columns.
+        content: the same, serialised for hashing.
+        trained: `row` with control tokens escaped, and conversations of a text phase rendered.
+        other_schema: set if the row could not be converted because its schema differs from the first row's.
+        moved: turns whose reasoning was moved into the content, because the chat template prints it nowhere else.
+        texts: what is tokenized; both sides of a preference pair.
+        untrained: turns marked as not trained.
+        unread: keys with a value that nothing uses.
+    """
 
     raw: Row
     row: Row | None = None
-    """In the phase's columns."""
     content: bytes = b""
-    """The same, as it is hashed."""
     trained: Row | None = None
-    """With its control tokens escaped, and conversations of a text phase rendered."""
     reason: str | None = None
     unusable: bool = False
     other_schema: str | None = None
-    """Set where it could not be converted because it is of another schema than the source's first row."""
     escaped: int = 0
     moved: int = 0
-    """Turns whose reasoning went into the content, because the chat template prints it nowhere else."""
     tokens: int | None = None
     texts: tuple[str, ...] = ()
-    """What is tokenized, of a preference pair both sides."""
     untrained: int = 0
-    """Turns that say that they are not trained."""
     unread: tuple[str, ...] = ()
-    """Its keys that say something and that nobody reads."""
 
 
 class RowConverter:
     """Converts, validates, filters and measures the rows of one source.
 
     Args:
-        source: of the mixture.
-        phase: of the mixture.
-        columns: names of the source's columns, from its first row.
+        columns: the source's columns, from its first row.
         where: the first row's place, for messages.
-        filled: those of them that are not null in the first row (default: all), which tell its schema.
-        sample: the first rows, which tell whether the source's texts are HH-RLHF's transcripts.
-        longest: tokens, with a tokenizer, beyond which a row is dropped.
         tokenizer: escapes control tokens, counts tokens, renders conversations into texts; None does none of it.
         forbidden: texts that a row must not share a run of words with.
+        filled: columns that are not null in the first row (default: all); the schema is detected by them.
+        sample: the first rows, by which HH-RLHF's transcripts are detected.
+        longest: tokens beyond which a row is dropped.
 
     Raises:
         MixtureError: no converter fits the columns, or a filter or the phase needs a tokenizer.
@@ -108,8 +111,9 @@ class RowConverter:
         self.fields = source.fields | ({"text": source.text_field} if source.text_field else {})
         renamed = self._known(columns)
         filled = self._known(columns if filled is None else filled)
-        self.schema = self._schema(renamed, filled, columns, where)
+        # In a table every row has all columns, some of them always null.
         self.fits = schemas.fitting_schemas(filled, phase) or schemas.fitting_schemas(renamed, phase)
+        self.schema = self._schema(renamed, columns, where)
         self.fields = schemas.spellings(renamed, self.schema) | self.fields
         known = {*renamed, *self.fields}
         self.extras = self._extras(known, where)
@@ -120,24 +124,16 @@ class RowConverter:
 
     @property
     def features(self) -> Features:
-        """Of the rows that it gives: the phase's columns, those passed through, and `FACTS`."""
+        """Features of converted rows: the phase's columns, `source`, the kept columns and `FACTS`."""
         own = COLUMNS[PHASES[self.phase][0]] | {"source": Value("string")}
         return Features(own | {name: Json() for name in self.extras} | FACTS)
 
     def pairs(self, parts: Iterable[Iterable[Row]]) -> Pairs | None:
-        """Which of all rows of the source become pairs, if it has KTO's rows; `parts` as of `Pairs`."""
+        """The pairs of a source of KTO rows; None of other sources. `parts` as for `Pairs`."""
         return Pairs(parts, self._labelled) if self.schema == "kto" else None
 
-    def is_contaminated(self, traced: Traced) -> bool:
-        """Whether a row shares a run of words with an evaluation set."""
-        return self.forbidden is not None and self.forbidden.overlap(schemas.plain_text(traced.row))
-
     def refuse_other_schema(self, traced: Traced, where: str) -> None:
-        """Stop at a row of another schema, which dropping would lose; unless the mixture file sets `schema`.
-
-        Raises:
-            MixtureError: it is one.
-        """
+        """Raise a MixtureError for a row of another schema, instead of dropping it; not if the source sets `schema`."""
         if traced.other_schema and self.source.schema_ is None:
             raise MixtureError(
                 f"{where}: a row of schema {traced.other_schema!r} in datasets.{self.source.name}, whose first row is "
@@ -145,10 +141,10 @@ class RowConverter:
             )
 
     def trace(self, raws: Iterable[Row], place: Callable[[int], str] | None = None) -> list[Traced]:
-        """Take rows through convert, validate, escape, count and filter; a batch at a time, as tokenizers like it.
+        """Convert, validate, escape, count and filter a batch of rows.
 
         Args:
-            place: where a row stands, by its index, for messages.
+            place: the place of a row by its index, for messages.
 
         Raises:
             MixtureError: a filter failed; the row is named.
@@ -159,23 +155,23 @@ class RowConverter:
         for index, row in enumerate(traced):
             if row.reason is None:
                 try:
-                    row.reason = self._too_long(row) or self._filtered(row)
+                    over = self.longest is not None and (row.tokens or 0) > self.longest
+                    row.reason = too_long(self.longest) if over else self._filtered(row)
                 except MixtureError as error:
                     where = f"{place(index)} (datasets.{self.source.name}): " if place else ""
                     raise MixtureError(f"{where}{error}") from error
         return traced
 
     def _known(self, columns: list[str]) -> list[str]:
-        """The columns with those that `fields` finds in them."""
+        """The columns, and the names that `fields` maps to them."""
         return sorted({*columns, *self._mapped(columns)})
 
     def _mapped(self, columns: list[str]) -> list[str]:
         return [name for name, path in self.fields.items() if path in columns or path.split(".")[0] in columns]
 
-    def _schema(self, renamed: list[str], filled: list[str], columns: list[str], where: str) -> str:
+    def _schema(self, renamed: list[str], columns: list[str], where: str) -> str:
         wanted, usable = PHASES[self.phase]
-        # A table has the same columns in every row, some of them always null.
-        found = schemas.detect_schema(filled, self.phase) or schemas.detect_schema(renamed, self.phase)
+        found = next(iter(self.fits), None)
         name = found if self.source.schema_ == HH else self.source.schema_ or found
         if name is None:
             needs = "; ".join(f"{known} ({', '.join(SCHEMAS[known].columns)})" for known in usable)
@@ -213,15 +209,15 @@ class RowConverter:
         return wanted
 
     def _check_tokenizer(self, where: str) -> None:
-        told = f"{where}: datasets.{self.source.name}:"
+        name = f"{where}: datasets.{self.source.name}:"
         if self.tokenizer is None and self.flattens:
             raise MixtureError(
-                f"{told} {self.schema} rows in phase {self.phase} are written by the chat template: give a tokenizer"
+                f"{name} {self.schema} rows in phase {self.phase} are written by the chat template: give a tokenizer"
             )
         if self.tokenizer is None and any(rule.needs_tokenizer for rule in self.source.filters):
-            raise MixtureError(f"{told} a length filter in tokens needs a tokenizer: give one")
+            raise MixtureError(f"{name} a length filter in tokens needs a tokenizer: give one")
         if self.tokenizer is not None and self._renders and not self.tokenizer.chat_template:
-            raise MixtureError(f"{told} conversations, but the tokenizer has no chat template to write them")
+            raise MixtureError(f"{name} conversations, but the tokenizer has no chat template to write them")
 
     @cached_property
     def _renders(self) -> bool:
@@ -232,7 +228,7 @@ class RowConverter:
         return self._renders and PHASES[self.phase][0] == "text"
 
     def _read_keys(self) -> set[str]:
-        """The keys of a row that somebody reads: the schema, a filter, or who asked to keep them."""
+        """The keys of a row that the schema, a filter or `keep_columns` uses."""
         filtered = (getattr(rule, "field", None) for rule in self.source.filters)
         paths = [*self.fields.values(), *(field for field in filtered if isinstance(field, str))]
         return {*schemas.read_keys(self.schema), *self.extras, *paths, *(path.split(".")[0] for path in paths)}
@@ -241,7 +237,7 @@ class RowConverter:
         try:
             return schemas.labelled(self._renamed(raw))
         except _ROW_FAULTS:
-            return None  # which is told when it is converted
+            return None  # reported when it is converted
 
     def _converted(self, raw: Row) -> Traced:
         traced = Traced(raw)
@@ -270,17 +266,19 @@ class RowConverter:
         except MixtureError:
             raise
         except _ROW_FAULTS as error:
-            told = "nested too deeply" if isinstance(error, RecursionError) else _fault(error)
-            traced.row, traced.reason, traced.unusable = None, told, True
+            # Nothing of the row itself, because rows are counted by reason.
+            reason = f"cannot be converted ({type(error).__name__})"
+            reason = "nested too deeply" if isinstance(error, RecursionError) else reason
+            traced.row, traced.reason, traced.unusable = None, reason, True
         return traced
 
     def _untrained(self, traced: Traced) -> list[list[int]] | None:
-        """Where in the text the turns are that are not trained; None where there are none."""
+        """Character spans of the text that are not trained, or None."""
         if not traced.untrained:
             return None
-        tools = json.loads(traced.trained["tools"]) if traced.trained.get("tools") else None
+        messages, tools = traced.trained["messages"], decode_tools(traced.trained.get("tools"))
         try:
-            return untrained_spans(self.tokenizer, traced.trained["messages"], tools)
+            return untrained_spans(self.tokenizer, messages, tools)
         except InputError as error:
             raise RowError(str(error)) from error
 
@@ -288,7 +286,7 @@ class RowConverter:
         """The row under its schema's names.
 
         Raises:
-            RowError: it has none of the schema's columns.
+            RowError: it lacks a column of the schema.
         """
         row = raw | {name: value_at(raw, path) for name, path in self.fields.items()} if self.fields else raw
         row = read_transcripts(row, self.transcripts)
@@ -302,21 +300,21 @@ class RowConverter:
         return row
 
     def _other_schema(self, raw: Row) -> str | None:
-        """The schema of a row that lacks its source's, unless the first row fitted it as well."""
+        """The schema of a row that does not have its source's, unless the first row fits that schema too."""
         filled = self._known([name for name, value in raw.items() if value is not None])
         if not schemas.missing_columns(filled, self.schema):
             return None
         return next((name for name in schemas.fitting_schemas(filled, self.phase) if name not in self.fits), None)
 
     def _printable(self, row: Row) -> tuple[Row, int]:
-        """A row of which the chat template prints everything, and how often reasoning went into the content for that.
+        """The row in a form that the chat template prints in full, and how many turns' reasoning was moved for that.
 
         Raises:
-            RowError: it leaves out something else.
+            RowError: the template leaves out something else.
         """
         if "text" in row:
             return row, 0
-        tools = json.loads(row["tools"]) if row.get("tools") else None
+        tools = decode_tools(row.get("tools"))
         before, printed = row.get("prompt") or [], dict(row)
         if sides := [name for name in ("messages", "chosen", "rejected") if name in row]:
             for side in sides:
@@ -341,7 +339,7 @@ class RowConverter:
         return turns
 
     def _missing(self, turns: list[Row], tools: list | None) -> list[tuple[int, str]]:
-        """What is printed neither now nor, where the trainer takes another template, in training."""
+        """What neither this template nor, if the trainer uses another one, the training template prints."""
         missing = self._printed.missing(turns, tools)
         return missing and self._printed_in_training.missing(turns, tools)
 
@@ -355,13 +353,13 @@ class RowConverter:
             return self._printed
         try:
             return PrintedFields(with_training_template(self.tokenizer))
-        except ChatTemplateError:  # which the recipe will tell
+        except ChatTemplateError:  # the recipe reports it
             return self._printed
 
     def _texts(self, row: Row) -> tuple[str, ...]:
         if "text" in row:
             return (row["text"],)
-        tools = json.loads(row["tools"]) if row.get("tools") else None
+        tools = decode_tools(row.get("tools"))
         if "messages" in row:
             return (self._render(row["messages"], tools),)
         if "chosen" in row:
@@ -388,12 +386,8 @@ class RowConverter:
         plain = SCHEMAS[self.schema].kind == "text"
         ids = self.tokenizer([text for _, text in texts], add_special_tokens=plain, verbose=False)["input_ids"]
         for (row, _), tokens in zip(texts, ids, strict=True):
-            # The trainer ends a plain text with the end-of-text token. Of a pair the longer side meets the limits.
+            # The trainer appends the end-of-text token to a plain text. For a pair the longer side counts.
             row.tokens = max(row.tokens or 0, len(tokens) + plain)
-
-    def _too_long(self, traced: Traced) -> str | None:
-        over = self.longest is not None and traced.tokens is not None and traced.tokens > self.longest
-        return too_long(self.longest) if over else None
 
     def _filtered(self, traced: Traced) -> str | None:
         if not self.source.filters:
@@ -403,21 +397,21 @@ class RowConverter:
         return next((reason for reason in reasons if reason), None)
 
     def has(self, name: str, raw: Row) -> bool:
-        """Whether a row has a column, under its own name or one that `fields` gives it."""
+        """Whether a row has a column, under its own name or by `fields`."""
         return name in raw or (name in self.fields and value_at(raw, self.fields[name]) is not None)
 
     def with_facts(self, traced: Traced) -> Row:
-        """A row's columns and `FACTS`; of a row that is dropped only why, and its tokens."""
+        """A row's columns and `FACTS`; for a dropped row only the reason and its tokens."""
         if traced.reason is not None:
             unread = _listed(traced.unread)
             facts = {"_reason": traced.reason, "_unusable": traced.unusable, "_unread": unread}
             return facts | {"_tokens": traced.tokens}
         extras = {name: traced.trained[name] for name in self.extras}
         key = _hash(_serialised(traced.row | extras) if self.phase == "rlaif" else traced.content)
-        # What a prompt's other answers teach must not be asked in the validation split.
+        # Answers to one prompt must not be on both sides of the split.
         group = _hash(_serialised(traced.row["prompt"])) if "prompt" in traced.row else key
         return traced.trained | {
-            # Encoded here, because `Json` takes a text that looks like JSON, such as "3", for what it looks like.
+            # Encoded here, because `Json` would decode a text that looks like JSON, such as "3".
             **{name: json.dumps(value, ensure_ascii=False) for name, value in extras.items()},
             "source": self.source.name,
             "_unusable": False,
@@ -426,14 +420,14 @@ class RowConverter:
             "_tokens": traced.tokens,
             "_escaped": traced.escaped,
             "_moved": traced.moved,
-            "_contaminated": self.is_contaminated(traced),
+            "_contaminated": self.forbidden is not None and self.forbidden.overlap(schemas.plain_text(traced.row)),
             "_untrained": traced.untrained,
             "_unread": _listed(traced.unread),
         }
 
 
 def too_long(longest: int) -> str:
-    """The reason that rows of more tokens are dropped for."""
+    """The reason under which longer rows are dropped."""
     return f"longer than {longest} tokens"
 
 
@@ -441,16 +435,11 @@ def _listed(keys: tuple[str, ...]) -> str | None:
     return "\n".join(keys).encode(errors="backslashreplace").decode() or None
 
 
-def _fault(error: Exception) -> str:
-    """Why a row could not be converted, without anything of the row."""
-    return f"cannot be converted ({type(error).__name__})"
-
-
 def _checked_content(row: Row, extras: Row) -> bytes:
     """The row serialised.
 
     Raises:
-        RowError: it could be converted and still not be stored or trained on.
+        RowError: it cannot be stored or trained on.
     """
     try:
         content = _serialised(row)
@@ -461,13 +450,13 @@ def _checked_content(row: Row, extras: Row) -> bytes:
     for name, value in extras.items():
         try:
             json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-        except (TypeError, ValueError):  # such as a date in Parquet; or half of a surrogate pair
+        except (TypeError, ValueError):  # such as a date in Parquet, or half of a surrogate pair
             raise RowError(f"column {name!r} is nothing that JSON can hold") from None
     return content
 
 
 def _storable(value: Any) -> Any:
-    """A value with the integers that `datasets` cannot read back, those of more than 64 bits, as text."""
+    """The value with integers of more than 64 bits, which `datasets` cannot read back, as text."""
     if isinstance(value, int) and not -(2**63) <= value < 2**64:
         return str(value)
     if isinstance(value, list):

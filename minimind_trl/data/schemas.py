@@ -1,8 +1,8 @@
-"""Row schemas that MiniMind users have, each turned into what the trainer of a phase takes.
+"""Row schemas, and their conversion to the columns of a phase.
 
-Two steps. A *converter* reads one schema and gives one of four kinds of row: `text`, `chat` (messages), `pair`
-(prompt, chosen, rejected) or `prompt`. A *phase* takes some kinds, and checks what it takes. Either raises `RowError`
-with a reason that holds nothing of the row itself, because rows are dropped and counted under it.
+There are two steps. The converter of a schema makes one of four kinds of row: `text`, `chat` (messages), `pair`
+(prompt, chosen, rejected) or `prompt`. `to_phase` checks it and gives it the columns of the phase. Both raise
+`RowError` with a reason that quotes nothing of the row, because rows are counted by reason.
 """
 
 import json
@@ -42,11 +42,11 @@ MESSAGES = List(
         "content": Value("string"),
         "reasoning_content": Value("string"),
         "tool_calls": List({"name": Value("string"), "arguments": Value("string")}),
-        "train": Value("bool"),  # False of a turn that is not trained, else null
+        "train": Value("bool"),  # False if the turn is not trained, else null
     }
 )
 COLUMNS = {
-    # Of a conversation that became a text: the characters, from and to, of turns that are not trained.
+    # `untrained`: character spans, in a rendered conversation, of turns that are not trained.
     "text": {"text": Value("string"), "untrained": List(List(Value("uint32")))},
     "messages": {"messages": MESSAGES, "tools": Value("string")},
     "pair": {"prompt": MESSAGES, "chosen": MESSAGES, "rejected": MESSAGES, "tools": Value("string")},
@@ -57,7 +57,7 @@ _TEXT = ("text", ("text", *_CHATS))
 _CHAT = ("messages", _CHATS)
 _PAIR = ("pair", ("preference", "rejected_response", "kto"))
 _PROMPT = ("prompt", ("conversations", "messages", "prompt", "qa", "alpaca", "preference", "xlam", "glaive"))
-# Of every phase: its columns, and the schemas that it can use, in the order in which they are recognised.
+# For each phase its columns and the schemas that it takes, in the order in which they are detected.
 PHASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "pretrain": _TEXT,
     "midtrain": _TEXT,
@@ -67,10 +67,10 @@ PHASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "reward": _PAIR,
     "rlaif": _PROMPT,
 }
-REWARD_COLUMNS = ("answer", "gt", "skill")  # what phase rlaif passes through unless told otherwise
+REWARD_COLUMNS = ("answer", "gt", "skill")  # kept by default in phase rlaif
 MAX_CHARACTERS = 8_000_000
 
-# Other data sets' spellings of a schema's columns, used where a row has no column of the schema's own name.
+# Other spellings of a schema's columns, used where a row lacks the schema's own name.
 _SPELLINGS = {
     "answers": ("tool_calls", "function_calls", "calls"),
     "chat": ("sample",),
@@ -93,7 +93,7 @@ _SPELLINGS = {
     "system": ("system_prompt",),
     "tools": TOOLS[1:],
 }
-# Columns that a schema reads where a row has them.
+# Columns that a schema reads if a row has them.
 _OPTIONAL = {
     "alpaca": ("input", "system", "history", "tools", "label"),
     "preference": ("prompt", "system", "history", "tools"),
@@ -103,68 +103,29 @@ _OPTIONAL = {
     **dict.fromkeys(("qa", "prompt_completion", "xlam"), ("system", "history", "tools", "label")),
     "kto": ("prompt", "completion", "messages", "conversations", "system", "tools"),
 }
-# Schemas in which a row has one answer, beside which its reasoning may stand.
+# Schemas with one answer, whose reasoning may be in a column of its own.
 _ONE_ANSWER = ("alpaca", "qa", "prompt_completion", "xlam")
 _LABELS = ("label", "kto_tag")
 _MEDIA = ("images", "image", "videos", "video", "audios", "audio", "speech", "image_url", "image_path", "image_paths")
 _TURN_COLUMNS = ("messages", "conversations", "prompt", "completion", "chosen", "rejected", "rejected_response", "chat")
 
 
-@dataclass(frozen=True)
-class Schema:
-    """One row format: the columns that it needs, and the converter."""
-
-    kind: str
-    columns: tuple[str, ...]
-    convert: Callable[[Row], Row]
+def _in_column(column: str) -> Callable[[Row], Row]:
+    return lambda row: _chat(row, read_turns(row.get(column), column))
 
 
-def text_row(row: Row) -> Row:
-    """Plain text: `{"text"}`."""
-    return {"text": row.get("text")}
-
-
-def messages_row(row: Row) -> Row:
-    """Chat messages: `{"messages", "tools"?, "system"?}`; the tools a list, or JSON of one."""
-    return _chat(row, read_turns(row.get("messages"), "messages"))
-
-
-def conversations_row(row: Row) -> Row:
-    """MiniMind's rows (`role`, `content`, on the system turn tools as JSON) and ShareGPT's (`from`, `value`)."""
-    return _chat(row, read_turns(row.get("conversations"), "conversations"))
-
-
-def alpaca_row(row: Row) -> Row:
-    """Alpaca: `{"instruction", "input"?, "output", "system"?, "history"?}`; a blank line goes before the input.
-
-    The history is a list of earlier `[instruction, output]` pairs.
-    """
-    return _answered(row, _asked(row, "instruction"), row.get("output"))
-
-
-def qa_row(row: Row) -> Row:
-    """Question and answer, such as GSM8K: `{"question", "answer", "system"?}`."""
-    return _answered(row, _text(row, "question"), row.get("answer"))
-
-
-def prompt_completion_row(row: Row) -> Row:
-    """TRL's prompt-completion rows, each side text or messages."""
+def _prompt_completion(row: Row) -> Row:
     return _chat(row, _prompt(row) + _messages(row, "completion", "assistant"))
 
 
-def xlam_row(row: Row) -> Row:
-    """xLAM's function calling: `{"query", "answers", "tools"}`, the answers calls as JSON."""
+def _xlam(row: Row) -> Row:
     calls = loaded_list(row.get("answers"), "answers") if not is_nothing(row.get("answers")) else []
     if not calls:
         raise RowError("answers holds no tool call")
     return _answered(row, _text(row, "query"), None, calls)
 
 
-def glaive_row(row: Row) -> Row:
-    """Glaive's function calling: `{"system"?, "chat"}`, a text of `USER:`, `ASSISTANT:` and `FUNCTION RESPONSE:`.
-
-    The functions stand in the system text, which is left out where it says nothing but that they are there.
-    """
+def _glaive(row: Row) -> Row:
     found = read_glaive(row.get("chat"), row.get("system"))
     if found is None:
         return _chat(row, read_turns(row.get("chat"), "chat"))
@@ -172,22 +133,18 @@ def glaive_row(row: Row) -> Row:
     return _chat(row | {"system": system, "tools": row.get("tools") or tools}, read_turns(turns, "chat"))
 
 
-def rejected_response_row(row: Row) -> Row:
-    """ms-swift's pairs: `{"messages", "rejected_response"}`, the better answer the last of the messages."""
+def _rejected_response(row: Row) -> Row:
     turns = read_turns(row.get("messages"), "messages")
     if turns[-1]["role"] != "assistant":
         raise RowError(_NOT_ANSWERED)
     worse = _messages(row, "rejected_response", "assistant")
     if worse[0]["role"] == "assistant":  # else it repeats the conversation
         worse = turns[:-1] + worse
-    return preference_row(row | {"prompt": None, "chosen": turns, "rejected": worse})
+    return _preference(row | {"prompt": None, "chosen": turns, "rejected": worse})
 
 
-def preference_row(row: Row) -> Row:
-    """A better and a worse answer: `{"prompt"?, "chosen", "rejected"}`, each text or messages.
-
-    Where both sides repeat the conversation, the prompt ends with the last turn that they share.
-    """
+def _preference(row: Row) -> Row:
+    """Where both sides repeat the conversation, the prompt ends with the last turn that they share."""
     prompt = [] if is_nothing(row.get("prompt")) else _prompt(row)
     sides = [_messages(row, side, "assistant") for side in ("chosen", "rejected")]
     shared = 0
@@ -203,27 +160,23 @@ def preference_row(row: Row) -> Row:
     return {"prompt": prompt, "chosen": rest[0], "rejected": rest[1], "tools": _tools_of(row, prompt)}
 
 
-def prompt_row(row: Row) -> Row:
-    """A prompt to answer: `{"prompt", "system"?}`, text or messages."""
+def _prompt_only(row: Row) -> Row:
     turns = _with_system(row, _prompt(row))
     return {"prompt": turns, "tools": _tools_of(row, turns)}
 
 
-def kto_row(row: Row) -> Row:
-    """KTO's rows: any chat row with a `label`, once answers to the same prompt are put together by `kto.Pairs`."""
+def _kto(row: Row) -> Row:
+    """A row that `kto.Pairs` has joined with the worse answer to its prompt."""
     prompt, answer, tools = _prompt_and_answer(row)
     if label_of(row, of_kto=True) is None:
         raise RowError("label is neither true nor false")
     if ALONE in row:
         raise LeftOut(row[ALONE])
-    return preference_row({"prompt": prompt, "chosen": answer, "rejected": row.get(WORSE), "tools": tools})
+    return _preference({"prompt": prompt, "chosen": answer, "rejected": row.get(WORSE), "tools": tools})
 
 
 def labelled(row: Row) -> Labelled:
-    """What puts a row of KTO's together with others.
-
-    Args:
-        row: under its schema's names.
+    """What `kto.Pairs` needs of a row, given under its schema's names.
 
     Raises:
         RowError: it cannot be used.
@@ -245,29 +198,49 @@ def _prompt_and_answer(row: Row) -> tuple[list[Message], list[Message], str | No
     return messages[:-1], messages[-1:], chat["tools"]
 
 
+@dataclass(frozen=True)
+class Schema:
+    """One row format: the kind of row that it becomes, the columns that it needs, and the converter."""
+
+    kind: str
+    columns: tuple[str, ...]
+    convert: Callable[[Row], Row]
+
+
 SCHEMAS = {
-    "text": Schema("text", ("text",), text_row),
-    "messages": Schema("chat", ("messages",), messages_row),
-    "conversations": Schema("chat", ("conversations",), conversations_row),
-    "alpaca": Schema("chat", ("instruction", "output"), alpaca_row),
-    "qa": Schema("chat", ("question", "answer"), qa_row),
-    "prompt_completion": Schema("chat", ("prompt", "completion"), prompt_completion_row),
-    "xlam": Schema("chat", ("query", "answers", "tools"), xlam_row),
-    "glaive": Schema("chat", ("chat",), glaive_row),
-    "preference": Schema("pair", ("chosen", "rejected"), preference_row),
-    "rejected_response": Schema("pair", ("messages", "rejected_response"), rejected_response_row),
-    "kto": Schema("pair", ("label",), kto_row),
-    "prompt": Schema("prompt", ("prompt",), prompt_row),
+    "text": Schema("text", ("text",), lambda row: {"text": row.get("text")}),
+    # `role` and `content`, or ShareGPT's `from` and `value`; tools as a list or JSON, in the row or on a turn.
+    "messages": Schema("chat", ("messages",), _in_column("messages")),
+    "conversations": Schema("chat", ("conversations",), _in_column("conversations")),
+    # A blank line before the input; the history is a list of [instruction, output] pairs.
+    "alpaca": Schema(
+        "chat", ("instruction", "output"), lambda row: _answered(row, _asked(row, "instruction"), row.get("output"))
+    ),
+    # Such as GSM8K.
+    "qa": Schema("chat", ("question", "answer"), lambda row: _answered(row, _text(row, "question"), row.get("answer"))),
+    # TRL's; each side is text or messages.
+    "prompt_completion": Schema("chat", ("prompt", "completion"), _prompt_completion),
+    # xLAM's function calling; the answers are calls as JSON.
+    "xlam": Schema("chat", ("query", "answers", "tools"), _xlam),
+    # Glaive's function calling: a text of `USER:`, `ASSISTANT:` and `FUNCTION RESPONSE:`, functions in the system text.
+    "glaive": Schema("chat", ("chat",), _glaive),
+    # Each side is text or messages.
+    "preference": Schema("pair", ("chosen", "rejected"), _preference),
+    # ms-swift's pairs; the better answer is the last of the messages.
+    "rejected_response": Schema("pair", ("messages", "rejected_response"), _rejected_response),
+    # Any chat row with a label.
+    "kto": Schema("pair", ("label",), _kto),
+    "prompt": Schema("prompt", ("prompt",), _prompt_only),
 }
 
 
 def detect_schema(columns: list[str], phase: str) -> str | None:
-    """The schema of a phase that columns fit best: under their own names, else most of them so."""
+    """The schema of a phase that fits columns best."""
     return next(iter(fitting_schemas(columns, phase)), None)
 
 
 def fitting_schemas(columns: list[str], phase: str) -> list[str]:
-    """The schemas of a phase whose columns, under any of their spellings, are there; the best first."""
+    """The schemas of a phase whose columns are there, in any spelling; the best match comes first."""
     names = [name for name in PHASES[phase][1] if not missing_columns(columns, name)]
     other = {name: len(set(SCHEMAS[name].columns) - set(columns)) for name in names}
     own = {name: len(SCHEMAS[name].columns) - other[name] for name in names}
@@ -280,7 +253,7 @@ def known_columns(schema: str) -> tuple[str, ...]:
 
 
 def missing_columns(columns: list[str], schema: str) -> list[str]:
-    """The columns of a schema that rows with `columns` have under none of their spellings."""
+    """The columns of a schema that rows with `columns` have in no spelling."""
     missing = [name for name in SCHEMAS[schema].columns if not {name, *_SPELLINGS.get(name, ())} & set(columns)]
     if schema == "kto" and not missing:
         is_pair = any(not missing_columns(columns, name) for name in ("preference", "rejected_response"))
@@ -289,17 +262,16 @@ def missing_columns(columns: list[str], schema: str) -> list[str]:
 
 
 def spellings(columns: list[str], schema: str) -> dict[str, str]:
-    """`{schema's name: the row's name}` of the columns that are spelt differently."""
+    """{schema's name: the row's name} of columns in another spelling."""
     missing = [name for name in known_columns(schema) if name not in columns]
     found = ((name, next((other for other in _SPELLINGS.get(name, ()) if other in columns), None)) for name in missing)
     return {name: other for name, other in found if other}
 
 
 def label_of(row: Row, of_kto: bool = False) -> bool | None:
-    """Whether a row's answer is a good one, as KTO's rows say it; None of a row that does not say it.
+    """Whether a row's answer is labelled as a good one; None without a label.
 
-    A number is a label in a source `of_kto`, and beside messages or a prompt and a completion: elsewhere it more often
-    is a class.
+    A number is a label in a source `of_kto` and beside messages or a completion; elsewhere it is more often a class.
     """
     for name in _LABELS:
         value = row.get(name)
@@ -314,14 +286,7 @@ def label_of(row: Row, of_kto: bool = False) -> bool | None:
 
 
 def refuse_left_out(row: Row, schema: str, phase: str) -> None:
-    """Refuse a row whose answer is a bad one, and one with images or sound, which no text tells.
-
-    Args:
-        row: under its schema's names.
-
-    Raises:
-        LeftOut: it is one.
-    """
+    """Raise `LeftOut` for a row, under its schema's names, with a bad answer, or with images or sound."""
     if SCHEMAS[schema].kind == "text":
         return
     if found := next((name for name in _MEDIA if name in row and _is_medium(row[name])), None):
@@ -331,14 +296,14 @@ def refuse_left_out(row: Row, schema: str, phase: str) -> None:
 
 
 def _is_medium(value: Any) -> bool:
-    """Whether a field holds an image or the like: no flag, no number, nothing that is empty all through."""
+    """Whether a field holds an image or the like: not a flag, a number or something empty."""
     if isinstance(value, list | dict):
         return any(map(_is_medium, value.values() if isinstance(value, dict) else value))
     return not isinstance(value, bool | int | float) and not is_nothing(value)
 
 
 def read_keys(schema: str) -> set[str]:
-    """The keys of a row that a schema reads, under whatever spelling."""
+    """The keys of a row that a schema reads, in any spelling."""
     kind = SCHEMAS[schema].kind
     names = {*known_columns(schema)}
     if schema == "kto":  # any chat row
@@ -350,11 +315,11 @@ def read_keys(schema: str) -> set[str]:
 
 
 def unread_keys(row: Row, read: set[str]) -> list[str]:
-    """The keys of a row that say something and that nobody reads, those of its turns as `messages[].key`.
+    """The keys of a row that have a value and are not used; those of its turns as `messages[].key`.
 
     Args:
         row: under its schema's names.
-        read: the keys that somebody reads; of a label only where it says good or bad.
+        read: the keys that are used; a label counts as used only if it says good or bad.
     """
     unread = row.keys() - read
     unread |= {name for name in REASONINGS if name in row and not is_reasoning(row[name])}
@@ -367,10 +332,10 @@ def unread_keys(row: Row, read: set[str]) -> list[str]:
 
 
 def to_phase(row: Row, kind: str, phase: str) -> Row:
-    """A converted row as the columns of a phase, checked: contents, roles and their order.
+    """A converted row in the columns of a phase; contents, roles and their order are checked.
 
-    A conversation in a text phase stays `{"messages", "tools"}`: the chat template makes it a text. A message has
-    `train: False` where it must not be trained.
+    A conversation in a text phase stays `{"messages", "tools"}`, for the chat template to render. A message that is not
+    trained has `train: False`.
 
     Raises:
         RowError: the row cannot be trained on.
@@ -386,7 +351,7 @@ def to_phase(row: Row, kind: str, phase: str) -> Row:
     if kind == "pair" and columns == "pair":
         return _pair(row) | tools
     if columns == "prompt":
-        return {"prompt": _untold(_conversation(_without_answer(row), last=("user", "tool")))} | tools
+        return {"prompt": _without_flags(_conversation(_without_answer(row), last=("user", "tool")))} | tools
     messages = _conversation(row["messages"], last=("assistant",))
     if all(turn.get("train") is False for turn in messages if turn["role"] == "assistant"):
         raise LeftOut("no turn of the assistant is to be trained (loss, weight, train)")
@@ -394,7 +359,7 @@ def to_phase(row: Row, kind: str, phase: str) -> Row:
 
 
 def plain_text(row: Row) -> str:
-    """All that a person reads in a row of any phase: text, or reasoning, contents and tool calls, line by line."""
+    """All text in a row of any phase: its text, or reasoning, contents and tool calls, line by line."""
     if "text" in row:
         return row["text"]
     turns = [turn for column in ("messages", "prompt", "chosen", "rejected") for turn in row.get(column) or []]
@@ -421,16 +386,16 @@ def _pair(row: Row) -> Row:
         raise RowError("a turn of chosen or rejected says that it is not trained (loss, weight, train)")
     if sides["chosen"] == sides["rejected"]:
         raise RowError("chosen equals rejected")
-    return {"prompt": _untold(prompt), **sides}
+    return {"prompt": _without_flags(prompt), **sides}
 
 
-def _untold(prompt: list[Message]) -> list[Message]:
-    """A prompt, of which nothing is trained whatever its turns say of that."""
+def _without_flags(prompt: list[Message]) -> list[Message]:
+    """A prompt without `train` flags: no prompt is trained."""
     return [{name: value for name, value in turn.items() if name != "train"} for turn in prompt]
 
 
 def _without_answer(row: Row) -> list[Message]:
-    """The turns before the answer, which in upstream's RL rows is a dummy."""
+    """The turns before the answer; in upstream's RL rows it is a dummy."""
     turns = row["messages"] if "messages" in row else row["prompt"]
     while "messages" in row and turns and turns[-1]["role"] == "assistant":
         turns = turns[:-1]
@@ -462,7 +427,7 @@ _FOLLOWERS = {
 
 
 def _is_empty_system(turn: Message) -> bool:
-    """An empty system turn says nothing; upstream hangs the tools on one."""
+    """Upstream puts the tools on an empty system turn."""
     content = turn.get("content") or ""
     return turn["role"] == "system" and isinstance(content, str) and not content.strip()
 
@@ -484,7 +449,7 @@ def _message(turn: Message) -> Message:
 
 
 def _is_placeholder(content: str) -> bool:
-    """Whether an image stands in a text, as `<image>`; XML has an end to it, and prose puts it between backticks."""
+    """Whether a text has a placeholder such as `<image>`, but neither as XML (with an end tag) nor in backticks."""
     found = _PLACEHOLDER.search(content)
     return bool(found) and "</image>" not in content.lower() and "`" not in content
 
@@ -494,7 +459,7 @@ def _chat(row: Row, turns: list[Message]) -> Row:
 
 
 def _tools_of(row: Row, turns: list[Message]) -> str | None:
-    """The row's tools, or those that hang on a turn: upstream's, today and as of MiniMind2."""
+    """The row's tools, or those of a turn, where upstream puts them."""
     given = [*(row[name] for name in TOOLS if name in row), *(turn["tools"] for turn in turns if "tools" in turn)]
     found = {tools_json(tools): None for tools in given if not is_nothing(tools)}
     if len(found) > 1:
@@ -503,7 +468,7 @@ def _tools_of(row: Row, turns: list[Message]) -> str | None:
 
 
 def _answered(row: Row, prompt: str, answer: Any, calls: list | None = None) -> Row:
-    """A conversation of a question and an answer, each of which may be messages that were stored as text."""
+    """A conversation of a question and an answer; each may be messages stored as text."""
     asked = stored_turns(prompt, "the question") or [{"role": "user", "content": prompt}]
     answered = stored_turns(answer, "the answer") if isinstance(answer, str) else None
     if not answered:
@@ -525,18 +490,18 @@ def _history(row: Row) -> list[Message]:
 
 
 def _joined_turns(prompt: list[Message], repeated: list[Message]) -> list[Message]:
-    """A prompt, and what both sides share: a whole conversation, its last turn, or what comes after the prompt."""
+    """The prompt with the turns that both sides share: the whole conversation, its end, or what follows the prompt."""
     ends = (prompt[start:] for start in range(len(prompt)))
     if again := next((end for end in ends if repeated[: len(end)] == end), None):
         return prompt[: len(prompt) - len(again)] + repeated
     if len(prompt) == 1 and repeated and repeated[0]["role"] != "assistant":
         asked, *known = (str(turn.get("content")).strip() for turn in prompt + repeated)
-        return repeated if asked in known else prompt + repeated  # orpo-dpo-mix gives one turn as the prompt
+        return repeated if asked in known else prompt + repeated  # orpo-dpo-mix has one turn as the prompt
     return prompt + repeated
 
 
 def _with_system(row: Row, turns: list[Message]) -> list[Message]:
-    """Turns behind the row's system text; where they begin with another one, that follows it after a blank line."""
+    """The row's system text before the turns; their own system turn is appended to it after a blank line."""
     system = next((row[name] for name in ("system", "system_prompt") if not is_nothing(row.get(name))), None)
     if system is None:
         return turns
@@ -568,18 +533,18 @@ def _asked(row: Row, column: str) -> str:
 
 
 def _prompt(row: Row) -> list[Message]:
-    """The prompt behind its history."""
+    """The history and the prompt."""
     if row.get("instruction") and row["instruction"] == row.get("prompt"):
         return [*_history(row), {"role": "user", "content": _asked(row, "prompt")}]
     turns = _messages(row, "prompt", "user")
-    # A transcript may end with the "Assistant:" that asks for the answer; whole messages may hold the answer.
+    # A transcript may end with an empty "Assistant:"; whole messages may include the answer.
     is_whole = row["prompt"] is row.get("messages") and turns[-1]["role"] == "assistant" and "chosen" in row
     is_asking = turns[-1] == {"role": "assistant", "content": ""}
     return _history(row) + (turns[:-1] if is_whole or is_asking else turns)
 
 
 def _messages(row: Row, column: str, role: str) -> list[Message]:
-    """A column that is messages, also as JSON or Python text, or the text of one turn, of `role`."""
+    """The turns of a column: messages, their JSON or Python text, or the text of one turn of `role`."""
     value = row.get(column)
     if isinstance(value, dict | list):
         turns = read_turns(value, column)
@@ -593,7 +558,7 @@ def _messages(row: Row, column: str, role: str) -> list[Message]:
 
 
 def _turns_in(value: list | dict | str) -> list[Message]:
-    """The turns of a column, stored as text or not, whatever they hold."""
+    """The turns of a column, unchecked, stored as text or not."""
     if isinstance(value, str):
         if not value.lstrip().startswith(("[", "{")):
             return []

@@ -1,7 +1,7 @@
-"""Which rows end up where: duplicates, the split, the shares and the order, worked out on row numbers alone.
+"""Decides on row numbers which rows are used and where: duplicates, the split, the shares and the order.
 
-Everything random is a hash of the row's content and a seed. So a row falls on the same side, and samples and their
-order are the same, in every process and whatever is added, removed or reordered around it.
+All randomness is a hash of the row's content and a seed. So the side of a row, the samples and their order are the same
+in every process, whatever is added, removed or reordered around the row.
 """
 
 from bisect import bisect_right
@@ -16,25 +16,29 @@ from .config import Mixture, Source, Validation
 TRAIN, VALIDATION = 0, 1
 LEAKED = "also among the validation rows"
 _BEYOND_SHARE = "beyond its share"
-# One seed serves several draws, which must not depend on each other.
+# Independent draws from one seed.
 _SPLIT, _SAMPLE, _ORDER = 1, 2, 3
 
 
 @dataclass
 class Pool:
-    """All rows of all sources, one entry each, and what has become of them."""
+    """All rows of all sources, one entry each, and what becomes of them.
+
+    Attributes:
+        source: index of the row's source in the mixture.
+        held_out: whether the source itself holds the row out.
+        key, group, tokens: as in `rows.FACTS`.
+        outcome: `TRAIN` (initially), `VALIDATION`, or the number of the reason for which the row is dropped.
+        outcomes: their names.
+    """
 
     source: np.ndarray
-    """Index of the row's source in the mixture."""
     held_out: np.ndarray
-    """Whether the source itself holds the row out."""
     key: np.ndarray
     group: np.ndarray
     tokens: np.ndarray
     outcome: np.ndarray
-    """`TRAIN`, `VALIDATION` or the number of the reason it was dropped for. All start as `TRAIN`."""
     outcomes: list[str] = field(default_factory=lambda: ["train", "validation"])
-    """The names of the outcomes."""
 
     @property
     def live(self) -> np.ndarray:
@@ -58,7 +62,7 @@ class Pool:
 
 
 def drop_duplicates(pool: Pool, mixture: Mixture) -> None:
-    """Keep one row of each content: of the sources the first by name, so that their order does not matter."""
+    """Keep one row of each content, from the first source by name, so that the order of sources does not matter."""
     rank = np.argsort(_by_name(mixture.datasets))
     live = np.flatnonzero(pool.live)
     order = live[np.lexsort((rank[pool.source[live]], ~pool.held_out[live], pool.key[live]))]
@@ -68,20 +72,20 @@ def drop_duplicates(pool: Pool, mixture: Mixture) -> None:
 
 
 def drop_leaks(pool: Pool) -> None:
-    """Drop training rows that a source holds out as well, or whose prompt it holds out."""
+    """Drop training rows that a source also holds out, or whose prompt it holds out."""
     held_out = np.unique(pool.group[pool.live & pool.held_out])
     if len(held_out):
         pool.drop(pool.live & ~pool.held_out & np.isin(pool.group, held_out), LEAKED)
 
 
 def split(pool: Pool, mixture: Mixture) -> None:
-    """Put each row on its side, by the hash of its content and the seed of the split; without one, all train."""
+    """Put each row on its side by the hash of its content and the seed of the split; without a split, all train."""
     if mixture.validation is None:
         return
     hashed = is_held_out(pool.group, mixture.validation)
     has_own = np.isin(pool.source, np.unique(pool.source[pool.held_out]))
     pool.outcome[pool.live & np.where(has_own, pool.held_out, hashed)] = VALIDATION
-    # A source with validation rows of its own trains on all others, also where the hash holds another source's out.
+    # A source with validation rows of its own trains on all others, unless another source's equal row is held out.
     suspects = (pool.outcome == TRAIN) & has_own & hashed
     if np.any(suspects):
         pool.drop(suspects & np.isin(pool.group, pool.group[pool.outcome == VALIDATION]), LEAKED)
@@ -104,7 +108,7 @@ def share_train(pool: Pool, mixture: Mixture, count_tokens: bool) -> np.ndarray:
     """Row numbers of the training split, repetitions included, in the order of training.
 
     Raises:
-        MixtureError: a source has no row left, or cannot fill its share of the size asked for.
+        MixtureError: a source has no row left, or cannot fill its share of the requested size.
     """
     ordered = [_drawn(pool, _rows_of(pool, i, TRAIN), mixture.seed) for i in range(len(mixture.datasets))]
     capacities = [len(rows) * source.max_repetition for rows, source in zip(ordered, mixture.datasets, strict=True)]
@@ -123,10 +127,10 @@ def share_train(pool: Pool, mixture: Mixture, count_tokens: bool) -> np.ndarray:
 
 
 def share_validation(pool: Pool, mixture: Mixture) -> np.ndarray:
-    """Row numbers of the validation split; stratified, its sources have their shares and no row is repeated.
+    """Row numbers of the validation split, without repetitions; if stratified, sources have their shares.
 
     Raises:
-        MixtureError: it would be empty; where the mixture wants none, it is.
+        MixtureError: it is empty, although the mixture holds rows out.
     """
     if mixture.validation is None:
         return np.empty(0, dtype=np.int64)
@@ -151,14 +155,14 @@ def _stratified(available: list[int], mixture: Mixture) -> list[int]:
             "validation.stratified to false; validation: none trains without a held-out part"
         )
     counts = _counts(_largest_size(available, mixture.datasets), mixture.datasets)
-    # A share of less than one row would leave its source unmeasured.
+    # With a share of less than one row a source would not be measured.
     return [max(count, 1) for count in counts]
 
 
 def largest_remainder(size: int, ratios: list[float]) -> list[int]:
-    """Whole numbers that sum to `size` and are as close to their shares as whole numbers can be (Hamilton's method).
+    """Integers that sum to `size`, each as close to its share as possible (Hamilton's method).
 
-    The ratios are normalised. Of equal remainders the first is rounded up.
+    The ratios are normalised. The first of equal remainders is rounded up.
     """
     exact = [size * share for share in _shares(ratios)]
     counts = [int(share) for share in exact]
@@ -169,15 +173,14 @@ def largest_remainder(size: int, ratios: list[float]) -> list[int]:
 
 
 def _shares(ratios: list[float]) -> list[Fraction]:
-    # As they are meant: in binary, the remainders of 0.15 and 0.85 are unequal where they should not be, and seven
-    # sevenths are not one.
+    # Exact as written: in binary the remainders of 0.15 and 0.85 differ, and seven sevenths are not one.
     written = [Fraction(str(ratio)) for ratio in ratios]
     exact = [ratio.limit_denominator(10**12) or ratio for ratio in written]
     return [ratio / sum(exact) for ratio in exact]
 
 
 def _counts(size: int, sources: list[Source]) -> list[int]:
-    """Rows of each source; equal remainders are rounded up by name, so that the sources' order does not matter."""
+    """Rows of each source; equal remainders are rounded up by name, so that the order of sources does not matter."""
     by_name = _by_name(sources)
     counts = largest_remainder(size, [sources[i].mix_ratio for i in by_name])
     return [count for _, count in sorted(zip(by_name, counts, strict=True))]
@@ -188,7 +191,7 @@ def _by_name(sources: list[Source]) -> list[int]:
 
 
 def _largest_size(capacities: list[int], sources: list[Source]) -> int:
-    """The largest size of which no source has less than its share; whole numbers, it has the rounded share too."""
+    """The largest size at which every source can fill its share; it can then fill the rounded share too."""
     shares = _shares([source.mix_ratio for source in sources])
     return min(int(have / share) for have, share in zip(capacities, shares, strict=True))
 
@@ -224,8 +227,8 @@ def _size_in_tokens(pool: Pool, mixture: Mixture, ordered: list[np.ndarray], lar
         )
     if reached <= budget:
         return largest
-    # With one row more in all, a source can get one less (the Alabama paradox), and the tokens may fall. Those of the
-    # shares rounded down never fall, so that they tell from which size on none fits; from there it is a few steps down.
+    # One row more in total can mean one less for a source (the Alabama paradox), and fewer tokens. The tokens of shares
+    # that are rounded down never fall: they give the first size that does not fit, and a few steps down one that does.
     shares = _shares([source.mix_ratio for source in mixture.datasets])
     size = bisect_right(range(largest), budget, key=lambda size: tokens([int(size * share) for share in shares])) - 1
     while tokens(_counts(size, mixture.datasets)) > budget:
@@ -252,7 +255,7 @@ def _rows_of(pool: Pool, source: int, side: int) -> np.ndarray:
 def _taken(
     pool: Pool, mixture: Mixture, ordered: list[np.ndarray], counts: list[int], side: int, seed: int
 ) -> np.ndarray:
-    """The first rows of each source, round and round where it is repeated; the others are dropped and counted."""
+    """The first rows of each source, cycling through it if it is repeated; the others are dropped and counted."""
     parts = [np.empty(0, dtype=np.int64)]
     for i in _by_name(mixture.datasets):
         rows, count = ordered[i], counts[i]
@@ -270,12 +273,12 @@ def _shuffled(pool: Pool, rows: np.ndarray, seed: int, use: int) -> np.ndarray:
 
 
 def in_random_order(keys: np.ndarray, seed: int, use: int = _ORDER) -> np.ndarray:
-    """Indices by the hash of a row's key and of how often it was there before; so equal ones do not stay together."""
+    """Indices in the order of hashes of the keys; equal keys get different hashes, so that equal rows are spread."""
     return np.argsort(_mixed(keys + _occurrence(keys), seed, use), kind="stable")
 
 
 def _occurrence(keys: np.ndarray) -> np.ndarray:
-    """How many equal keys each has before it."""
+    """For each key, how many equal ones come before it."""
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
     starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))[: len(keys)]
@@ -285,7 +288,7 @@ def _occurrence(keys: np.ndarray) -> np.ndarray:
 
 
 def _mixed(hashes: np.ndarray, seed: int, use: int) -> np.ndarray:
-    """Hashes of hashes, a seed and a use: the finaliser of SplitMix64 (Steele et al. 2014)."""
+    """Hash of a hash, a seed and a use: the finaliser of SplitMix64 (Steele et al. 2014)."""
     with np.errstate(over="ignore"):
         state = hashes + np.uint64((4 * seed + use) * 0x9E3779B97F4A7C15 % 2**64)
         state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -1,7 +1,7 @@
-"""Where rows come from: local files, row by row with their line numbers, and the Hub.
+"""Raw rows with their line numbers, from local files and from the Hub.
 
 Local JSON is not read by `load_dataset`: Arrow would give all objects of a column the union of their keys, tool
-arguments included, and its errors do not tell the line.
+arguments included, and its errors do not name the line.
 """
 
 import codecs
@@ -29,56 +29,57 @@ import pyarrow.parquet
 from datasets import Dataset, IterableDataset, load_from_disk
 from fsspec.utils import infer_compression
 
-from ..errors import MixtureError, nearest
+from ..errors import MixtureError, first_line, nearest
 from ..files import file_digest
 from .config import Origin, Source, format_of
 from .hub import download_file, hub_errors, list_files, load_hub_split, remember_revision, resolve_revision
 from .tables import as_rows
+from .turns import Row
 
-Row = dict[str, Any]
 Rows = Iterator[tuple[int, Row]]
 _BATCH = 1000
-_PARTS = 64  # that a file is read in, if it is large enough
-_PART_BYTES = (2**16, 2**22)  # no smaller and no larger than this
-_PATIENCE = 5.0  # seconds without a writer after which a pipe is told to be waited for
+_PARTS = 64  # of a file that is streamed, if it is large enough
+_PART_BYTES = (2**16, 2**22)  # smallest and largest part
+_PATIENCE = 5.0  # seconds without a writer after which a message says that a pipe is waited for
 
 
 class Part(NamedTuple):
-    """A piece of a file that can be read without what is before it."""
+    """A piece of a file that can be read alone: bytes of JSONL, row groups of Parquet, rows of Arrow."""
 
     start: int
-    """Byte of a JSONL file, row group of a Parquet file, row of an Arrow file."""
     stop: int
-    first: int = 1
-    """Number of its first row."""
+    first: int = 1  # number of its first row
 
 
 @dataclass
 class DataFile:
-    """A file, or a split of a Hub data set."""
+    """A file, or a split of a Hub data set.
+
+    Attributes:
+        name: for messages.
+        digest: sha256 of a file, commit of a Hub data set.
+        unit: "line" or "row", which are numbered from 1.
+        read: the rows; Hub data is downloaded first.
+        stream: Hub data as `datasets` streams it.
+        read_remote: the rows of a JSON file on the Hub, without downloading it first.
+        parts: the rows in several pieces; None if the file can only be read from its beginning.
+    """
 
     name: str
-    """As messages show it."""
     digest: str
-    """sha256 of a file, commit of a Hub data set."""
     unit: str
-    """What its rows are counted in: "line" or "row", from 1."""
     read: Callable[[], Rows]
-    """The rows; those of the Hub are downloaded first."""
     stream: Callable[[], IterableDataset] | None = None
-    """The rows as `datasets` streams them from the Hub."""
     read_remote: Callable[[], Rows] | None = None
-    """The rows of a JSON file on the Hub, as they come."""
     repo: str | None = None
     parts: Callable[[], list["DataFile"]] | None = None
-    """The same rows in several pieces; None of what can only be read from its beginning."""
 
     def at(self, number: int) -> str:
-        """A row's place, for messages."""
+        """The place of a row, for messages."""
         return f"{self.name}, {self.unit} {number}"
 
     def head(self, count: int, stream: bool) -> list[tuple[int, Row]]:
-        """The first rows; with `stream` those of the Hub come without downloading the rest."""
+        """The first rows; with `stream`, Hub data is not downloaded for them."""
         if not stream or self.repo is None:
             return list(islice(self.read(), count))
         with hub_errors(self.repo):
@@ -91,8 +92,8 @@ def open_source(source: Origin, base: Path, validation: bool = False) -> list[Da
     """The files or Hub splits of a source.
 
     Args:
-        base: folder of the mixture file, from which paths count.
-        validation: the rows that the source holds out itself, in place of those to train on; often none.
+        base: folder of the mixture file; paths are relative to it.
+        validation: the rows that the source holds out itself instead of those to train on; often none.
 
     Raises:
         MixtureError: a file, data set, revision, configuration or split is not there, or cannot be read.
@@ -127,36 +128,34 @@ def _open_hub(source: Origin, base: Path, validation: bool) -> list[DataFile]:
     return [_hub_split(source, split, revision, arguments) for split in splits]
 
 
+# Functions of the module instead of closures, which `datasets` would hash with everything that they call.
 def _hub_json(source: Origin, name: str, revision: str) -> DataFile:
-    """A JSON file that the mixture names: `datasets` would fail on columns that only later rows have."""
-    repo, kind = source.source, format_of(name)
-
-    def read() -> Rows:
-        path = download_file(repo, name, revision)
-        remember_revision(repo, source.revision, revision)
-        return _JSON[kind](path, f"{repo}/{name}")
-
-    def read_remote() -> Rows:
-        return _JSON[kind](f"hf://datasets/{repo}@{revision}/{name}", f"{repo}/{name}")
-
-    unit = "line" if kind == "jsonl" else "row"
+    """A JSON file that the mixture names; `datasets` would fail on columns that appear only in later rows."""
+    repo, unit = source.source, "line" if format_of(name) == "jsonl" else "row"
+    read = partial(_read_hub_json, repo, name, source.revision, revision)
+    read_remote = partial(_JSON[format_of(name)], f"hf://datasets/{repo}@{revision}/{name}", f"{repo}/{name}")
     return DataFile(f"{repo}/{name}", revision, unit, read, read_remote=read_remote, repo=repo)
+
+
+def _read_hub_json(repo: str, name: str, branch: str | None, revision: str) -> Rows:
+    path = download_file(repo, name, revision)
+    remember_revision(repo, branch, revision)
+    yield from _JSON[format_of(name)](path, f"{repo}/{name}")
 
 
 def _hub_split(source: Origin, split: str, revision: str, arguments: dict) -> DataFile:
     repo = source.source
-
-    def read() -> Rows:
-        dataset = load_hub_split(repo, split=split, **arguments)
-        remember_revision(repo, source.revision, revision)
-        for start in range(0, len(dataset), _BATCH):
-            yield from enumerate(filled_rows(dataset[start : start + _BATCH]), start=start + 1)
-
-    def stream() -> IterableDataset:
-        return load_hub_split(repo, split=split, streaming=True, **arguments)
-
+    read = partial(_read_hub_split, repo, split, source.revision, arguments)
+    stream = partial(load_hub_split, repo, split=split, streaming=True, **arguments)
     shown = "/".join(part for part in (repo, arguments["config_name"], arguments["data_dir"]) if part)
     return DataFile(f"{shown} ({split})", revision, "row", read, stream, repo=repo)
+
+
+def _read_hub_split(repo: str, split: str, branch: str | None, arguments: dict) -> Rows:
+    dataset = load_hub_split(repo, split=split, **arguments)
+    remember_revision(repo, branch, arguments["revision"])
+    for start in range(0, len(dataset), _BATCH):
+        yield from enumerate(filled_rows(dataset[start : start + _BATCH]), start=start + 1)
 
 
 def _paths(source: Origin, base: Path, validation: bool) -> list[Path]:
@@ -206,7 +205,7 @@ def _open_file(source: Origin, path: Path) -> DataFile:
         digest = file_digest(content)
     except OSError as error:
         raise MixtureError(f"{source.name}: cannot read {path}: {error.strerror}") from error
-    read = partial(_read_file, kind, content, str(path))
+    read = partial(read_rows, kind, content, str(path))
     file = DataFile(str(path), digest, "line" if kind in ("jsonl", "csv") else "row", read)
     if kind in _CUT and not infer_compression(path):
         file.parts = lambda: [replace(file, read=partial(read, part=part), parts=None) for part in _CUT[kind](content)]
@@ -214,10 +213,10 @@ def _open_file(source: Origin, path: Path) -> DataFile:
 
 
 def _regular_file(source: Origin, path: Path) -> Path:
-    """A file that can be read as often as one likes: the path itself, or a copy of what comes out of a pipe.
+    """A file that can be read repeatedly: the path itself, or a copy of a pipe's content.
 
     Raises:
-        MixtureError: it is a folder (but Arrow's, which are data sets), a device or a socket.
+        MixtureError: it is a device, a socket, or a folder that is no Arrow data set.
     """
     mode = path.stat().st_mode
     if stat.S_ISREG(mode) or (stat.S_ISDIR(mode) and source.format_or_default == "arrow"):
@@ -235,7 +234,7 @@ def _regular_file(source: Origin, path: Path) -> Path:
 
 @cache
 def _copied(pipe: Path, inode: int) -> Path:
-    """What comes out of a pipe, which can be read once; the copy goes when the program ends."""
+    """A copy of a pipe's content, which can be read only once; it is removed when the program ends."""
     waiting = threading.Timer(
         _PATIENCE, print, (f"data: waiting for what is written into {pipe}",), {"file": sys.stderr}
     )
@@ -257,7 +256,17 @@ def _copies() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="minimind-trl-pipes-")
 
 
-def _read_file(kind: str, path: Path, name: str, **part: Part) -> Rows:
+def read_rows(kind: str, path: Path, name: str | None = None, **part: Part) -> Rows:
+    """The rows of a local file, each with its line or row number.
+
+    Args:
+        kind: jsonl, json, csv, parquet or arrow.
+        name: how messages name it; by default its path.
+
+    Raises:
+        MixtureError: it cannot be read; the line is named where there is one.
+    """
+    name = name or str(path)
     try:
         yield from _READERS[kind](path, **part)
     except MixtureError as error:
@@ -265,8 +274,8 @@ def _read_file(kind: str, path: Path, name: str, **part: Part) -> Rows:
             raise
         raise MixtureError(str(error).replace(str(path), name)) from error.__cause__
     except (pyarrow.ArrowException, OSError, EOFError, ValueError, ImportError, zlib.error, lzma.LZMAError) as error:
-        told = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
-        raise MixtureError(f"{name}: not a readable {kind} file ({told})") from error
+        problem = getattr(error, "strerror", None) or first_line(error)
+        raise MixtureError(f"{name}: not a readable {kind} file ({problem})") from error
 
 
 def _read_jsonl(path: Path | str, name: str | None = None, part: Part | None = None) -> Rows:
@@ -295,7 +304,7 @@ def _cut_jsonl(path: Path) -> list[Part]:
 
 
 def _read_json(path: Path | str, name: str | None = None) -> Rows:
-    """An array of objects; or JSON lines, which many call `.json`."""
+    """An array of objects, or JSON lines, which many files named `.json` hold."""
     name = name or path
     with fsspec.open(str(path), "rb", compression="infer") as file:
         if file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()[:1] != b"[":
@@ -361,7 +370,7 @@ def _cut_parquet(path: Path) -> list[Part]:
 
 
 def _read_arrow(path: Path, part: Part | None = None) -> Rows:
-    """A file of the `datasets` library, or a folder of its `save_to_disk`."""
+    """An Arrow file of `datasets`, or a folder of its `save_to_disk`."""
     dataset = _open_arrow(path)
     part = part or Part(0, len(dataset))
     for start in range(part.start, part.stop, _BATCH):
@@ -386,7 +395,7 @@ def public_name(path: str) -> str:
 
 
 def filled_rows(columns: dict[str, list]) -> list[Row]:
-    """Rows of a table, without the empty fields that Arrow gives an object for the keys of all others."""
+    """Rows of a table, without the nulls that Arrow adds to an object for the keys of the others."""
     return [_filled_row(row) for row in as_rows(columns)]
 
 

@@ -11,6 +11,7 @@ in `IterableDataset.shuffle`, a resumed run would lose the rows in the buffer.
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 from datasets import (
@@ -25,14 +26,14 @@ from datasets.distributed import split_dataset_by_node
 
 from ..errors import MixtureError
 from . import selection
-from .config import Source
+from .config import Source, Validation
 from .duplicates import CONTAMINATED
 from .reader import MixtureReader, SourceReader, converted_rows
 from .report import CUT, MOVED, TOKENS
 from .rows import FACTS, RowConverter
-from .schemas import Row
 from .selection import LEAKED
 from .sources import DataFile, filled_rows
+from .turns import Row
 
 _LOOKED_AT = 1000  # rows after which a source with hardly any usable row is an error
 _BLOCK = 10_000  # rows that are shuffled together
@@ -65,8 +66,7 @@ def build_stream(opened: list[SourceReader], seen: dict[str, Counter[str]]) -> I
     mixture = opened[0].reader.mixture
     total = sum(source.mix_ratio for source in mixture.datasets)
     ratios = [source.mix_ratio / total for source in mixture.datasets]
-    sources = [_Stream(source, seen[source.source.name]) for source in opened]
-    held_out = {group for source in sources for group in source.own_groups()}
+    held_out = {group for source in opened for group in _held_out_groups(source)}
     converters = [source.converter for source in opened]
 
     def mixed(streams: list[IterableDataset], seed: int) -> IterableDataset:
@@ -75,76 +75,73 @@ def build_stream(opened: list[SourceReader], seen: dict[str, Counter[str]]) -> I
         rows = rows.remove_columns([*FACTS, *(name for name in needless if name in converters[0].features)])
         return _decoded(rows, sorted({name for converter in converters for name in converter.extras}))
 
-    train = mixed([source.train(held_out) for source in sources], mixture.seed)
+    train = mixed([_train(source, seen[source.source.name], held_out) for source in opened], mixture.seed)
     if mixture.size:
         train = train.take(mixture.size.rows)
     if mixture.validation is None:
         return IterableDatasetDict(train=train)
-    validation = mixed([source.validation() for source in sources], mixture.validation.seed)
+    validation = mixed([_validation(source) for source in opened], mixture.validation.seed)
     return IterableDatasetDict(train=train, validation=validation)
 
 
 def share_of(rows: IterableDataset, process: int, processes: int) -> IterableDataset:
-    """What one of several processes, on one machine or many, trains on of a stream.
+    """The part of a stream that one of several processes, on one machine or many, trains on.
 
-    Where there are enough files, or parts of files, each reads its own; of small sources all read everything and each
-    keeps every n-th row.
+    With enough files, or parts of files, each process reads its own; otherwise all read everything, and each keeps
+    every n-th row.
     """
     strategy = "shards" if rows.num_shards >= _PARTS_EACH * processes else "examples"
     return split_dataset_by_node(rows, process, processes, strategy) if processes > 1 else rows
 
 
-class _Stream:
-    """One source, as streams of its two sides."""
+def _train(opened: SourceReader, seen: Counter[str], held_out: set[int]) -> IterableDataset:
+    source, mixture = opened.source, opened.reader.mixture
+    parts = [part for file in opened.files for part in (file.parts() if file.parts else [file])]
+    np.random.default_rng(mixture.seed).shuffle(parts)
+    rows = _converted(opened, parts)
+    rows = rows.filter(_counting_filter(source.name, seen, held_out, opened.reader.cut_at))
+    if not opened.held_out and mixture.validation is not None:
+        rows = rows.filter(lambda row: not _is_held_out(row, mixture.validation))
+    rows = rows.map(partial(_shuffled, seed=mixture.seed), batched=True, batch_size=_BLOCK, features=rows.features)
+    return rows.repeat(source.max_repetition) if source.max_repetition > 1 else rows
 
-    def __init__(self, opened: SourceReader, seen: Counter[str]):
-        self.mixture, self.cut_at = opened.reader.mixture, opened.reader.cut_at
-        self.source, self.files, self.own = opened.source, opened.files, opened.own
-        self.converter, self.seen = opened.converter, seen
 
-    def own_groups(self) -> Iterator[int]:
-        """Hashes of what the source holds out itself, which no source may train on."""
-        rows = converted_rows(self.own, self.converter, remote=True)
-        return (row["_group"] for row in rows if row.get("_group") is not None)
+def _validation(opened: SourceReader) -> IterableDataset:
+    rows = _converted(opened, opened.held_out or opened.files)
+    rows = rows.filter(lambda row: row["_reason"] is None and not row["_contaminated"])
+    rule = opened.reader.mixture.validation
+    return rows if opened.held_out else rows.filter(lambda row: _is_held_out(row, rule))
 
-    def train(self, held_out: set[int]) -> IterableDataset:
-        rows = self._converted(self._parts()).filter(_kept(self.source.name, self.seen, held_out, self.cut_at))
-        if not self.own and self.mixture.validation is not None:
-            rows = rows.filter(lambda row: not self._held_out(row))
-        rows = rows.map(self._shuffled, batched=True, batch_size=_BLOCK, features=rows.features)
-        return rows.repeat(self.source.max_repetition) if self.source.max_repetition > 1 else rows
 
-    def validation(self) -> IterableDataset:
-        rows = self._converted(self.own or self.files).filter(
-            lambda row: row["_reason"] is None and not row["_contaminated"]
+def _held_out_groups(opened: SourceReader) -> Iterator[int]:
+    """Hashes of what the source holds out itself, which no source may train on."""
+    rows = converted_rows(opened.held_out, opened.converter, remote=True)
+    return (row["_group"] for row in rows if row.get("_group") is not None)
+
+
+def _shuffled(block: dict[str, list], seed: int) -> dict[str, list]:
+    order = selection.in_random_order(np.array(block["_key"]).view(np.uint64), seed)
+    return {name: [values[i] for i in order] for name, values in block.items()}
+
+
+def _is_held_out(row: Row, rule: Validation) -> bool:
+    return bool(selection.is_held_out(np.array([row["_group"]]).view(np.uint64), rule)[0])
+
+
+def _converted(opened: SourceReader, files: list[DataFile]) -> IterableDataset:
+    converter = opened.converter
+    # As text until the end: every step of a stream would decode a `Json` text such as "3" once more.
+    features = Features(converter.features | dict.fromkeys(converter.extras, Value("string")))
+    if files[0].stream is None:
+        return IterableDataset.from_generator(
+            _convert, features, gen_kwargs={"files": list(enumerate(files)), "by": converter}
         )
-        return rows if self.own else rows.filter(self._held_out)
-
-    def _parts(self) -> list[DataFile]:
-        parts = [part for file in self.files for part in (file.parts() if file.parts else [file])]
-        np.random.default_rng(self.mixture.seed).shuffle(parts)
-        return parts
-
-    def _shuffled(self, block: dict[str, list]) -> dict[str, list]:
-        order = selection.in_random_order(np.array(block["_key"]).view(np.uint64), self.mixture.seed)
-        return {name: [values[i] for i in order] for name, values in block.items()}
-
-    def _held_out(self, row: Row) -> bool:
-        return bool(selection.is_held_out(np.array([row["_group"]]).view(np.uint64), self.mixture.validation)[0])
-
-    def _converted(self, files: list[DataFile]) -> IterableDataset:
-        # As text until the end: of what is `Json`, every step of a stream takes a text "3" for a number once more.
-        extras = dict.fromkeys(self.converter.extras, Value("string"))
-        features = Features(self.converter.features | extras)
-        if files[0].stream is None:
-            arguments = {"files": list(enumerate(files)), "by": self.converter}
-            return IterableDataset.from_generator(_convert, features, gen_kwargs=arguments)
-        streams = [_mapped(file.stream(), file, index, self.converter, features) for index, file in enumerate(files)]
-        return concatenate_datasets(streams)
+    streams = [_mapped(file.stream(), file, index, converter, features) for index, file in enumerate(files)]
+    return concatenate_datasets(streams)
 
 
 def _convert(files: list[tuple[int, DataFile]], by: RowConverter) -> Iterator[Row]:
-    for index, file in files:  # some of them: `datasets` splits the lists it is given
+    for index, file in files:  # a part of them: `datasets` shards the lists in its arguments
         for row in converted_rows([file], by, remote=True):
             yield row | {"_file": index}
 
@@ -171,14 +168,13 @@ def _decoded(rows: IterableDataset, columns: list[str]) -> IterableDataset:
     return rows.map(lambda row: row | {name: json.loads(row[name]) if row.get(name) else None for name in columns})
 
 
-def _kept(name: str, seen: Counter, held_out: set[int], cut_at: int | None) -> Callable[[Row], bool]:
-    """Whether a row goes on; those that do not are counted, and tokens: all of those that do, and what is cut of them.
+def _counting_filter(name: str, seen: Counter, held_out: set[int], cut_at: int | None) -> Callable[[Row], bool]:
+    """A filter that counts rows, reasons for drops, tokens, and tokens that are cut off.
 
-    Raises:
-        MixtureError: of the first rows most cannot be used, or none is left.
+    The filter raises a MixtureError if most of the first rows cannot be used, or none is left.
     """
     unusable = kept = 0
-    reached: dict[int, int] = {}  # by file; a source that is begun again, by an epoch or ahead of one, counts once
+    reached: dict[int, int] = {}  # by file, so that a source that is read again counts once
 
     def keep(row: Row) -> bool:
         nonlocal unusable, kept
@@ -195,8 +191,8 @@ def _kept(name: str, seen: Counter, held_out: set[int], cut_at: int | None) -> C
                 seen.update({CUT: tokens - cut_at} if cut_at and tokens > cut_at else {})
             unusable, kept = unusable + bool(row["_unusable"]), kept + (reason is None)
             if seen["rows read"] == _LOOKED_AT and (unusable > _LOOKED_AT / 2 or not kept):
-                told = ", ".join(f"{count} {what}" for what, count in seen.items())
-                raise MixtureError(f"datasets.{name}: of the first {_LOOKED_AT} rows hardly any is of use ({told})")
+                counts = ", ".join(f"{count} {what}" for what, count in seen.items())
+                raise MixtureError(f"datasets.{name}: of the first {_LOOKED_AT} rows hardly any is of use ({counts})")
         return reason is None
 
     return keep

@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from ..errors import MixtureError
 from ..files import atomic_path
-from .schemas import Row
+from .turns import Row
 
 SPLITS = ("train", "validation")
 _BATCH = 1000

@@ -1,4 +1,4 @@
-"""Texts that are conversations: HH-RLHF's transcripts, and the chats of Glaive's function calling."""
+"""Conversations written as text: HH-RLHF's transcripts, and the chats of Glaive's function calling."""
 
 import json
 import re
@@ -24,12 +24,12 @@ _GLAIVE_INTRODUCTION = re.compile(
 
 
 def read_transcripts(row: Row, certain: bool) -> Row:
-    """A row whose HH-RLHF transcripts (turns that begin with `Human:` or `Assistant:`) are messages.
+    """Convert HH-RLHF transcripts (turns that begin with `Human:` or `Assistant:`) in a row to messages.
 
     Args:
         row: under its schema's names.
-        certain: all texts that look like transcripts are some. Else only what can be nothing else: a prompt that ends
-            by asking the assistant, and the two sides of a pair that has no prompt.
+        certain: convert every text that looks like a transcript; otherwise only a prompt that ends with `Assistant:`,
+            and the two sides of a pair without a prompt.
     """
     found = [name for name in _COLUMNS if isinstance(row.get(name), str) and _TRANSCRIPT.match(row[name])]
     if not certain and found:
@@ -39,14 +39,14 @@ def read_transcripts(row: Row, certain: bool) -> Row:
 
 
 def may_hold_transcripts(row: Row) -> bool:
-    """Whether a row of a source has a text that begins as HH-RLHF's transcripts do."""
+    """Whether a row has a text that begins like a transcript of HH-RLHF."""
     return any(isinstance(value, str) and _TRANSCRIPT.match(value) for value in row.values())
 
 
 def holds_transcripts(rows: Iterable[Row]) -> bool:
-    """Whether most rows, under their schema's names, are HH-RLHF's: their prompts are transcripts, or both sides are.
+    """Whether most rows, under their schema's names, are HH-RLHF's: the prompt is a transcript, or both sides are.
 
-    A completion alone is none, however much it looks like a dialogue.
+    A completion that looks like a dialogue does not count.
     """
     rows = list(rows)
     found = 0
@@ -65,10 +65,9 @@ def _transcript(text: str) -> list[Message]:
 
 
 def read_glaive(chat: Any, system: Any) -> tuple[list[Message], Any, list] | None:
-    """The turns of a chat, what its system text says, and the functions in that; None of what is no such chat.
+    """The turns of a chat, its system text and the functions in that; None if it is no such chat.
 
-    The system text stands before the chat or in its first turn. It says nothing where it only says that there are
-    functions.
+    The system text is in its own column or the first turn. It is empty if it only introduces the functions.
 
     Raises:
         RowError: a call or a function in it is not JSON.
@@ -90,7 +89,7 @@ def _glaive_turn(speaker: str, text: str) -> list[Message]:
     if not found:
         return [{"role": _GLAIVE_ROLES[speaker], "content": text}]
     said = [{"role": "assistant", "content": text[: found.start()].strip()}] if text[: found.start()].strip() else []
-    # The arguments are JSON between single quotes, which no reader of JSON or Python takes.
+    # The arguments are JSON between single quotes, which neither JSON nor Python can read.
     quoted = _GLAIVE_QUOTED.search(found[1])
     call = found[1]
     if quoted:
@@ -100,7 +99,7 @@ def _glaive_turn(speaker: str, text: str) -> list[Message]:
 
 
 def _glaive_system(text: str) -> tuple[str, list]:
-    """What the system text says, without the functions in it, and these."""
+    """The system text without functions, and the functions."""
     said, place, tools, decoder = [], 0, [], json.JSONDecoder()
     text = text.strip().removeprefix("SYSTEM:")
     while (start := text.find("{", place)) >= 0:

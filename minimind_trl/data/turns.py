@@ -1,7 +1,6 @@
-"""Turns of a conversation in the spellings that data sets have, read under MiniMind's names.
+"""Reads the turns of a conversation, in the spellings of many data sets, under MiniMind's names.
 
-What a turn says is used, or the row is refused for a reason. Keys that nobody reads are named by `unread_turn_keys`,
-for the report.
+Everything in a turn is used, or the row is refused with a reason, or the key is listed by `unread_turn_keys`.
 """
 
 import ast
@@ -13,7 +12,7 @@ from typing import Any
 Row = dict[str, Any]
 Message = dict[str, Any]
 
-# Names that data sets have for the parts of a turn, the one that goes first in front.
+# Names of the parts of a turn, by precedence.
 _PLAIN = {"role", "content"}
 _SENDERS = ("role", "from", "speaker", "author", "sender")
 _CONTENTS = ("content", "value", "text", "message", "utterance")
@@ -23,13 +22,13 @@ REASONINGS = (
 )
 TOOLS = ("tools", "functions", "available_tools", "tool_list", "function_list", "available_functions")
 _CALLS = ("tool_calls", "function_call", "tool_call", "function_calls")
-# Whether a turn is trained: ms-swift's `loss`, OpenAI's and Mistral's `weight`, axolotl's `train` and `training`, ...
+# Flags of turns to train: ms-swift's `loss`, OpenAI's and Mistral's `weight`, axolotl's `train` and `training`, ...
 _FLAGS = (
     *("loss", "weight", "train", "training", "trainable", "train_on_turn"),
     *("loss_weight", "loss_scale", "loss_mask", "compute_loss"),
 )
 _CONTRARY_FLAGS = ("masked", "no_loss", "ignore_loss", "skip_loss")
-_OFFSETS = ("train_detail", "training_detail")  # axolotl's, of parts of a turn
+_OFFSETS = ("train_detail", "training_detail")  # axolotl's, for parts of a turn
 _BOOKKEEPING = ("tool_call_id",)
 
 _ROLES = {
@@ -51,28 +50,28 @@ _SWITCHES = ("on", "off", "yes", "no", "true", "false", "enabled", "disabled", "
 _THOUGHT = re.compile(r"\s*(?:<think>(.*?)|([^{\[]*))</think>\s*", re.DOTALL)
 _TAGGED_CALL = re.compile(r"<(tool_call|function_call|functioncall)>(.*?)(?:</\1>|(?=<\1>)|\Z)", re.DOTALL)
 _BETWEEN_CALLS = re.compile(r"[\s,;]*")
-# A text that was a list of messages, or one message.
+# The beginning of a list of messages, or a message, stored as text.
 _STORED = re.compile(r"""\s*(?:array\(\s*)?\[\s*\{\s*["'](?:role|from|speaker|author|sender|content|value)["']\s*:""")
 _OBJECTS = re.compile(r"\s*\[?\s*\{.*\}\s*\]?\s*", re.DOTALL)
 
 
 class RowError(ValueError):
-    """Why a row cannot be used, in a few words that serve as the reason it is counted under."""
+    """A row cannot be used; the message is the reason under which it is counted."""
 
 
 class LeftOut(RowError):
-    """Why a row is not used although nothing is wrong with it: it is counted, and no sign of a wrong schema."""
+    """A valid row that is not used; it is counted, but does not suggest a wrong schema."""
 
 
 def is_nothing(value: Any) -> bool:
-    """Whether a field is empty, also as tables and other languages write that: `" "`, `"null"`, `"None"`, NaN."""
+    """Whether a field is empty, in the spellings of tables and other languages too: `" "`, `"null"`, `"None"`, NaN."""
     if isinstance(value, str):
         return value.strip().lower() in _NOTHING
     return value is None or value in ([], {}) or value != value
 
 
 def loaded(text: str) -> Any:
-    """The value that a text holds as JSON, or as Python writes it, as tables have it where a list became a text.
+    """The value that a text holds as JSON or as a Python literal, which some tables have in place of lists.
 
     Raises:
         ValueError: it is neither.
@@ -90,7 +89,7 @@ def loaded(text: str) -> Any:
 
 
 def loaded_list(value: str | list, what: str) -> list:
-    """A list, or the list that a text holds: upstream's data stores tools and tool calls as JSON."""
+    """A list, or the list in a text: upstream's data stores tools and tool calls as JSON."""
     try:
         value = loaded(value) if isinstance(value, str) else value
     except ValueError:
@@ -101,10 +100,10 @@ def loaded_list(value: str | list, what: str) -> list:
 
 
 def read_turns(value: Any, column: str) -> list[Message]:
-    """The turns of a column, which may be stored as JSON or Python text: `read_turn` of each, calls in one turn.
+    """The turns of a column, which may be stored as JSON or Python text; consecutive calls become one turn.
 
     Raises:
-        RowError: it holds no turns, or one of them cannot be read.
+        RowError: there are no turns, or one of them cannot be read.
     """
     if is_nothing(value):
         raise RowError(f"no {column}")
@@ -123,7 +122,7 @@ def read_turns(value: Any, column: str) -> list[Message]:
 
 
 def stored_turns(text: str, column: str) -> list[Message] | None:
-    """The messages that a text holds as JSON or Python; None of a text that is a text, also one about JSON.
+    """The messages that a text holds as JSON or Python; None of plain text, even if it is about JSON.
 
     Raises:
         RowError: it looks like messages and cannot be read.
@@ -144,14 +143,14 @@ def stored_turns(text: str, column: str) -> list[Message] | None:
 
 
 def read_turn(turn: Message) -> Message:
-    """One turn under MiniMind's names: `role`, and what it has of `content`, `reasoning_content`, `tool_calls`,
-    `tools`, and `train`, which is False of a turn that is not trained.
+    """One turn under MiniMind's names: `role`, and any of `content`, `reasoning_content`, `tool_calls`, `tools`, and
+    `train`, which is False if the turn is not trained.
 
     Raises:
-        RowError: it has no role, or a part of it that says something cannot be used.
+        RowError: it has no role, or a part of it cannot be used.
     """
     if turn.keys() == _PLAIN and turn["role"] in ("user", "assistant") and isinstance(turn["content"], str):
-        return dict(turn)  # most turns are so
+        return dict(turn)  # like most turns
     sender = next((turn[name] for name in _SENDERS if turn.get(name) is not None), None)
     if not isinstance(sender, str):
         raise RowError("a message without a role")
@@ -170,7 +169,7 @@ def read_turn(turn: Message) -> Message:
 
 
 def unread_turn_keys(turn: Message) -> list[str]:
-    """The keys of a turn that say something and that `read_turn` does not read."""
+    """The keys of a turn that have a value and that `read_turn` does not use."""
     if turn.keys() == _PLAIN:
         return []
     filled = [name for name, value in turn.items() if not is_nothing(value)]
@@ -180,24 +179,24 @@ def unread_turn_keys(turn: Message) -> list[str]:
     known |= {name for name in REASONINGS if is_reasoning(turn.get(name))}
     role, _ = _role(str(turn.get(sender)))
     if role == "tool":
-        known.add("name")  # of the tool that answered
+        known.add("name")  # the tool that answered
     unread = [name for name in filled if name not in known]
-    if role != "assistant":  # only the assistant's turns can be trained on by themselves
+    if role != "assistant":  # only the assistant's turns can be trained on alone
         unread += [name for name in _FLAGS if _truth(turn.get(name)) is True]
     return unread
 
 
 def is_reasoning(value: Any) -> bool:
-    """Whether a field is a reasoning; `reasoning: "on"` and `thinking: true` only say that there is one."""
+    """Whether a field is a reasoning text, unlike the switches `reasoning: "on"` and `thinking: true`."""
     is_switch = value.strip().lower() in _SWITCHES if isinstance(value, str) else isinstance(value, bool)
     return not is_switch and not is_nothing(value)
 
 
 def reasoning_of(row: Row) -> str | None:
-    """The reasoning of a turn or a row, under one of its names.
+    """The reasoning of a turn or a row, under any name.
 
     Raises:
-        RowError: it is no string, or there are two that differ.
+        RowError: it is no string, or two names have different values.
     """
     found = [row[name] for name in REASONINGS if is_reasoning(row.get(name))]
     if not all(isinstance(one, str) for one in found):
@@ -211,7 +210,7 @@ def reasoning_of(row: Row) -> str | None:
 
 
 def tool_call(call: Any) -> Row:
-    """`{"name", "arguments"}` with the arguments as the JSON of an object, which every template prints as it stands.
+    """`{"name", "arguments"}`, the arguments as the JSON of an object, which every template prints unchanged.
 
     Raises:
         RowError: it is no call, or its arguments are no JSON object.
@@ -242,7 +241,7 @@ def tool_call(call: Any) -> Row:
 
 
 def tools_json(tools: Any) -> str | None:
-    """A list of tools, or the text of one, as JSON: Arrow would give all tools of a data set the union of their keys.
+    """A list of tools, or its text, as JSON; in Arrow all tools would get the union of their keys.
 
     Raises:
         RowError: it is not a list of objects.
@@ -254,10 +253,10 @@ def tools_json(tools: Any) -> str | None:
 
 
 def as_json(value: Any) -> str:
-    """As the templates' own `tojson` writes it.
+    """JSON as the templates' `tojson` writes it.
 
     Raises:
-        RowError: JSON has no such value, such as a date in Parquet.
+        RowError: JSON has no such value, for example a date in Parquet.
     """
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
@@ -281,7 +280,7 @@ def _loaded_tool(tool: Any) -> Row:
 
 
 def one_by_one(value: Row) -> list[Row]:
-    """One message; or several in a table of columns, as `datasets` has a `Sequence` of objects."""
+    """One message; or several, if it is a table of columns, as `datasets` stores a `Sequence` of objects."""
     columns = list(value.values())
     if columns and all(isinstance(column, list) for column in columns) and len({*map(len, columns)}) == 1:
         return [dict(zip(value, items, strict=True)) for items in zip(*columns, strict=True)]
@@ -294,13 +293,13 @@ def _is_turn(turn: Row) -> bool:
 
 
 def _role(sender: str) -> tuple[str, bool]:
-    """MiniMind's role, and whether the turn is a call of tools."""
+    """MiniMind's role, and whether the turn is a tool call."""
     name = re.sub(r"[\s-]+", "_", sender.strip().lower())
     return ("assistant", True) if name in _CALLERS else (_ROLES.get(name, name), False)
 
 
 def _only(reasoning: str | None, thought: str | None) -> str | None:
-    """The reasoning that stands beside the content or in it."""
+    """The reasoning beside the content or inside it."""
     if reasoning and thought and reasoning.strip() != thought.strip():
         raise RowError("two different reasonings")
     return thought if thought and not reasoning else reasoning
@@ -312,10 +311,7 @@ def _content(turn: Message) -> Any:
 
 
 def _parts(content: Any, role: str) -> tuple[Any, str | None]:
-    """The text of a content, and the reasoning in it, of a list of parts as multimodal formats write it.
-
-    What a tool gave back may be any JSON.
-    """
+    """The text and the reasoning of a content, which may be a list of parts; the result of a tool may be any JSON."""
     if role == "tool" and (isinstance(content, dict | int | float) or _is_data(content)):
         return as_json(content), None
     if not isinstance(content, list):
@@ -351,7 +347,7 @@ def _calls(turn: Message) -> list | None:
 
 
 def loaded_calls(value: Any, what: str) -> list:
-    """The calls of a value: one, a list, or the text of one, of a list, or of several after each other.
+    """The calls in a value: a call, a list, or the text of a call, a list, or several calls in a row.
 
     Raises:
         RowError: the text is something else.
@@ -375,7 +371,7 @@ def loaded_calls(value: Any, what: str) -> list:
 
 
 def _called(content: Any, reasoning: str | None) -> Message:
-    """A turn that is nothing but calls, perhaps behind a think block."""
+    """A turn of calls only, perhaps after a think block."""
     if isinstance(content, str) and (thought := _THOUGHT.match(content)):
         reasoning = _only(reasoning, (thought[1] or thought[2] or "").strip("\n"))
         content = content[thought.end() :]
@@ -393,7 +389,7 @@ def _called(content: Any, reasoning: str | None) -> Message:
 
 
 def _calls_joined(turns: list[Message]) -> list[Message]:
-    """Turns that are one: several calls after each other, and calls after what the assistant says."""
+    """Join consecutive calls, and calls that follow a text of the assistant, into one turn."""
     joined: list[Message] = []
     for turn in turns:
         is_call = turn.pop("is_call", False)
@@ -408,10 +404,10 @@ def _calls_joined(turns: list[Message]) -> list[Message]:
 
 
 def _flag(turn: Message) -> bool | None:
-    """False of a turn that must not be trained.
+    """False if a turn must not be trained, else None.
 
     Raises:
-        RowError: it is neither trained nor left out.
+        RowError: the flags contradict each other, or are not 0 or 1.
     """
     if any(not is_nothing(turn.get(name)) for name in _OFFSETS):
         raise RowError("train_detail: a turn is trained whole or not at all")

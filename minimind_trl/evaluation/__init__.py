@@ -1,8 +1,8 @@
-"""One yardstick for every checkpoint, during training and later."""
+"""Measures of every checkpoint, the same during training and afterwards."""
 
 from ..imports import lazy_names
 
-# Imported on first use: the figures of `measures.py` are printed without any of it.
+# Imported on first use: `measures.py` is used without these modules and their heavy imports.
 _HOMES = {
     "answers": ["exact_match_by_skill", "generate_answers", "position_score"],
     "held_out": ["held_out_figures"],

@@ -1,4 +1,4 @@
-"""What a model answers to held-out prompts."""
+"""Generate and grade a model's answers to held-out prompts."""
 
 import json
 from collections import Counter, defaultdict
@@ -7,18 +7,19 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..tokenization import decode_tools
 from .held_out import device_of, evaluating
 from .measures import Measure, mean, share
 
 _BATCH_SIZE = 64
 _NGRAM = 4
-_SPARE_TOKENS = 8  # beyond the longest right answer, so that a wrong one may also end by itself
+_SPARE_TOKENS = 8  # beyond the longest right answer, so that a wrong answer can end by itself
 
 
 def position_score(completion: str, answer: str) -> float:
-    """Share of positions at which two whitespace-separated token lists agree, over the longer one's length.
+    """Share of positions at which two whitespace-separated word lists agree, relative to the longer list.
 
-    1.0 is an exact match; a list with two of four words in place scores 0.5. The graded reward of the tiny tasks.
+    1.0 is an exact match; two of four words in place score 0.5. This is the graded reward of the tiny tasks.
     """
     given, right = completion.split(), answer.split()
     longest = max(len(given), len(right))
@@ -28,10 +29,10 @@ def position_score(completion: str, answer: str) -> float:
 def generate_answers(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Iterable[list[dict]], max_new_tokens: int
 ) -> list[str]:
-    """Greedy completions of conversational prompts, without special tokens; the end-of-turn token stops each.
+    """Greedy completions of conversational prompts, without special tokens; each stops at the end-of-turn token.
 
     Args:
-        prompts: lists of messages, the last one the user's.
+        prompts: lists of messages; the last message is the user's.
     """
     texts = [render_prompt(tokenizer, prompt) for prompt in prompts]
     return tokenizer.batch_decode(generate_tokens(model, tokenizer, texts, max_new_tokens), skip_special_tokens=True)
@@ -40,20 +41,20 @@ def generate_answers(
 def render_prompt(
     tokenizer: PreTrainedTokenizerBase, messages: list[dict], tools: str | list | None = None, **template: Any
 ) -> str:
-    """What the model is asked, up to where the assistant's turn begins.
+    """Render a prompt up to where the assistant's turn begins.
 
     Args:
         tools: a list, or its JSON.
-        template: more for the chat template, such as MiniMind-3's `open_thinking=True`.
+        template: variables for the chat template, such as MiniMind-3's `open_thinking=True`.
     """
-    tools = json.loads(tools) if isinstance(tools, str) else tools
-    return tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=True, **template)
+    options = {"tools": decode_tools(tools), "tokenize": False, "add_generation_prompt": True, **template}
+    return tokenizer.apply_chat_template(messages, **options)
 
 
 def generate_tokens(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], max_new_tokens: int
 ) -> list[list[int]]:
-    """Greedy continuations of rendered prompts, each up to and with its end-of-turn token where there is one."""
+    """Greedy completions of rendered prompts, each up to and including its end-of-turn token, if any."""
     completions = []
     for start in range(0, len(texts), _BATCH_SIZE):
         batch = tokenizer(
@@ -79,13 +80,13 @@ def generate_tokens(
 
 
 def until_end(ids: list[int], ends: Sequence[int]) -> list[int]:
-    """Tokens up to and with the first that ends a turn; all of them where none does."""
+    """Tokens up to and including the first that ends a turn; all of them if none does."""
     first = next((place for place, token in enumerate(ids) if token in ends), len(ids))
     return ids[: first + 1]
 
 
 def without_reasoning(text: str) -> str:
-    """What stands after the think block."""
+    """The text after the think block."""
     return text.rpartition("</think>")[2]
 
 
@@ -95,7 +96,7 @@ def exact_match_by_skill(
     """Exact match and mean position score of greedy answers, per skill and over "all".
 
     Args:
-        rows: with `messages` (the last one the right answer, not shown to the model), `answer` and `skill`.
+        rows: rows with `messages` (the last one is the right answer and is not shown), `answer` and `skill`.
 
     Returns:
         `{skill: {"exact_match": share, "position_score": mean, "prompts": count}}`.
@@ -124,19 +125,20 @@ def answer_measures(
     rows: Sequence[dict],
     max_new_tokens: int,
 ) -> dict[str, Measure]:
-    """How greedy answers to held-out prompts are.
+    """Grade greedy answers to held-out prompts.
 
     Args:
-        rows: with `prompt`, or `messages` whose last one is the right answer, and perhaps `answer`, `skill`, `tools`.
+        rows: rows with `prompt`, or with `messages` whose last one is the right answer; `answer`, `skill` and `tools`
+            are optional.
 
     Returns:
-        - `exact_match`: share of answers that are the right one but for white space, without a think block; right is
-          the column `answer`, else the last message (rows that have neither, and calls of tools, do not count);
-          `exact_match_SKILL` for each `skill`;
+        - `exact_match`: share of answers that equal the right one, except for white space and a think block. The right
+          answer is the column `answer`, else the last message; rows with neither and tool calls are not graded.
+          `exact_match_SKILL` is the same per `skill`;
         - `end_of_turn_rate`: share of answers that end by themselves within `max_new_tokens`;
-        - `repeated_4gram_rate`: mean share of an answer's token 4-grams that it had already (seq-rep-4 of Welleck et
-          al., arXiv 1908.04319; answers that are too short repeat nothing);
-        - `answer_tokens`: mean length, the end-of-turn token not counted.
+        - `repeated_4gram_rate`: mean share of repeated token 4-grams in an answer (seq-rep-4 of Welleck et al.,
+          arXiv 1908.04319; 0 for shorter answers);
+        - `answer_tokens`: mean length, without the end-of-turn token.
     """
     texts = [render_prompt(tokenizer, _asked(row), row.get("tools")) for row in rows]
     completions = generate_tokens(model, tokenizer, texts, max_new_tokens)
@@ -154,7 +156,7 @@ def answer_measures(
 
 
 def guessing_measures(rows: Sequence[dict]) -> dict[str, Measure]:
-    """The exact match of who gives every prompt (of a skill: of that skill) the most frequent right answer."""
+    """Exact match of always giving the most frequent right answer, overall and per skill."""
     return {
         name: Measure(Counter(tuple(right) for _, right in group).most_common(1)[0][1] / len(group), count=len(group))
         for name, group in _graded(rows).items()
@@ -162,13 +164,13 @@ def guessing_measures(rows: Sequence[dict]) -> dict[str, Measure]:
 
 
 def repeated_ngrams(ids: Sequence[int], size: int) -> float:
-    """Share of n-grams that are not the first of their kind; 0 where there is none."""
+    """Share of n-grams that repeat an earlier one; 0 if there are no n-grams."""
     grams = [tuple(ids[at : at + size]) for at in range(len(ids) - size + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def _graded(rows: Sequence[dict]) -> dict[str, list[tuple[int, list[str]]]]:
-    """`{name of the measure: [(index, words of the right answer)]}` of the rows that have one."""
+    """`{name of the measure: [(row index, words of the right answer)]}` for rows with a right answer."""
     groups: dict[str, list[tuple[int, list[str]]]] = {}
     for index, row in enumerate(rows):
         right = _right_answer(row)

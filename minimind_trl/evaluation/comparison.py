@@ -1,4 +1,4 @@
-"""A checkpoint, a baseline and guessing side by side on the held-out rows of one phase."""
+"""Compare a checkpoint, a baseline and guessing on the held-out rows of one phase."""
 
 import math
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ Measures = dict[str, Measure]
 
 @dataclass
 class LoadedCheckpoint:
-    """A loaded checkpoint to measure."""
+    """A loaded checkpoint that is to be measured."""
 
     name: str
     model: PreTrainedModel
@@ -26,7 +26,7 @@ class LoadedCheckpoint:
 
 @dataclass
 class EvaluationOptions:
-    """How to measure; the defaults are those of `minimind-trl eval` for a checkpoint that records none."""
+    """Options of the measures; the defaults are those of `minimind-trl eval` for a checkpoint that records none."""
 
     max_length: int = 1024
     batch_size: int = 16
@@ -39,7 +39,7 @@ class EvaluationOptions:
 
     @property
     def passes(self) -> dict[str, int | bool]:
-        """What every forward pass depends on."""
+        """Options of the forward passes."""
         return {"max_length": self.max_length, "batch_size": self.batch_size, "bf16": self.bf16}
 
 
@@ -53,16 +53,16 @@ def compare(
     """Measure every checkpoint on the same rows.
 
     Args:
-        checkpoints: "model", and perhaps "baseline", which is the reference in phase dpo.
-        phase: of the mixture that the rows come from.
+        checkpoints: "model" and optionally "baseline", which is the reference in phase dpo.
+        phase: phase of the rows' mixture.
         rows: converted rows of the phase, at least one.
-        prompts: rows to answer greedily; none to generate nothing.
+        prompts: rows to answer greedily; if empty, nothing is generated.
 
     Returns:
-        measures of each checkpoint, and of "chance" where guessing has a known figure.
+        measures of each checkpoint, and of "chance" for measures whose value under guessing is known.
 
     Raises:
-        InputError: no row fits into `max_length`, or the two tokenizers leave different pairs.
+        InputError: no row fits into `max_length`, or the two tokenizers drop different pairs.
     """
     if phase == "dpo":
         figures = _preferences(checkpoints, rows, options)
@@ -109,7 +109,7 @@ def _preferences(
     log_probs = {name: pair_log_probs(c.model, c.tokenizer, rows, **options.passes) for name, c in checkpoints.items()}
     reference = log_probs.get("baseline")
     if reference is not None and len(reference) != len(log_probs["model"]):
-        raise InputError("the two tokenizers drop different pairs: give a larger --max_length")
+        raise InputError("the two tokenizers drop different pairs: increase --max_length")
     figures = {"model": preference_measures(log_probs["model"], reference, options.beta)}
     if reference is not None:
         figures["baseline"] = preference_measures(reference)
@@ -117,6 +117,6 @@ def _preferences(
 
 
 def _coin(measures: Measures) -> Measures:
-    """What a coin, or a margin of 0, would get."""
+    """Measures of a coin flip, which has a margin of 0."""
     known = {"accurac": 0.5, "margin": 0.0, "loss": math.log(2)}
     return {name: Measure(value) for name in measures for kind, value in known.items() if kind in name}

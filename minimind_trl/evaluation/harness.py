@@ -1,4 +1,4 @@
-"""Standard benchmarks through EleutherAI's lm-eval, which is an optional extra."""
+"""Standard benchmarks with EleutherAI's lm-eval, an optional extra."""
 
 import logging
 import math
@@ -29,14 +29,14 @@ def harness_measures(
 
     Args:
         tasks: names of tasks or groups.
-        include_path: a folder with task files (YAML) of one's own.
-        apply_chat_template: ask as a user, by the tokenizer's chat template; solved examples become earlier turns.
-        num_fewshot: solved examples before each question; None: as the task says.
-        limit: questions of each task, or below 1 a share of them; None: all.
+        include_path: folder with custom task files (YAML).
+        apply_chat_template: render questions with the tokenizer's chat template; solved examples become earlier turns.
+        num_fewshot: solved examples before each question; None uses the task's default.
+        limit: questions per task, or a share of them if below 1; None uses all.
 
     Returns:
-        two times `{"TASK/METRIC": figure}`: the model's, with Wilson's interval of accuracies, else the one that the
-        standard error gives; and those of guessing, for the accuracies of multiple-choice tasks.
+        two dictionaries `{"TASK/METRIC": measure}`. The first is of the model; accuracies have Wilson's interval, other
+        metrics that of their standard error. The second is of guessing, for accuracies of multiple-choice tasks.
 
     Raises:
         InputError: lm-eval is not installed, there is no such task or folder, or a task's data cannot be read.
@@ -51,7 +51,7 @@ def harness_measures(
     manager = TaskManager(include_path=include_path)
     if unknown := [task for task in tasks if task not in manager.all_tasks]:
         raise InputError(f"--lm_eval: no task {unknown[0]!r}{nearest(unknown[0], manager.all_tasks)}")
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of models that are loaded already
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns about models that are already loaded
     loaded = HFLM(
         pretrained=model, backend="causal", tokenizer=tokenizer, batch_size=batch_size, device=str(device_of(model))
     )
@@ -84,7 +84,7 @@ def harness_measures(
 
 
 def check_installed() -> None:
-    """Find out before anything is measured.
+    """Check that lm-eval is installed before anything is measured.
 
     Raises:
         InputError: lm-eval is not installed.
@@ -109,7 +109,7 @@ def _measure(value: float, results: dict, metric: str, samples: dict | None) -> 
 
 
 def _guessing(samples: list[dict]) -> Measure | None:
-    """One choice out of as many as each question has; None where a task asks for no choice."""
+    """Expected accuracy of a random choice; None if a task is not multiple-choice."""
     choices = [len(sample["arguments"]) for sample in samples if "acc" in sample]
     if not choices or min(choices) < 2:
         return None

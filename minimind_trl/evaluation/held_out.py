@@ -1,6 +1,5 @@
-"""How well a model predicts held-out rows: the same figures during training and later."""
+"""Held-out loss and token accuracy, computed in the same way during training and afterwards."""
 
-import json
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,9 +12,9 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import InputError
-from ..tokenization import pieces, tokenize_conversation, tokenize_text, with_training_template
+from ..tokenization import decode_tools, pieces, tokenize_conversation, tokenize_text, with_training_template
 
-_SCORED_AT_ONCE = 4096  # positions whose logits are float32 at the same time
+_SCORED_AT_ONCE = 4096  # positions whose logits are in float32 at the same time
 
 
 def held_out_figures(
@@ -31,34 +30,35 @@ def held_out_figures(
     accelerator: Accelerator | None = None,
     chunk: bool = False,
 ) -> dict[str, float]:
-    """How well a model predicts held-out rows, every token counting the same.
+    """Measure how well a model predicts held-out rows; every token has the same weight.
 
-    Draws no random number, and leaves every module in the mode (training or not) that it had, so that evaluating more
-    often does not change training. The auxiliary loss of a mixture of experts is not part of any figure.
+    No random numbers are drawn, and every module keeps its mode (training or not), so that evaluating more often does
+    not change training. No figure includes the auxiliary loss of a mixture of experts.
 
     Args:
-        model: a causal language model, also one wrapped by PEFT or given TRL's fused head.
-        tokenizer: with the chat template of training or of inference.
-        rows: with `text`, or `messages` and perhaps `tools` (JSON), and perhaps `source`; tokenized here, as TRL's
-            SFTTrainer does it.
-        max_length: tokens after which a row is cut, or with `chunk` goes on in another; None cuts none.
-        batch_size: rows per forward pass and process; beside rounding it matters only to `max_batches`.
-        max_batches: look at the first `max_batches * batch_size` rows, however many processes share them.
-        assistant_only: only what the assistant wrote counts (end-of-turn token included), as in training with
-            `assistant_only_loss`.
-        bf16: compute under bfloat16 autocast, as training with `bf16` does; the loss itself is float32.
-        accelerator: the processes that share the rows; all of them must call this, and all get the same figures.
-        chunk: rows longer than `max_length` are looked at in pieces, each of which counts as a row.
+        model: a causal language model; it may be wrapped by PEFT or have TRL's fused head.
+        tokenizer: a tokenizer with the chat template of training or of inference.
+        rows: rows with `text`, or with `messages` and optionally `tools` (JSON); `source` is optional. They are
+            tokenized as by TRL's SFTTrainer.
+        max_length: tokens after which a row is truncated, or split with `chunk`; None keeps rows whole.
+        batch_size: rows per forward pass and process. Apart from rounding it only affects `max_batches`.
+        max_batches: use the first `max_batches * batch_size` rows, for any number of processes.
+        assistant_only: count only the assistant's tokens (end-of-turn token included), as training with
+            `assistant_only_loss` does.
+        bf16: use bfloat16 autocast, as training with `bf16` does; the loss itself is float32.
+        accelerator: the processes that share the rows; all must call this function, and all get the same figures.
+        chunk: split rows longer than `max_length` into pieces, each of which counts as a row.
 
     Returns:
         - `eval_loss`: negative log-likelihood in nats per target token; `eval_loss_SOURCE` for each `source`;
         - `eval_perplexity`: its exponential;
-        - `eval_bits_per_byte`: that of the target tokens that are text, in bits per byte of the text, to compare models
-          whose tokenizers differ. Special tokens count neither as loss nor as bytes, as in nanochat's `evaluate_bpb`.
-          Left out where there is no text, or the tokenizer is not a byte-level one;
-        - `eval_token_accuracy`: share of target tokens that are the most likely ones;
-        - `eval_num_tokens`, `eval_num_rows`: target tokens, and the rows that have any;
-        - `eval_rows_without_target`: rows that have none, such as prompts as long as `max_length`; only if there are.
+        - `eval_bits_per_byte`: negative log-likelihood of the text in bits per UTF-8 byte, which compares models with
+          different tokenizers. Special tokens count neither as loss nor as bytes, as in nanochat's `evaluate_bpb`.
+          Omitted if there is no text or the tokenizer is not byte-level;
+        - `eval_token_accuracy`: share of target tokens that are the most likely token;
+        - `eval_num_tokens`, `eval_num_rows`: number of target tokens, and of rows that have any;
+        - `eval_rows_without_target`: number of rows that have none, such as prompts of `max_length` tokens; omitted
+          if 0.
 
     Raises:
         InputError: no row has a target token.
@@ -67,7 +67,7 @@ def held_out_figures(
     taken = list(islice(rows, most))
     rank, size = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     count = len(taken)
-    if chunk and max_length is not None:  # every process cuts all rows up, to know which pieces are its own
+    if chunk and max_length is not None:  # every process splits all rows, to know which pieces are its own
         parts = list(islice(_pieces(taken, tokenizer, max_length, assistant_only), most))
         own, tokenized = [row for row, _ in parts][rank::size], [part for _, part in parts][rank::size]
         count = len(parts)
@@ -79,7 +79,7 @@ def held_out_figures(
     sums = torch.zeros(1 + len(sources), 7, dtype=torch.float64)
     token_bytes = token_byte_lengths(tokenizer)
     with evaluating(model), torch.autocast(device_of(model).type, torch.bfloat16, enabled=bf16):
-        # As many passes in every process, because sharded models wait for each other in each of them.
+        # All processes run the same number of passes, because sharded models synchronise in each of them.
         for start in range(0, math.ceil(count / size), batch_size):
             batch = tokenized[start : start + batch_size] or [([tokenizer.eos_token_id], [False])]
             scores = score_rows(model, batch, token_bytes)
@@ -93,14 +93,14 @@ def held_out_figures(
 def tokenize_rows(
     rows: Iterable[dict], tokenizer: PreTrainedTokenizerBase, max_length: int | None, assistant_only: bool = False
 ) -> list[tuple[list[int], list[bool]]]:
-    """Token ids of each row, and whether each of them is to be predicted, cut after `max_length` tokens.
+    """Token ids of each row and a mask of those to predict, truncated to `max_length` tokens.
 
-    As TRL's SFTTrainer prepares them: a text ends with the end-of-sequence token, which is appended where it is
-    missing; a conversation is what the chat template renders, with `assistant_only` by its training twin. Turns that
-    are not to be trained are not.
+    Rows are prepared as by TRL's SFTTrainer: the end-of-sequence token is appended to a text that lacks it, and a
+    conversation is rendered with the chat template, or with its training twin for `assistant_only`. Turns that are
+    excluded from training are masked.
 
     Args:
-        rows: with `text` and perhaps `untrained`, or `messages` and perhaps `tools` (JSON or a list).
+        rows: rows with `text` and optionally `untrained`, or with `messages` and optionally `tools` (JSON or a list).
 
     Raises:
         InputError: with `assistant_only`, the chat template has no training twin.
@@ -112,7 +112,7 @@ def tokenize_rows(
 def _pieces(
     rows: list[dict], tokenizer: PreTrainedTokenizerBase, max_length: int, assistant_only: bool
 ) -> Iterator[tuple[dict, tuple[list[int], list[bool]]]]:
-    """Each row with its pieces, one after the other."""
+    """Each row's pieces in order, each with its row."""
     for row in rows:
         [(ids, mask)] = tokenize_rows([row], tokenizer, None, assistant_only)
         yield from ((row, (ids[part], mask[part])) for part in pieces(len(ids), max_length))
@@ -122,15 +122,15 @@ def _tokenize_row(row: dict, tokenizer, max_length: int | None, assistant_only: 
     if "messages" not in row:
         ids, mask = tokenize_text(tokenizer, row["text"], row.get("untrained"))
     else:
-        tools = json.loads(row["tools"]) if isinstance(row.get("tools"), str) else row.get("tools")
+        tools = decode_tools(row.get("tools"))
         ids, mask = tokenize_conversation(tokenizer, row["messages"], tools, assistant_only)
     return ids[:max_length], mask[:max_length]
 
 
 def token_byte_lengths(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
-    """UTF-8 bytes that each token id stands for (vocabulary,); 0 for special tokens.
+    """Length of each token id in UTF-8 bytes (vocabulary,); 0 for special tokens.
 
-    All are 0 where the vocabulary is not byte-level, one character for each byte, as GPT-2's is.
+    All are 0 if the vocabulary is not byte-level as GPT-2's, with one character per byte.
     """
     added = tokenizer.added_tokens_decoder
     names = {index: name for name, index in tokenizer.get_vocab().items() if index not in added}
@@ -145,24 +145,24 @@ def token_byte_lengths(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
 
 
 def score_rows(model, batch: list[tuple[list[int], list[bool]]], token_bytes: torch.Tensor) -> torch.Tensor:
-    """One forward pass: sums over each row's target tokens (rows, 5), float64 on the CPU.
+    """Run one forward pass and sum over each row's target tokens (rows, 5), float64 on the CPU.
 
-    The five are negative log-likelihood in nats, targets, those that are the most likely token, negative
-    log-likelihood of the targets that are text, and their bytes.
+    The five sums are the negative log-likelihood in nats, the number of targets, the number that are the most likely
+    token, the negative log-likelihood of targets that are text, and the bytes of those.
 
     Args:
-        model: in evaluation mode.
-        batch: token ids of each row, and whether each of them is to be predicted; the first never is.
-        token_bytes: of each token id (vocabulary,), 0 where it is no text.
+        model: a model in evaluation mode.
+        batch: token ids of each row and a mask of those to predict; the first id is never predicted.
+        token_bytes: bytes of each token id (vocabulary,); 0 if it is not text.
     """
     length = max(len(ids) for ids, _ in batch)
-    # Right padding, with whatever token: no earlier one sees it.
+    # Right padding with any token: earlier positions do not attend to it.
     input_ids = torch.tensor([ids + [0] * (length - len(ids)) for ids, _ in batch])
     wanted = torch.tensor([mask + [False] * (length - len(mask)) for _, mask in batch])
     attention_mask = torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids, _ in batch])
     device = device_of(model)
     logits = model(input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), use_cache=False).logits
-    logits = logits[:, -length:]  # without the virtual tokens that PEFT may put first
+    logits = logits[:, -length:]  # without virtual tokens that PEFT may prepend
 
     wanted = wanted[:, 1:]
     targets = input_ids[:, 1:][wanted]
@@ -174,7 +174,7 @@ def score_rows(model, batch: list[tuple[list[int], list[bool]]], token_bytes: to
 
 
 def _score_tokens(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Negative log-likelihood in nats and whether it is the most likely, per target (targets,), float64 on the CPU."""
+    """Negative log-likelihood in nats of each target, and whether it is the most likely token; float64 on the CPU."""
     nll, correct = [torch.zeros(0)], [torch.zeros(0)]
     for some, right in zip(logits.split(_SCORED_AT_ONCE), targets.split(_SCORED_AT_ONCE), strict=True):
         nll.append(F.cross_entropy(some.float(), right, reduction="none").cpu())
@@ -187,7 +187,7 @@ def _figures(sums: torch.Tensor, sources: list[str], max_length: int | None) -> 
     if not tokens:
         raise InputError(f"no held-out row has a token to predict within max_length={max_length}")
     loss = nll / tokens
-    figures = {"eval_loss": loss, "eval_perplexity": math.exp(min(loss, 700))}  # above, a float has no room for it
+    figures = {"eval_loss": loss, "eval_perplexity": math.exp(min(loss, 700))}  # a larger exponential overflows
     if size:
         figures["eval_bits_per_byte"] = text_nll / math.log(2) / size
     figures |= {"eval_token_accuracy": correct / tokens, "eval_num_tokens": int(tokens), "eval_num_rows": int(rows)}
@@ -198,13 +198,13 @@ def _figures(sums: torch.Tensor, sources: list[str], max_length: int | None) -> 
 
 
 def device_of(model: torch.nn.Module) -> torch.device:
-    """Where a model's first parameter lies."""
+    """The device of a model's first parameter."""
     return next(model.parameters()).device
 
 
 @contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards every module is in the mode it was in, one by one."""
+    """Evaluation mode without gradients inside the block; afterwards every module has its own mode again."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

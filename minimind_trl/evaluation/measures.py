@@ -1,4 +1,4 @@
-"""Figures with their uncertainty."""
+"""Measures with confidence intervals, and how they are printed."""
 
 import math
 import statistics
@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-Z95 = statistics.NormalDist().inv_cdf(0.975)  # standard errors to either side of a 95% interval
+Z95 = statistics.NormalDist().inv_cdf(0.975)  # half-width of a 95% interval in standard errors
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A figure; where it is a mean over `count` rows or answers, with its 95% interval."""
+    """A figure, with its 95% interval if it is a mean over `count` rows or answers."""
 
     value: float
     low: float | None = None
@@ -19,7 +19,7 @@ class Measure:
     count: int | None = None
 
     def as_dict(self) -> dict[str, float | None]:
-        """Without what is not there; a value that is not finite is None, for which JSON has a word."""
+        """The fields that are set; values that are not finite become None, which JSON can store."""
         given = {name: value for name, value in vars(self).items() if value is not None}
         return {name: value if math.isfinite(value) else None for name, value in given.items()}
 
@@ -30,20 +30,20 @@ def share(flags: Sequence[bool]) -> Measure:
 
 
 def wilson(p: float, count: int) -> Measure:
-    """A share of `count` with the interval of Wilson (1927), which is sound near 0 and 1 and for few rows.
+    """A share of `count` with the interval of Wilson (1927), which is reliable near 0 and 1 and for few rows.
 
     `(p + z^2 / 2n +- z * sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)`
     """
     centre = p + Z95**2 / (2 * count)
     reach = Z95 * math.sqrt(p * (1 - p) / count + Z95**2 / (4 * count**2))
     scale = 1 + Z95**2 / count
-    low = (centre - reach) / scale if p > 0 else 0.0  # what the formula gives there, but for rounding
+    low = (centre - reach) / scale if p > 0 else 0.0  # the exact limit, without rounding
     high = (centre + reach) / scale if p < 1 else 1.0
     return Measure(p, low, high, count)
 
 
 def mean(values: Sequence[float]) -> Measure:
-    """The mean, with its normal interval `+- z * s / sqrt(n)`; a single value has none."""
+    """The mean with its normal interval `+- z * s / sqrt(n)`; a single value has no interval."""
     if len(values) < 2:
         return Measure(values[0], count=1)
     middle = statistics.fmean(values)
@@ -52,7 +52,7 @@ def mean(values: Sequence[float]) -> Measure:
 
 
 def short_number(value: float) -> str:
-    """A figure in the digits that mean something: counts whole, from 1,000 on no decimals, else four digits.
+    """Format a figure with its meaningful digits: integers whole, no decimals from 1,000 on, else about four digits.
 
     `0.8951`, `12.35`, `1,234,567`, `3.1e-05`.
     """
@@ -66,7 +66,7 @@ def short_number(value: float) -> str:
     return f"{value:,.{decimals}f}"
 
 
-# What a line of evaluation has room for, from what matters most; other figures are in metrics.json and the trackers.
+# Figures in the line of an evaluation, by importance; the others are in metrics.json and the trackers.
 _FIRST = (
     *("reward", "win_rate", "loss", "divergence", "rewards/accuracies", "rewards/margins", "accuracy", "margin"),
     *("perplexity", "token_accuracy", "bits_per_byte", "kl", "explained_variance", "eos_rate", "completion_length"),
@@ -76,13 +76,13 @@ _TIMES = ("_runtime", "_per_second", "_preparation_time")
 
 
 def main_figures(figures: Mapping[str, Any], prefix: str = "eval_") -> str:
-    """`loss 0.8951, perplexity 2.448`: at most five figures of an evaluation, the most telling ones; "" for none."""
+    """The five most important figures of an evaluation, such as `loss 0.8951, perplexity 2.448`; "" if none."""
     known = {
         name.removeprefix(prefix): value
         for name, value in figures.items()
         if name.startswith(prefix) and isinstance(value, int | float) and not name.endswith(_TIMES)
     }
-    if "reward" in known:  # of what answers earned there is no loss, only the surrogate's
+    if "reward" in known:  # the surrogate loss says nothing about the rewards
         known.pop("loss", None)
     order = [name for name in _FIRST if name in known] + [name for name in known if name not in _FIRST]
     return ", ".join(f"{name} {short_number(known[name])}" for name in order[:_IN_A_LINE])

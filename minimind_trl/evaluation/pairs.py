@@ -1,6 +1,5 @@
-"""Which of two answers a model, or a reward model, prefers."""
+"""Measure which of two answers a model or a reward model prefers."""
 
-import json
 from collections.abc import Iterable
 
 import torch
@@ -8,6 +7,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InputError
+from ..tokenization import decode_tools
 from .held_out import device_of, evaluating, score_rows
 from .measures import Measure, mean, share
 
@@ -25,15 +25,15 @@ def pair_log_probs(
 ) -> torch.Tensor:
     """Log-probability in nats of each row's chosen and rejected answer (rows, 2), float64 on the CPU.
 
-    Rows are prepared as TRL's DPOTrainer prepares them: the answer begins where prompt and conversation part, both
-    sides are cut after `max_length` tokens, and rows whose prompt alone is that long are dropped.
+    Rows are prepared as by TRL's DPOTrainer: the answer begins where prompt and conversation diverge, both sides are
+    truncated to `max_length` tokens, and rows whose prompt alone is that long are dropped.
 
     Args:
-        rows: with `prompt`, `chosen`, `rejected` (messages) and perhaps `tools`.
+        rows: rows with `prompt`, `chosen`, `rejected` (messages) and optionally `tools`.
         batch_size: pairs per forward pass.
 
     Raises:
-        InputError: no row is left.
+        InputError: all rows are dropped.
     """
     pairs = [tokenize_answers(row, tokenizer, max_length) for row in rows]
     sequences = [side for pair in pairs if pair for side in pair]
@@ -47,11 +47,11 @@ def pair_log_probs(
 def preference_measures(
     log_probs: torch.Tensor, reference: torch.Tensor | None = None, beta: float = 0.1
 ) -> dict[str, Measure]:
-    """What DPO is about, from log-probabilities of chosen and rejected answers (rows, 2).
+    """Preference measures from log-probabilities of chosen and rejected answers (rows, 2).
 
     Returns:
-        - `eval_log_prob_accuracy`, `eval_log_prob_margin`: how often, and by how many nats, the chosen answer is the
-          likelier one, without any reference;
+        - `eval_log_prob_accuracy`, `eval_log_prob_margin`: how often, and by how many nats, the chosen answer is more
+          likely, without a reference;
         - with a reference, under TRL's names: `eval_rewards/accuracies`, `eval_rewards/margins` and `eval_loss` of the
           implicit reward `beta * (log p(answer) - log p_reference(answer))`; the loss is `-log sigmoid(margin)`
           (DPO, arXiv 2305.18290).
@@ -80,20 +80,20 @@ def reward_measures(
     batch_size: int,
     bf16: bool = False,
 ) -> dict[str, Measure]:
-    """How well a reward model tells the chosen answer from the rejected one, under the names of TRL's RewardTrainer.
+    """How often a reward model prefers the chosen answer, under the names of TRL's RewardTrainer.
 
-    As that does, rows of which a side is longer than `max_length` are dropped.
+    As in that trainer, rows with a side longer than `max_length` are dropped.
 
     Args:
         model: a sequence classifier with one label.
-        rows: with `prompt`, `chosen`, `rejected` (messages) and perhaps `tools`.
+        rows: rows with `prompt`, `chosen`, `rejected` (messages) and optionally `tools`.
         batch_size: pairs per forward pass.
 
     Returns:
         `eval_accuracy`, `eval_margin`, and `eval_loss`, which is `-log sigmoid(margin)`.
 
     Raises:
-        InputError: no row is left.
+        InputError: all rows are dropped.
     """
     sequences = []
     for row in rows:
@@ -102,7 +102,7 @@ def reward_measures(
             sequences += sides
     _check_left(sequences, max_length)
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    model.config.get_text_config().pad_token_id = pad  # by which the model finds the last token
+    model.config.get_text_config().pad_token_id = pad  # the model needs it to find the last token
     with evaluating(model), torch.autocast(device_of(model).type, torch.bfloat16, enabled=bf16):
         rewards = [_rewards(model, batch, pad) for batch in _batches(sequences, 2 * batch_size)]
     chosen, rejected = torch.cat(rewards).view(-1, 2).T
@@ -122,9 +122,9 @@ def _rewards(model, batch: list[list[int]], pad: int) -> torch.Tensor:
 
 
 def tokenize_answers(row: dict, tokenizer, max_length: int | None) -> list[tuple[list[int], list[bool]]] | None:
-    """Ids of prompt and chosen, of prompt and rejected, cut after `max_length`, and which of them are the answer.
+    """Token ids of prompt + chosen and of prompt + rejected, truncated to `max_length`, each with a mask of the answer.
 
-    None where the prompt leaves no room for an answer: DPOTrainer drops such a row.
+    None if the prompt leaves no room for an answer; DPOTrainer drops such a row.
     """
     prompt = _render(tokenizer, row["prompt"], row, add_generation_prompt=True)
     sides = [_render(tokenizer, row["prompt"] + row[side], row) for side in _SIDES]
@@ -135,7 +135,7 @@ def tokenize_answers(row: dict, tokenizer, max_length: int | None) -> list[tuple
 
 
 def _render(tokenizer, messages: list[dict], row: dict, **options) -> list[int]:
-    tools = json.loads(row["tools"]) if isinstance(row.get("tools"), str) else row.get("tools")
+    tools = decode_tools(row.get("tools"))
     return tokenizer.apply_chat_template(messages, tools=tools, return_dict=False, **options)
 
 

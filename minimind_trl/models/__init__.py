@@ -1,4 +1,4 @@
-"""What a MiniMind is: config, models, checkpoint conversion. Importing this registers the Auto classes."""
+"""MiniMind's config, models and checkpoint conversion. Importing this package registers the Auto classes."""
 
 from peft.utils import constants as peft_constants
 from transformers import (
@@ -28,15 +28,15 @@ _AUTO_CLASSES = {
     AutoModelForTokenClassification: MiniMindForTokenClassification,
 }
 
-# `register` lets the Auto classes find ours; `register_for_auto_class` makes save_pretrained copy the two source files
-# beside the weights, so that the checkpoint loads with trust_remote_code where this package is not installed.
+# `register` lets the Auto classes find ours. `register_for_auto_class` makes save_pretrained copy the two source files
+# beside the weights, so that the checkpoint loads with trust_remote_code if this package is not installed.
 AutoConfig.register(MiniMindConfig.model_type, MiniMindConfig)
 MiniMindConfig.register_for_auto_class()
 for _auto_class, _model_class in _AUTO_CLASSES.items():
     _auto_class.register(MiniMindConfig, _model_class)
     _model_class.register_for_auto_class(_auto_class.__name__)
 
-# Where PEFT puts LoRA, IA3, VeRA and its other methods when it is not told: as for Qwen3.
+# Default target modules of LoRA, IA3, VeRA and PEFT's other methods: the same as for Qwen3.
 for _name, _mapping in vars(peft_constants).items():
     if _name.startswith("TRANSFORMERS_MODELS_TO_") and "qwen3" in _mapping:
         _mapping[MiniMindConfig.model_type] = _mapping["qwen3"]

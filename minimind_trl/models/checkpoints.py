@@ -1,13 +1,12 @@
-"""Checkpoints from any path, and upstream's `.pth` files in and out.
+"""Load checkpoints from any path; read and write upstream's native `.pth` files.
 
 A native file is a plain state dict in float16, `{stage}_{hidden}[_moe].pth`; a resume file holds one under "model". Its
-keys are ours, except that it keeps every expert's three matrices apart where we stack the experts of a layer.
+keys are ours, except that it stores three matrices per expert, while we stack the experts of a layer.
 """
 
 import dataclasses
 import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +16,30 @@ from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 
 from ..errors import CheckpointError, InputError, one_line
 from ..files import atomic_path
-from .adapters import Adapter, adapter_config_file, chain_of, class_of_adapter
+from .adapters import Adapter, adapter_chain, adapter_class, adapter_config_file
 from .configuration_minimind import FAMILY_DEFAULTS, MiniMindConfig
 from .modeling_minimind import MiniMindForCausalLM
-from .names import check_name, has_path_form
+from .names import check_name, looks_like_path
 from .stored import (
-    NATIVE_SUFFIXES,
     UNREADABLE,
     check_finite,
     common_size,
     count_numbered,
+    is_native_file,
     read_config,
     read_native_state,
     size_problems,
     weight_files,
-    without_report,
+    without_load_report,
 )
 from .twins import TWIN_TYPES, from_twin
 
 _HUB_KWARGS = ("revision", "token", "subfolder", "cache_dir", "local_files_only", "trust_remote_code")
 _MODEL_KWARGS = ("attn_implementation", "num_labels")
 _OTHER_HEADS = ("ForSequenceClassification", "ForTokenClassification")
-OWN_TYPES = (MiniMindConfig.model_type, *TWIN_TYPES)  # models whose tensors have names that we know
+OWN_TYPES = (MiniMindConfig.model_type, *TWIN_TYPES)  # model types whose tensor names are known
 
-# Overrides of `load_native`: the config's fields, and the names and switches that it reads besides.
+# Overrides that `load_native` accepts: the config's fields, and the other keys that the config reads.
 _KNOWN_FIELDS = {
     *(field.name for field in dataclasses.fields(MiniMindConfig)),
     *MiniMindConfig.attribute_map,
@@ -61,26 +60,26 @@ def load_model(
     merge: bool = True,
     **kwargs,
 ) -> PreTrainedModel:
-    """Load a MiniMind model from wherever it is kept. Code that comes with it is not run.
+    """Load a MiniMind model from any kind of checkpoint. Code that comes with the checkpoint is not run.
 
     Args:
         name_or_path: a directory or Hub id with a MiniMind, Llama, Qwen3 or Qwen3-MoE checkpoint, a native `.pth`, or
-            an adapter of PEFT for any of them, which is added to its base model's weights.
+            a PEFT adapter of any of them, which is merged into its base model.
         model_class: the MiniMind class to build; heads that the checkpoint lacks (`score`) start from random weights.
-        dtype: of the parameters; "auto" keeps the file's.
-        config_overrides: config fields that a native file cannot tell (see `load_native`), also where it is an
+        dtype: dtype of the parameters; "auto" keeps the file's.
+        config_overrides: config fields that a native file does not store (see `load_native`), also if the file is an
             adapter's base.
-        merge: False leaves an adapter apart, and gives a `PeftModel`.
+        merge: False keeps an adapter separate and returns a `PeftModel`.
         **kwargs: passed on to `from_pretrained` (`revision`, `attn_implementation`, ...).
 
     Raises:
-        CheckpointError: the file is missing or unreadable; its config is not that of its tensors; tensors are missing,
-            unexpected, of another shape or hold values that are not finite; or it has another head than is asked for.
+        CheckpointError: the file is missing or unreadable; its config does not fit its tensors; tensors are missing,
+            unexpected, of another shape or not finite; or the checkpoint has another head than `model_class`.
     """
     path = Path(name_or_path)
-    if path.suffix in NATIVE_SUFFIXES and not path.is_dir():
+    if is_native_file(path):
         return _load_native_as(path, model_class, dtype, config_overrides or {}, kwargs)
-    if path.is_file() or (not path.exists() and has_path_form(str(name_or_path))):
+    if path.is_file() or (not path.exists() and looks_like_path(str(name_or_path))):
         raise CheckpointError(
             f"{name_or_path}: no such checkpoint directory; give a directory, a Hub id or a .pth file"
         )
@@ -88,7 +87,7 @@ def load_model(
     if adapter_config_file(name_or_path, **_only(kwargs, *_HUB_KWARGS)):
         return _load_adapter(name_or_path, model_class, dtype, config_overrides, merge, kwargs)
     if config_overrides:
-        raise CheckpointError(f"{name_or_path}: {', '.join(config_overrides)} can be given for a native .pth file only")
+        raise CheckpointError(f"{name_or_path}: {', '.join(config_overrides)} is for native .pth files only")
     try:
         model = _load_pretrained(name_or_path, model_class, dtype, kwargs)
     except CheckpointError:
@@ -100,15 +99,15 @@ def load_model(
 
 
 def load_tokenizer_of(name_or_path: str | os.PathLike, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint; of an adapter without one, its base model's.
+    """The tokenizer of a checkpoint; for an adapter without one, that of its base model.
 
     Raises:
-        CheckpointError: there is none, or it cannot be read.
+        CheckpointError: there is no tokenizer, or it cannot be read.
     """
     _check_name(name_or_path)
     try:
         name = tokenizer_folder(name_or_path) or str(name_or_path)
-        if (Path(name) / "config.json").is_file():  # which AutoTokenizer reads, too
+        if (Path(name) / "config.json").is_file():  # AutoTokenizer reads it, too
             read_config(name, OWN_TYPES)
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except CheckpointError:
@@ -125,12 +124,12 @@ def _check_name(name: str | os.PathLike, cache_dir: str | None = None) -> None:
 
 
 def tokenizer_folder(name_or_path: str | os.PathLike) -> str | None:
-    """Where the tokenizer of a checkpoint lies: there, or beside an adapter's base model; None where it has none.
+    """The folder or Hub id of a checkpoint's tokenizer; None if there is no tokenizer.
 
-    Of what is not on this machine, a Hub id, it is taken for granted.
+    An adapter without a tokenizer has its base model's. A Hub id is assumed to have a tokenizer.
     """
-    for name in chain_of(name_or_path):
-        if Path(name).suffix in NATIVE_SUFFIXES and not Path(name).is_dir():  # which has none
+    for name in adapter_chain(name_or_path):
+        if is_native_file(name):  # has no tokenizer
             continue
         if not Path(name).exists() or (Path(name) / TOKENIZER_CONFIG_FILE).is_file():
             return name
@@ -138,56 +137,56 @@ def tokenizer_folder(name_or_path: str | os.PathLike) -> str | None:
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str | os.PathLike) -> None:
-    """Refuse a tokenizer whose ids the model has no row for.
+    """Refuse a tokenizer with ids beyond the model's embeddings.
 
     Raises:
-        CheckpointError: there is such a token.
+        CheckpointError: there is such an id.
     """
-    size = rows_of(tokenizer)
+    size = vocabulary_size(tokenizer)
     if size > model.config.vocab_size:
         raise CheckpointError(
             f"the tokenizer has {size} tokens, {name} only {model.config.vocab_size}: "
-            "give --tokenizer the one that the checkpoint was trained with"
+            "give --tokenizer the tokenizer that the checkpoint was trained with"
         )
 
 
-def rows_of(tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many rows of embeddings a tokenizer needs: its highest id and one."""
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Number of embeddings that a tokenizer needs: its highest id plus one."""
     return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
 def architecture_of(name_or_path: str | os.PathLike) -> str | None:
-    """The class that a checkpoint was saved as, such as MiniMindForCausalLM; None where it does not tell.
+    """The class that a checkpoint was saved as, such as MiniMindForCausalLM; None if it is unknown.
 
     Raises:
-        CheckpointError: a local checkpoint whose config cannot be read.
+        CheckpointError: a local checkpoint's config cannot be read.
     """
-    if (of_adapter := class_of_adapter(name_or_path)) is not None:
+    if (of_adapter := adapter_class(name_or_path)) is not None:
         return of_adapter.__name__
-    name = chain_of(name_or_path)[-1]
-    if Path(name).suffix in NATIVE_SUFFIXES and not Path(name).is_dir():
+    name = adapter_chain(name_or_path)[-1]
+    if is_native_file(name):
         return MiniMindForCausalLM.__name__
     try:
         config, _ = read_config(name, OWN_TYPES)
     except CheckpointError:
         if (Path(name) / "config.json").is_file():
             raise
-        return None  # not there, or not to be had: loading it will say so
+        return None  # missing or unreachable: loading it reports why
     return next(iter(config.get("architectures") or []), None)
 
 
 def _load_native_as(path: Path, model_class, dtype, overrides: dict[str, Any], kwargs: dict[str, Any]):
     overrides = {**overrides, **{name: kwargs.pop(name) for name in _MODEL_KWARGS if name in kwargs}}
     if kwargs:
-        raise CheckpointError(f"{path}: {', '.join(kwargs)} means nothing for a native file")
+        raise CheckpointError(f"{path}: {', '.join(kwargs)} does not apply to a native file")
     return load_native(path, model_class=model_class, dtype=dtype, **overrides)
 
 
 def _load_adapter(
     name, model_class: type[PreTrainedModel], dtype, overrides: dict[str, Any] | None, merge: bool, kwargs: dict
 ) -> PreTrainedModel:
-    """An adapter's base model with the adapter: merged, or with `merge=False` under it."""
-    chain_of(name, **_only(kwargs, *_HUB_KWARGS))  # refuses a circle
+    """An adapter's base model with the adapter merged or, with `merge=False`, attached."""
+    adapter_chain(name, **_only(kwargs, *_HUB_KWARGS))  # refuses a circle
     adapter = Adapter(name, **_only(kwargs, *_HUB_KWARGS))
     own_class = adapter.model_class or model_class
     if own_class is not model_class and own_class is not MiniMindForCausalLM:
@@ -203,7 +202,7 @@ def _load_adapter(
         raise CheckpointError(f"{name}: the adapter's base model: {error}") from error
     if not merge:
         return adapter.put_on(model)
-    merged = _named(adapter.merged_into(model), name)
+    merged = _with_name(adapter.merged_into(model), name)
     if own_class is not model_class and "num_labels" in kwargs:
         merged.config.num_labels = kwargs["num_labels"]
     return _with_class(merged, model_class)
@@ -211,7 +210,7 @@ def _load_adapter(
 
 def _other_head(name, architecture: str, wanted: type[PreTrainedModel]) -> CheckpointError:
     return CheckpointError(
-        f"{name} is a {architecture}, which does not give words: give the language model that it was made from"
+        f"{name} is a {architecture}, which generates no text: give the language model that it was trained from"
         if wanted is MiniMindForCausalLM
         else f"{name} is a {architecture}, not a {wanted.__name__}"
     )
@@ -230,7 +229,8 @@ def _load_pretrained(
             f"{name_or_path}: model_type {config.model_type!r} is not a MiniMind; "
             f"it must be one of minimind, {', '.join(TWIN_TYPES)}"
         )
-    if not stored.get("quantization_config") and (problems := size_problems(_getter(config), shapes)):
+    problems = size_problems(lambda field: getattr(config, field, None), shapes)
+    if problems and not stored.get("quantization_config"):
         raise CheckpointError(f"{name_or_path}: config.json does not fit: {'; '.join(problems)}")
     made_for = next(iter(stored.get("architectures") or []), "")
     is_twin = config.model_type in TWIN_TYPES
@@ -240,38 +240,30 @@ def _load_pretrained(
         own = _only(kwargs, *_MODEL_KWARGS)
         rest = {name: value for name, value in kwargs.items() if name not in own}
         twin = _from_pretrained(AutoModelForCausalLM, name_or_path, dtype=dtype, **{**rest, **hub})
-        return _with_class(_named(from_twin(twin, **own), name_or_path), model_class)
-    if config.num_experts > 0 and _keeps_experts_apart(shapes):  # upstream's own Hugging Face directories
+        return _with_class(_with_name(from_twin(twin, **own), name_or_path), model_class)
+    has_separate_experts = any(".mlp.experts.0." in key for key in shapes)
+    if config.num_experts > 0 and has_separate_experts:  # upstream's own Hugging Face directories
         config = MiniMindConfig(**{**config.to_dict(), **_only(kwargs, *_MODEL_KWARGS)})
         return _build_native(_state_in(name_or_path, **hub), config, name_or_path, dtype, model_class)
     head_may_miss = made_for != model_class.__name__
     return _from_pretrained(model_class, name_or_path, head_may_miss, dtype=dtype, **{**kwargs, **hub})
 
 
-def _getter(config):
-    return lambda field: getattr(config, field, None)
-
-
 def _state_in(name_or_path, **hub) -> dict[str, torch.Tensor]:
-    """All tensors of a directory or Hub id, as they are stored; safetensors store a tied tensor once."""
-    del hub["trust_remote_code"]
+    """All stored tensors of a directory or Hub id; safetensors files store a tied tensor once."""
     state = {key: value for file in weight_files(name_or_path, **hub) for key, value in read_native_state(file).items()}
     if "model.embed_tokens.weight" in state:
         state.setdefault("lm_head.weight", state["model.embed_tokens.weight"])
     return state
 
 
-def _keeps_experts_apart(keys: Iterable[str]) -> bool:
-    return any(".mlp.experts.0." in key for key in keys)
-
-
 def _from_pretrained(model_class, name_or_path, head_may_miss: bool = True, **kwargs) -> PreTrainedModel:
-    """`from_pretrained`, but tensors that are missing, unexpected or mis-shaped are an error in place of a warning."""
-    with without_report():
+    """`from_pretrained` that raises an error for missing, unexpected or mis-shaped tensors instead of a warning."""
+    with without_load_report():
         model, info = model_class.from_pretrained(
             name_or_path, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
-    # A new `score` head starts from random weights, and a head that the model has not is left behind; no other tensor.
+    # A new `score` head starts from random weights, and a head that the model lacks is dropped. All else must match.
     _raise_if_any(
         name_or_path,
         missing=sorted(key for key in info["missing_keys"] if not (head_may_miss and key.startswith("score."))),
@@ -288,8 +280,8 @@ def _only(kwargs: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: kwargs[name] for name in names if name in kwargs}
 
 
-def _named(model: PreTrainedModel, name) -> PreTrainedModel:
-    """The model says where it is from: adapters note it as their base model."""
+def _with_name(model: PreTrainedModel, name) -> PreTrainedModel:
+    """Record the checkpoint's name in the model: adapters store it as their base model."""
     model.config._name_or_path = model.name_or_path = str(name)
     return model
 
@@ -317,22 +309,23 @@ def load_native(
 ) -> PreTrainedModel:
     """Load upstream's own checkpoint: a `.pth` state dict or resume file (or the same tensors as `.safetensors`).
 
-    Pickled code is never run (`weights_only=True`). Without a config it is inferred from the shapes; what these cannot
-    tell (the head count of a MiniMind2, experts per token) takes the generation's value, and that is printed.
+    Pickled code is never run (`weights_only=True`). Without a config, one is inferred from the shapes. Fields that
+    leave no trace in the shapes (heads of a MiniMind2, experts per token) get their generation's value, and a message
+    lists them.
 
     Args:
         path: the file.
         config: config of the model, instead of the inferred one.
-        model_class: class to build; all but `MiniMindForCausalLM` take the backbone only.
-        dtype: of the parameters; "auto" keeps the file's (float16 upstream).
+        model_class: class to build; all but `MiniMindForCausalLM` use the backbone only.
+        dtype: dtype of the parameters; "auto" keeps the file's (float16 upstream).
         **overrides: config fields to set on the inferred config, such as `num_attention_heads=4`.
 
     Raises:
-        CheckpointError: unreadable or unsafe file, or tensors that are missing, unexpected or of another shape: all of
-            them are listed in the one error, and nothing is loaded.
+        CheckpointError: the file is unreadable or unsafe, or tensors are missing, unexpected or of another shape. The
+            error lists all of them.
     """
     if unknown := sorted(overrides.keys() - _KNOWN_FIELDS):
-        raise CheckpointError(f"{path}: {', '.join(unknown)} is no field of MiniMindConfig")
+        raise CheckpointError(f"{path}: not a field of MiniMindConfig: {', '.join(unknown)}")
     state = read_native_state(path)
     if config is None:
         config = infer_config(state, path, **overrides)
@@ -347,21 +340,21 @@ def _build_native(
     _check_native_state(state, config, path)
     check_finite(state.items(), path)
     model = MiniMindForCausalLM(config)
-    if isinstance(dtype, str):
-        dtype = _dtype_of(state) if dtype == "auto" else getattr(torch, dtype)
-    model.to(dtype)
+    if dtype == "auto":
+        dtype = next(value.dtype for value in state.values() if value.is_floating_point())
+    model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
     model.load_state_dict(_stack_experts(state, config))
     model.tie_weights()
-    return _with_class(_named(model, path), model_class).eval()
+    return _with_class(_with_name(model, path), model_class).eval()
 
 
 def save_native(model: MiniMindForCausalLM, path: str | os.PathLike, dtype: torch.dtype = torch.float16) -> None:
     """Write a `.pth` that upstream's scripts load: a plain state dict, float16 as upstream saves it.
 
-    Written to a temporary file first, so that an interrupted save leaves nothing half-written.
+    The write is atomic, so an interrupted save leaves no partial file.
 
     Raises:
-        CheckpointError: not a MiniMind language model, or a weight does not fit into `dtype`.
+        CheckpointError: the model is not a MiniMind language model, or a weight overflows `dtype`.
     """
     if not isinstance(model, MiniMindForCausalLM):
         raise CheckpointError(f"save_native writes MiniMindForCausalLM models, not {type(model).__name__}")
@@ -372,14 +365,14 @@ def save_native(model: MiniMindForCausalLM, path: str | os.PathLike, dtype: torc
     too_large = [key for key, value in state.items() if not torch.isfinite(value.to(dtype)).all()]
     if too_large:
         raise CheckpointError(f"{path}: weights not finite as {dtype}: {', '.join(too_large)}; save it as float32")
-    if untold := _untold(model.config):
-        print(f"{path}: the file does not tell {', '.join(untold)}, which upstream's loader must be given")
+    if unstored := _unstored_fields(model.config):
+        print(f"{path}: the file does not store {', '.join(unstored)}; pass it to upstream's loader")
     with atomic_path(path) as temporary:
         torch.save({key: value.to(dtype).contiguous() for key, value in state.items()}, temporary)
 
 
-def _untold(config: MiniMindConfig) -> list[str]:
-    """Fields that matter to the outputs, differ from the generation's defaults, and leave no trace in the tensors."""
+def _unstored_fields(config: MiniMindConfig) -> list[str]:
+    """Fields that affect the outputs, differ from their generation's defaults and leave no trace in the tensors."""
     family = "minimind3" if config.use_qk_norm else "minimind2"
     usual = MiniMindConfig(family=family, num_experts=config.num_experts)
     fields = ["rms_norm_eps", "rope_parameters", "num_experts_per_tok", "norm_topk_prob"]
@@ -389,9 +382,12 @@ def _untold(config: MiniMindConfig) -> list[str]:
 
 
 def infer_config(state: dict[str, torch.Tensor], path: str | os.PathLike, **overrides) -> MiniMindConfig:
-    """Config of a native state dict, by majority over its tensors so that a damaged one does not mislead.
+    """Infer the config of a native state dict by majority over its tensors, so that a damaged one does not mislead.
 
-    Prints which fields the file does not tell. Raises `CheckpointError` where the tensors are not a MiniMind's.
+    Prints the fields that had to be assumed.
+
+    Raises:
+        CheckpointError: the tensors are not those of a MiniMind.
     """
     shapes = {key: tuple(value.shape) for key, value in state.items()}
     num_layers = count_numbered(shapes, r"^model\.layers\.(\d+)\.")
@@ -437,28 +433,24 @@ def infer_config(state: dict[str, torch.Tensor], path: str | os.PathLike, **over
             fields["num_experts_per_tok"] = assumed["num_experts_per_tok"] = top_k
     if assumed:
         values = ", ".join(f"{name}={value}" for name, value in assumed.items())
-        print(f"{path}: the file does not tell {', '.join(assumed)}; assuming {family}'s {values}")
+        print(f"{path}: the file does not store {', '.join(assumed)}; assuming {family}'s {values}")
     try:
         return MiniMindConfig(**{**fields, **overrides})
     except ValueError as error:
-        raise CheckpointError(f"{path}: its tensors make no MiniMind: {error}") from error
+        raise CheckpointError(f"{path}: its tensors are not those of a MiniMind: {error}") from error
 
 
 def _is_tied(state: dict[str, torch.Tensor]) -> bool:
     head, embedding = state.get("lm_head.weight"), state.get("model.embed_tokens.weight")
     if head is None or embedding is None or head.shape != embedding.shape:
-        return True  # upstream always ties; the missing or mis-shaped tensor is reported by the check
+        return True  # upstream always ties; the check reports a missing or mis-shaped tensor
     return torch.equal(head, embedding)
 
 
 def _tied_with(key: str, state: dict[str, torch.Tensor]) -> str:
-    # Of two tied tensors with different shapes, the shapes alone cannot tell which one is damaged.
+    # If two tied tensors differ in shape, either one may be damaged.
     other = {"lm_head.weight": "model.embed_tokens.weight", "model.embed_tokens.weight": "lm_head.weight"}.get(key)
     return f" (as {other}, to which it is tied, is {tuple(state[other].shape)})" if other in state else ""
-
-
-def _dtype_of(state: dict[str, torch.Tensor]) -> torch.dtype:
-    return next(value.dtype for value in state.values() if value.is_floating_point())
 
 
 def _check_native_state(state: dict[str, torch.Tensor], config: MiniMindConfig, path: str | os.PathLike) -> None:
@@ -492,7 +484,7 @@ def _raise_if_any(path, *, missing: list[str], unexpected: list[str], mismatched
 
 
 def _stack_experts(state: dict[str, torch.Tensor], config: MiniMindConfig) -> dict[str, torch.Tensor]:
-    """Native keys to ours: `experts.E.{gate,up,down}_proj.weight` become `experts.{gate_up_proj,down_proj}`."""
+    """Convert native keys to ours: `experts.E.{gate,up,down}_proj.weight` to `experts.{gate_up_proj,down_proj}`."""
     if config.num_experts == 0:
         return state
     stacked = {key: value for key, value in state.items() if not re.search(r"\.mlp\.experts\.\d+\.", key)}
@@ -508,7 +500,7 @@ def _stack_experts(state: dict[str, torch.Tensor], config: MiniMindConfig) -> di
 
 
 def _unstack_experts(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Our keys to native ones; the inverse of `_stack_experts`."""
+    """Convert our keys to native ones; the inverse of `_stack_experts`."""
     native = {}
     for key, value in state.items():
         if key.endswith(".experts.gate_up_proj"):

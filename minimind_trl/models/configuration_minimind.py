@@ -1,6 +1,6 @@
 """Configuration of the MiniMind models, both generations (MiniMind2, 2025; MiniMind-3, 2026).
 
-This file travels with checkpoints as remote code: it imports transformers and the standard library only.
+This file is saved with checkpoints as remote code, so it imports only transformers and the standard library.
 """
 
 import math
@@ -11,7 +11,7 @@ from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-# What the two generations do differently where a config does not say. MiniMind-3 is the default.
+# Defaults in which the two generations differ. MiniMind-3 is the default generation.
 FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
     "minimind2": {
         "use_qk_norm": False,
@@ -34,10 +34,10 @@ FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 DEFAULT_NUM_EXPERTS = 4
 
-# Only MiniMind2 ever wrote these keys, so a config that has one of them is of that generation.
+# Only MiniMind2 wrote these keys, so a config with one of them belongs to that generation.
 _MINIMIND2_KEYS = ("n_routed_experts", "n_shared_experts", "scoring_func", "aux_loss_alpha", "seq_aux")
 
-# YaRN as upstream switches it on with `inference_rope_scaling`.
+# YaRN as upstream enables it with `inference_rope_scaling`.
 _UPSTREAM_YARN = {
     "rope_type": "yarn",
     "factor": 16.0,
@@ -50,8 +50,8 @@ _UPSTREAM_YARN = {
 _MINIMIND2 = {"family": "minimind2", "num_attention_heads": 8, "num_key_value_heads": 2}
 _MINIMIND3 = {"family": "minimind3", "num_attention_heads": 8, "num_key_value_heads": 4}
 
-# Every saved config names all classes, so that a checkpoint saved as a language model can be loaded as a reward model
-# in a process without this package. Also what TRL looks for before it loads a custom architecture from a path.
+# Every saved config names all classes, so that a process without this package can load a language model's checkpoint as
+# a reward model. TRL also looks for this map before it loads a custom architecture from a path.
 _AUTO_MAP = {
     "AutoConfig": "configuration_minimind.MiniMindConfig",
     "AutoModel": "modeling_minimind.MiniMindModel",
@@ -61,7 +61,7 @@ _AUTO_MAP = {
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # About a fifth of tiny: the student in distillation from it.
+    # About a fifth of tiny: the student when distilling from tiny.
     "nano": {
         "family": "minimind3",
         "hidden_size": 64,
@@ -72,7 +72,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 2048,
         "initializer_range": 0.1,
     },
-    # About 1M parameters with the tokenizer that the package ships: trains in minutes on two CPU cores.
+    # About 1M parameters with the bundled tokenizer: trains in minutes on two CPU cores.
     "tiny": {
         "family": "minimind3",
         "hidden_size": 128,
@@ -81,7 +81,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 2,
         "vocab_size": 556,
         "max_position_embeddings": 2048,
-        # At this width 0.02 leaves attention so flat that copying, which most tasks build on, takes far longer to form.
+        # At this width 0.02 makes attention so flat that copying, which most tasks need, takes far longer to learn.
         "initializer_range": 0.08,
     },
     "minimind2-small": {**_MINIMIND2, "hidden_size": 512, "num_hidden_layers": 8},
@@ -93,7 +93,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def default_intermediate_size(hidden_size: int, family: str = "minimind3") -> int:
-    """FFN size that upstream derives from the hidden size, a multiple of 64.
+    """FFN size that upstream derives from the hidden size; a multiple of 64.
 
     MiniMind2: `64 * ceil(int(8h / 3) / 64)`; MiniMind-3: `64 * ceil(pi * h / 64)`.
     """
@@ -104,35 +104,36 @@ def default_intermediate_size(hidden_size: int, family: str = "minimind3") -> in
 @strict
 class MiniMindConfig(PreTrainedConfig):
     r"""
-    Configuration of a MiniMind model. Fields carry transformers' names; keys of upstream's own configs are accepted
+    Configuration of a MiniMind model. Fields have transformers' names; keys of upstream's own configs are accepted
     as aliases (`use_moe`, `n_routed_experts`, `aux_loss_alpha`, `seq_aux`, `scoring_func`, `inference_rope_scaling`,
-    `rope_scaling`, `rope_theta`, `flash_attn`, `dropout`). Fields left at `None` get the value of their generation.
+    `rope_scaling`, `rope_theta`, `flash_attn`, `dropout`). Fields left at `None` get their generation's value.
 
     Args:
         family (`"minimind2"` or `"minimind3"`, *optional*):
-            Not stored; only says whose defaults fill the fields left at `None`. Read off the old keys when absent.
+            The generation whose defaults fill fields left at `None`; not stored. Inferred from old keys when absent.
         use_qk_norm (`bool`, *optional*): RMSNorm over `head_dim` on queries and keys before RoPE (MiniMind-3).
         num_experts (`int`, defaults to 0): Routed experts per layer; 0 is a dense model.
         num_experts_per_tok (`int`, *optional*): Experts that each token is routed to.
         n_shared_experts (`int`, *optional*): Experts that every token passes through (MiniMind2).
         moe_intermediate_size (`int`, *optional*): FFN size of one expert; `intermediate_size` when absent.
         norm_topk_prob (`bool`): Renormalise the routing weights of the chosen experts. MiniMind2 does not do so with
-            a single expert per token, and neither does a config read from its keys.
+            a single expert per token, so this is False for such a MiniMind2 config.
         router_aux_loss_type (`"sequence"`, `"token"` or `"global"`, *optional*): Formula of the load-balancing loss,
             see `load_balancing_loss` in the modeling file.
         router_aux_loss_coef (`float`, *optional*): Weight of that loss in training.
         output_router_logits (`bool`, *optional*): Return router logits and the auxiliary loss while training; on by
             default, because MiniMind always trains with it and TRL drops the loss silently when this is off. Dense
-            configs do not have the attribute: TRL takes its presence for the mark of a MoE model.
+            configs lack the attribute, because TRL treats a model that has it as a MoE model.
         rope_parameters (`dict`, *optional*): RoPE as transformers 5 writes it; `rope_theta` defaults to 1e6.
 
     Raises:
-        ValueError: listing every inconsistent field at once.
+        ValueError: lists all inconsistent fields.
     """
 
     model_type: ClassVar[str] = "minimind"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "cache"]  # its names in transformers 5
-    # How transformers shards the backbone by experts, and over a pipeline; by tensors, see `base_model_tp_plan`.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "cache"]  # the names before and since 5.24
+    # Plans by which transformers shards the backbone by experts and over a pipeline, as in the twins. For tensor
+    # parallelism see `base_model_tp_plan`.
     base_model_ep_plan: ClassVar[dict[str, str]] = {
         "layers.*.mlp.experts.gate_up_proj": "grouped_gemm",
         "layers.*.mlp.experts.down_proj": "grouped_gemm",
@@ -193,14 +194,14 @@ class MiniMindConfig(PreTrainedConfig):
             problems.append("output_router_logits=True needs experts (num_experts > 0)")
         if problems:
             raise ValueError("MiniMindConfig: " + "; ".join(problems))
-        # An upstream config names upstream's code file, which does not travel with what we save.
+        # An upstream config names upstream's code file, which our checkpoints do not include.
         if not str(kwargs.get("auto_map", {}).get("AutoConfig", "")).endswith(_AUTO_MAP["AutoConfig"]):
             kwargs["auto_map"] = dict(_AUTO_MAP)
         super().__post_init__(**kwargs)
 
     @property
     def base_model_tp_plan(self) -> dict[str, str]:
-        """How `tp_plan="auto"` shards the backbone: the twins' rules, for the layers that this config has."""
+        """How `tp_plan="auto"` shards the backbone: the twins' rules for the layers that this config has."""
         norms = ("q_norm", "k_norm") if self.use_qk_norm else ()
         plan = {
             "layers.*.self_attn.q_proj": "colwise",
@@ -226,8 +227,8 @@ class MiniMindConfig(PreTrainedConfig):
         }
 
     def _family_of(self, kwargs: dict[str, Any]) -> str:
-        # A MiniMind2 config may say `n_shared_experts`, which is also a field of ours: saved configs always hold
-        # `use_qk_norm` too, so only a config without it needs the guess.
+        # A MiniMind2 config may set `n_shared_experts`, which is also a field of ours. Our saved configs always include
+        # `use_qk_norm`, so only a config without it needs the guess.
         if self.use_qk_norm is None and (
             any(key in kwargs for key in _MINIMIND2_KEYS) or self.n_shared_experts is not None
         ):
@@ -250,7 +251,7 @@ class MiniMindConfig(PreTrainedConfig):
             kwargs.setdefault("attn_implementation", "eager")
         use_moe = kwargs.pop("use_moe", None)
         if use_moe is False:
-            self.num_experts = 0  # upstream configs of dense models list expert counts all the same
+            self.num_experts = 0  # upstream's configs of dense models list expert counts, too
         elif use_moe and not self.num_experts:
             self.num_experts = DEFAULT_NUM_EXPERTS
         self._read_rope(kwargs, problems)
@@ -275,7 +276,7 @@ class MiniMindConfig(PreTrainedConfig):
         if wants_yarn and not scaling:
             scaling = _UPSTREAM_YARN
         if scaling:
-            scaling = dict(scaling)  # transformers fills it in place, and it may be the caller's
+            scaling = dict(scaling)  # transformers fills it in place, so the caller's dict must not be used
             legacy_type = scaling.pop("type", None)
             if legacy_type is not None:
                 scaling.setdefault("rope_type", legacy_type)
@@ -297,15 +298,15 @@ class MiniMindConfig(PreTrainedConfig):
             self.norm_topk_prob = False
 
     def _clear_moe_fields(self) -> None:
-        # TRL takes `num_experts_per_tok` and a router coefficient for the marks of a MoE model, and fails on a dense
-        # one that carries them.
+        # TRL treats a model with `num_experts_per_tok` and a router coefficient as a MoE model, and fails if it is
+        # dense.
         self.num_experts_per_tok = None
         self.n_shared_experts = 0
         self.moe_intermediate_size = None
         self.router_aux_loss_coef = 0.0
 
     def _inconsistencies(self) -> list[str]:
-        """Every contradiction between the fields, one sentence each."""
+        """All contradictions between fields, one sentence each."""
         problems = [
             f"{name}={getattr(self, name)} must be at least 1"
             for name in (

@@ -1,9 +1,8 @@
 """A decoding loop for many short answers on a CPU, for transformers' `generate(custom_generate=sample)`.
 
-transformers' own loop copies the whole cache of keys and values for every token, goes on with rows that have ended, and
-draws a random number for every token of the vocabulary. This one writes into a cache with room, takes rows that have
-ended out of the batch, and draws one number a row. What it generates is distributed equally; greedily it is the same
-up to rounding.
+For each new token, transformers' own loop copies the whole key-value cache, continues finished rows and draws a random
+number per vocabulary entry. This loop preallocates the cache, removes finished rows from the batch and draws one number
+per row. Samples have the same distribution; greedy answers are the same up to rounding.
 """
 
 import functools
@@ -17,16 +16,16 @@ from torch.nn.functional import pad
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedConfig, StoppingCriteriaList
 from transformers.generation import GenerationMode
 
-_KINDS = ("minimind", "llama", "qwen3", "qwen3_moe")  # whose layers `_Decoder` knows
-_ROOM = 64  # tokens by which the cache grows
-_WORTH_MOVING = 0.75  # share of rows left at which the others are taken out: moving the cache costs about one step
+_MODEL_TYPES = ("minimind", "llama", "qwen3", "qwen3_moe")  # supported by `_Decoder`
+_CACHE_GROWTH = 64  # tokens
+_MAX_UNFINISHED = 0.75  # share of rows up to which finished rows are removed: moving the cache costs about one step
 
 
 def can_sample(config: PreTrainedConfig, generation_config: GenerationConfig) -> bool:
-    """Whether `sample` knows the model and does what is asked: plain or greedy sampling with full attention."""
+    """Whether `sample` supports the model and the generation mode: sampling or greedy search with full attention."""
     full = all(kind == "full_attention" for kind in getattr(config, "layer_types", None) or ())
     modes = (GenerationMode.SAMPLE, GenerationMode.GREEDY_SEARCH)
-    return config.model_type in _KINDS and full and generation_config.get_generation_mode() in modes
+    return config.model_type in _MODEL_TYPES and full and generation_config.get_generation_mode() in modes
 
 
 @torch.no_grad()
@@ -38,13 +37,13 @@ def sample(
     generation_config: GenerationConfig,
     **inputs: Any,
 ) -> Tensor:
-    """Prompts with their completions (B, P + T), padded behind the end-of-sequence token.
+    """Prompts with their completions (B, P + T), padded after the end-of-sequence token.
 
-    The signature is that of transformers' decoding methods. Logits processors see the rows that have not ended, so
-    they may not keep a state of their own for each row.
+    The signature is that of transformers' decoding methods. Logits processors see only unfinished rows, so they must
+    not keep state per row.
 
     Args:
-        input_ids: left-padded prompts (B, P); `inputs["attention_mask"]` tells the padding.
+        input_ids: left-padded prompts (B, P); `inputs["attention_mask"]` is 0 for padding.
     """
     mask = inputs.get("attention_mask")
     decoder = _Decoder(model, input_ids, torch.ones_like(input_ids) if mask is None else mask)
@@ -63,14 +62,14 @@ def sample(
             left = (~ended).nonzero()[:, 0]
             if not len(left):
                 return answers[:, : ids.shape[1]]
-            if len(left) <= _WORTH_MOVING * len(rows):
+            if len(left) <= _MAX_UNFINISHED * len(rows):
                 ids, rows, tokens, ended = ids[left], rows[left], tokens[left], ended[left]
                 decoder.keep(left)
             logits = decoder.step(tokens)
 
 
 def _draw(scores: Tensor) -> Tensor:
-    """(B,) tokens drawn with probabilities softmax(scores), by where one uniform number falls in their sum."""
+    """Draw tokens (B,) from softmax(scores) by inverse transform sampling: one uniform number per row."""
     sums = scores.softmax(-1).cumsum(-1, dtype=torch.float64)
     place = torch.rand(len(sums), 1, dtype=torch.float64) * sums[:, -1:]
     return torch.searchsorted(sums, place, right=True)[:, 0]
@@ -78,10 +77,10 @@ def _draw(scores: Tensor) -> Tensor:
 
 @contextmanager
 def _packed_weights(model: nn.Module) -> Iterator[None]:
-    """Linear layers with their weights in oneDNN's own order, which it otherwise makes for every product.
+    """Reorder the weights of linear layers for oneDNN once, instead of at every matrix product.
 
-    By the operators that `torch.compile` uses for frozen graphs; without them nothing changes. Under autocast the
-    products are in its type, as they would be anyway.
+    Uses the operators that `torch.compile` uses for frozen graphs; without them nothing changes. Under autocast the
+    products have its dtype, as they would anyway.
     """
     layers = [layer for layer in (*model.model.layers.modules(), model.lm_head) if type(layer) is nn.Linear]
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
@@ -106,10 +105,10 @@ def _packed_linear(weight: Tensor, bias: Tensor | None, states: Tensor) -> Tenso
 
 
 class _Decoder:
-    """A model's layers, one token of every row at a time.
+    """Runs a model's layers for one token of every row at a time.
 
-    Keys and values are (B * kv_heads, room, head_dim) per layer, so that a product with them reads them where they
-    are; what is not written yet is masked like padding.
+    Keys and values are (B * kv_heads, allocated length, head_dim) per layer, so that a matrix product reads them in
+    place; positions that are not yet written are masked like padding.
     """
 
     def __init__(self, model: nn.Module, ids: Tensor, mask: Tensor):
@@ -118,7 +117,7 @@ class _Decoder:
         self.head_dim, self.scaling = attention.head_dim, attention.scaling
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         cache = DynamicCache(config=model.config)
-        output = self.body(ids, mask, positions, cache, use_cache=True)  # whose keyword depends on the version
+        output = self.body(ids, mask, positions, cache, use_cache=True)  # the keyword depends on the version
         self.logits = self.head(output.last_hidden_state[:, -1])
         self.position, self.length = positions[:, -1:], ids.shape[1]
         layers = cache.layers
@@ -130,15 +129,17 @@ class _Decoder:
         self._grow()
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows only."""
+        """Continue with these rows only."""
         self.position = self.position[rows]
         heads = (rows[:, None] * self.kv_heads + torch.arange(self.kv_heads)).flatten()
         self.bias = self.bias[heads]
         self.keys, self.values = [[part[heads] for part in parts] for parts in (self.keys, self.values)]
 
     def _grow(self) -> None:
-        self.bias = pad(self.bias, (0, _ROOM), value=float("-inf"))
-        self.keys, self.values = [[pad(part, (0, 0, 0, _ROOM)) for part in parts] for parts in (self.keys, self.values)]
+        self.bias = pad(self.bias, (0, _CACHE_GROWTH), value=float("-inf"))
+        self.keys, self.values = [
+            [pad(part, (0, 0, 0, _CACHE_GROWTH)) for part in parts] for parts in (self.keys, self.values)
+        ]
 
     def step(self, tokens: Tensor) -> Tensor:
         """Logits (B, V) after one more token (B,) in every row."""
@@ -169,5 +170,5 @@ class _Decoder:
 
 
 def _rotated(states: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
-    """RoPE of (B, heads, D) by angles (B, 1, D); the sines' first half is negative, as `rotate_half` would make it."""
+    """RoPE of (B, heads, D) by angles (B, 1, D); the first half of the sines is negated, as `rotate_half` would."""
     return torch.addcmul(states * cos, states.roll(states.shape[-1] // 2, -1), signed_sin)

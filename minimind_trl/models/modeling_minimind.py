@@ -1,7 +1,7 @@
 """MiniMind models, both generations, dense and mixture-of-experts.
 
-This file travels with checkpoints as remote code: it imports torch and transformers only. A dense MiniMind2 is a Llama,
-a dense MiniMind-3 a Qwen3 and a MiniMind-3 MoE a Qwen3-MoE, so the parts that are the same come from transformers.
+This file is saved with checkpoints as remote code, so it imports only torch and transformers. A dense MiniMind2 is a
+Llama, a dense MiniMind-3 a Qwen3 and a MiniMind-3 MoE a Qwen3-MoE, so the shared parts come from transformers.
 """
 
 from collections.abc import Callable
@@ -41,13 +41,13 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_minimind import MiniMindConfig
 
-# What transformers calls the cache of keys and values: 5.24 renamed `past_key_values`. Until then `cache` was another
-# argument, which only attention functions read. This file travels with checkpoints, so it runs under both.
+# transformers' name of the key-value cache: 5.24 renamed `past_key_values` to `cache`. Before that, `cache` was another
+# argument, which only attention functions read. This file is saved with checkpoints, so it must run under both.
 CACHE_NAME = "cache" if "cache" in MoeModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
 def pop_cache(past_key_values: Cache | None, kwargs: dict) -> Cache | None:
-    """The cache that `forward` was given, under either name; `past_key_values` comes first, as PEFT gives both."""
+    """The cache passed to `forward` under either name; `past_key_values` has priority, because PEFT passes both."""
     cache = kwargs.pop(CACHE_NAME, None)
     return cache if past_key_values is None else past_key_values
 
@@ -78,7 +78,7 @@ class MiniMindAttention(nn.Module):
         self.head_dim = config.head_dim
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         self.scaling = self.head_dim**-0.5
-        self.attn_dropout = nn.Dropout(config.attention_dropout)  # a module, or nobody could switch it off by its type
+        self.attn_dropout = nn.Dropout(config.attention_dropout)  # a module, as TRL disables dropout by module type
         self.is_causal = True
 
         query_size = config.num_attention_heads * self.head_dim
@@ -225,7 +225,7 @@ class MiniMindModel(MiniMindPreTrainedModel):
 
     def __init__(self, config: MiniMindConfig):
         super().__init__(config)
-        # No `padding_idx`: upstream trains the row of <|endoftext|>, which is its pad and unknown token at once.
+        # No `padding_idx`: upstream trains the embedding of <|endoftext|>, which is both its pad and its unknown token.
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(MiniMindDecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = MiniMindRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -249,8 +249,8 @@ class MiniMindModel(MiniMindPreTrainedModel):
         Args:
             input_ids: token ids (batch, length); exactly one of `input_ids` and `inputs_embeds` must be given.
             attention_mask: 1 for tokens, 0 for padding (batch, length); or a prepared 4D mask.
-            position_ids: positions (batch, length). A position that does not follow its left neighbour starts a new
-                packed sequence, which sees nothing of the ones before it in the row.
+            position_ids: positions (batch, length). A position that is not its left neighbour's plus one starts a new
+                packed sequence, which does not attend to earlier ones in the row.
             past_key_values: cache of earlier keys and values; from transformers 5.24 on also as `cache`.
             inputs_embeds: embeddings (batch, length, hidden) in place of `input_ids`.
             use_cache: return a cache for the next call.
@@ -265,7 +265,7 @@ class MiniMindModel(MiniMindPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
 
-        # Before the cache is made: an empty one would switch off the detection of packed sequences.
+        # The mask comes first: with a cache, even an empty one, packed sequences are not detected.
         causal_mask = self._causal_mask(inputs_embeds, attention_mask, position_ids, cache)
         if use_cache and cache is None:
             cache = DynamicCache(config=self.config)
@@ -289,14 +289,14 @@ class MiniMindModel(MiniMindPreTrainedModel):
 
     def _causal_mask(self, inputs_embeds, attention_mask, position_ids, cache):
         if type(cache) is DynamicCache and cache.get_seq_length() == 0:
-            cache = None  # transformers looks for packing only where there is no cache
+            cache = None  # transformers detects packing only without a cache
         and_mask_function = None
         if position_ids is not None and cache is None:
             sequences = packed_sequences(position_ids.expand(inputs_embeds.shape[0], -1), attention_mask)
             if sequences is not None and "flash" in self.config._attn_implementation and not is_tracing(sequences):
                 attention_mask = _check_flash_packing(attention_mask, inputs_embeds.shape[0])
             elif sequences is not None and attention_mask is not None:
-                # nor does it where there is a padding mask
+                # transformers does not detect packing if there is a padding mask
                 and_mask_function = packed_sequence_mask_function(sequences)
         return create_causal_mask(
             config=self.config,
@@ -311,17 +311,17 @@ class MiniMindModel(MiniMindPreTrainedModel):
 def packed_sequences(
     position_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None
 ) -> torch.LongTensor | None:
-    """Number of the packed sequence that each token belongs to (batch, length), or None where every row holds one.
+    """Index of each token's packed sequence (batch, length), or None if every row is a single sequence.
 
-    Padding does not count: a left-padded row, whose positions restart at its first token, is one sequence.
+    Padding is ignored: a left-padded row, whose positions restart at its first token, is one sequence.
     """
     sequences = find_packed_sequence_indices(position_ids)
     if sequences is None or attention_mask is None:
         return sequences
     if attention_mask.ndim != 2 or attention_mask.shape != position_ids.shape:
-        return None  # a prepared mask says itself who sees whom
+        return None  # a prepared mask already separates the sequences
     if is_tracing(sequences):
-        return sequences  # a graph cannot depend on what the positions are, so it always masks by sequence
+        return sequences  # a graph cannot depend on position values, so it always masks by sequence
     token = attention_mask.bool()
     last = sequences.masked_fill(~token, -1).amax(-1)
     first = sequences.masked_fill(~token, sequences.shape[-1]).amin(-1)
@@ -329,11 +329,12 @@ def packed_sequences(
 
 
 def _check_flash_packing(attention_mask: torch.Tensor | None, batch_size: int) -> None:
-    # Flash attention reads the boundaries off the positions of a single unpadded row, and only there.
+    # Flash attention derives boundaries from positions only for a single unpadded row.
     if batch_size > 1 or (attention_mask is not None and not attention_mask.all()):
         raise ValueError(
             "packed sequences under flash attention must come as one row without padding (as TRL's padding-free "
-            "collator makes them), or they would see each other; use sdpa or flex_attention for padded packed batches"
+            "collator makes them), or they would attend to each other; use sdpa or flex_attention for padded packed "
+            "batches"
         )
 
 
@@ -366,11 +367,11 @@ class MiniMindForCausalLM(MiniMindPreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs,
     ) -> MoeCausalLMOutputWithPast:
-        """Arguments as in `MiniMindModel.forward`; `labels` (batch, length) use -100 for positions without loss.
+        """Arguments as in `MiniMindModel.forward`; `labels` (batch, length) are -100 for positions without loss.
 
-        `aux_loss` is the load-balancing loss without its coefficient. It is there, and `loss` includes it times
-        `router_aux_loss_coef`, while training (as upstream does: the evaluation loss stays plain cross-entropy), or
-        where `output_router_logits=True` asks for it explicitly.
+        `aux_loss` is the load-balancing loss without its coefficient. It is returned, and `loss` includes it times
+        `router_aux_loss_coef`, in training or with `output_router_logits=True`. As in upstream, the evaluation loss is
+        plain cross-entropy.
         """
         if output_router_logits is None:
             output_router_logits = self.training and getattr(self.config, "output_router_logits", False)
@@ -413,10 +414,10 @@ def load_balancing_loss(
     batch_and_length: tuple[int, int],
     attention_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """MiniMind's auxiliary loss, summed over the layers and without its coefficient; padding does not count.
+    """MiniMind's auxiliary loss, summed over layers, without its coefficient; padding is ignored.
 
-    With p the router's probabilities, E experts of which k are chosen per token, f_e the number of times expert e was
-    chosen per token, and means over tokens:
+    p are the router's probabilities; E is the number of experts, of which k are chosen per token; f_e is how often
+    expert e is chosen per token; means are over tokens:
 
     - "sequence" (MiniMind2, `seq_aux=True`; DeepSeekMoE, arXiv 2401.06066): mean over sequences of
       `E / k * sum_e f_e * mean(p_e)`, f and p averaged within each sequence;
@@ -453,7 +454,7 @@ class MiniMindForSequenceClassification(GenericForSequenceClassification, MiniMi
     """MiniMind with a linear score on the last token of each row; a reward model with `num_labels=1`."""
 
     def __init__(self, config: MiniMindConfig):
-        # The generic constructor goes through AutoModel, which does not know this class where it is remote code.
+        # The generic constructor uses AutoModel, which does not know this class if it is remote code.
         MiniMindPreTrainedModel.__init__(self, config)
         self.num_labels = config.num_labels
         self.model = MiniMindModel(config)

@@ -1,4 +1,4 @@
-"""Names of models and tokenizers: a local folder, or a repository of the Hub; told apart before either is read."""
+"""Names of models and tokenizers: decide whether one is a local path or a Hub repository before reading either."""
 
 import os
 from functools import cache
@@ -10,37 +10,37 @@ from huggingface_hub.utils import httpx, validate_repo_id
 
 from ..errors import InputError
 
-_SECONDS = 5  # to wait for the Hub; the libraries behind `from_pretrained` wait and try again for minutes
+_SECONDS = 5  # to wait for the Hub; `from_pretrained` retries for minutes
 
 
 def check_name(name: str | os.PathLike, option: str = "", cache_dir: str | None = None) -> None:
-    """Refuse a name that nothing can be loaded from, within seconds.
+    """Refuse, within seconds, a name that nothing can be loaded from.
 
-    A name that has a path's form is never looked up on the Hub. Where the Hub cannot be reached, a repository is taken
-    from the cache, and this process stays offline from then on.
+    A name that looks like a path is never looked up on the Hub. If the Hub is unreachable, a cached repository is
+    accepted, and this process stays offline from then on.
 
     Args:
         name: a local path, or `owner/name` on the Hub.
-        option: what the message begins with, such as `--from_weight`.
-        cache_dir: of the Hub's files; by default huggingface_hub's.
+        option: prefix of the message, such as `--from_weight`.
+        cache_dir: cache of Hub files; huggingface_hub's by default.
 
     Raises:
-        InputError: no such path, no possible name, no such repository, or neither reachable nor cached.
+        InputError: no such path, an invalid name, no such repository, or the Hub is unreachable and nothing is cached.
     """
     text = os.fspath(name)
-    if not text or Path(text).exists():  # an empty name is refused by the caller
+    if not text or Path(text).exists():  # the caller refuses an empty name
         return
     shown = f"{option} {text}".strip()
-    if has_path_form(text):
+    if looks_like_path(text):
         raise InputError(f"{shown}: no such file or directory")
     if problem := _hub_problem(text, cache_dir):
         raise InputError(f"{shown}: no such folder here, and {problem}")
 
 
-def has_path_form(name: str) -> bool:
-    """Whether a name means a file or folder: only `name` and `owner/name` can be on the Hub.
+def looks_like_path(name: str) -> bool:
+    """Whether a name looks like a path: only `name` and `owner/name` can be on the Hub.
 
-    `runs/sft` where `runs` is a folder counts as a path as well.
+    `runs/sft` is a path, too, if the folder `runs` exists.
     """
     path = Path(name)
     if path.is_absolute() or name.startswith((".", "~")) or name.endswith("/") or "\\" in name:
@@ -53,7 +53,7 @@ def _hub_problem(repo: str, cache_dir: str | None) -> str | None:
     try:
         validate_repo_id(repo)
     except HFValidationError:
-        return "no model of the Hub can have this name"
+        return "this is not a valid name of a Hub model"
     if constants.is_offline_mode():
         is_cached = _is_cached(repo, cache_dir)
         return None if is_cached else "it is not in the cache (HF_HUB_OFFLINE is set); load it online once"
@@ -65,10 +65,10 @@ def _hub_problem(repo: str, cache_dir: str | None) -> str | None:
         return "no such model on the Hub (or it is private: log in with `hf auth login` or set HF_TOKEN)"
     except HfHubHTTPError as error:
         return f"the Hub answers {error.response.status_code} when asked for it"
-    except (httpx.HTTPError, OSError) as error:  # never its text, which may quote the header that holds the token
+    except (httpx.HTTPError, OSError) as error:  # its text may quote the header with the token
         if not _is_cached(repo, cache_dir):
             return f"the Hub ({constants.ENDPOINT}) cannot be reached ({type(error).__name__}); give a local folder"
-        constants.HF_HUB_OFFLINE = True  # or every file that is not cached would be asked for again and again
+        constants.HF_HUB_OFFLINE = True  # otherwise every file that is not cached is requested again and again
     return None
 
 

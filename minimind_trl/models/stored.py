@@ -1,4 +1,4 @@
-"""What lies in a checkpoint's files, read without running anything from them and before anything is built from them."""
+"""Read a checkpoint's files and check that they fit each other, without running code from them or building a model."""
 
 import json
 import math
@@ -28,21 +28,21 @@ from transformers.utils import logging as transformers_logging
 
 from ..errors import CheckpointError, first_line
 
-NATIVE_SUFFIXES = (".pth", ".pt", ".safetensors")
-# What reading and building from somebody else's files can raise; huge numbers end in a RuntimeError or OverflowError.
+_NATIVE_SUFFIXES = (".pth", ".pt", ".safetensors")
+# What reading untrusted files and building models from them can raise; huge sizes end in RuntimeError or OverflowError.
 UNREADABLE = (
     *(OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, AssertionError),
     *(pickle.UnpicklingError, SafetensorError, StrictDataclassError),
 )
-# Names that wrappers put into keys: DDP, torch.compile, FSDP, activation checkpointing.
+# Parts of keys that wrappers add: DDP, torch.compile, FSDP, activation checkpointing.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-_NAMED = 5  # tensors that a message lists
+_MAX_LISTED = 5  # tensors in a message
 Shapes = dict[str, tuple[int, ...]]
 
 
 @contextmanager
-def without_report() -> Iterator[None]:
-    """Within the block transformers does not list missing tensors: whoever loads them says what is wrong with them."""
+def without_load_report() -> Iterator[None]:
+    """Silence transformers' report of missing tensors inside the block: our loaders raise an error for them."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -55,14 +55,14 @@ def without_report() -> Iterator[None]:
 
 
 def read_native_state(path: str | os.PathLike, device: str = "cpu") -> dict[str, torch.Tensor]:
-    """The state dict in a file, without running any code from it.
+    """The state dict of a file. No code from the file is run.
 
-    Names that DDP, torch.compile, FSDP or activation checkpointing put into the keys (`module.`, `_orig_mod.`) are
-    taken out.
+    Prefixes that DDP, torch.compile, FSDP or activation checkpointing add to the keys (`module.`, `_orig_mod.`) are
+    removed.
 
     Args:
-        path: `.pth`, `.pt`, `.bin` or `.safetensors`; a resume file of upstream holds the state dict under "model".
-        device: "meta" reads the shapes of a pickled file without the data.
+        path: `.pth`, `.pt`, `.bin` or `.safetensors`; upstream's resume files hold the state dict under "model".
+        device: "meta" reads the shapes of a pickled file without its data.
 
     Raises:
         CheckpointError: no such file, not a checkpoint, or a pickle that holds more than tensors.
@@ -75,9 +75,9 @@ def read_native_state(path: str | os.PathLike, device: str = "cpu") -> dict[str,
             return _unwrapped(load_file(path), path)
         content = torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
-        # torch's own message tells how to switch the protection off, so only the object's name is passed on
+        # torch's message explains how to switch the protection off, so only the object's name is passed on
         name = re.search(r"GLOBAL (\S+)", str(error))
-        found = f"it holds {name[1]}" if name else "its pickle is not one of tensors"
+        found = f"it holds {name[1]}" if name else "its pickle holds more than tensors"
         raise CheckpointError(
             f"{path}: refused, the file is not a plain set of tensors and could run code when loaded ({found})"
         ) from error
@@ -93,23 +93,23 @@ def read_native_state(path: str | os.PathLike, device: str = "cpu") -> dict[str,
 
 
 def _unwrapped(state: dict[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
-    """Without the names of wrappers, which upstream's scripts leave in the keys where they save a compiled model."""
+    """The state dict without wrappers' prefixes; upstream's scripts keep them when they save a compiled model."""
     plain = {}
     for key, value in state.items():
         name = ".".join(part for part in key.split(".") if part not in _WRAPPERS)
         if name in plain:
-            raise CheckpointError(f"{path}: holds {name} twice, with and without a wrapper's prefix ({key})")
+            raise CheckpointError(f"{path}: has {name} twice, with and without a wrapper's prefix ({key})")
         if value.layout != torch.strided or value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise CheckpointError(f"{path}: {key} claims {tuple(value.shape)} values, more than the file holds of it")
+            raise CheckpointError(f"{path}: {key} claims shape {tuple(value.shape)}, but the file holds fewer values")
         plain[name] = value
     return plain
 
 
 def stored_shapes(files: Iterable[Path]) -> Shapes:
-    """Shapes of all tensors in a checkpoint's files; of safetensors the headers are read and nothing else.
+    """Shapes of all tensors in a checkpoint's files; only the headers of safetensors files are read.
 
     Raises:
-        CheckpointError: a file that is damaged, or a pickle that holds more than tensors.
+        CheckpointError: a file is damaged, or a pickle holds more than tensors.
     """
     shapes: Shapes = {}
     for file in files:
@@ -125,55 +125,62 @@ def stored_shapes(files: Iterable[Path]) -> Shapes:
 
 
 def weight_files(name: str | os.PathLike, **hub) -> list[Path]:
-    """The files that transformers would load a checkpoint's weights from; of the Hub they are downloaded."""
+    """The files that transformers would load a checkpoint's weights from, downloaded if they are on the Hub."""
+    hub.pop("trust_remote_code", None)
     for single, index in ((SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)):
-        if file := file_of(name, single, **hub):
+        if file := find_file(name, single, **hub):
             return [file]
-        if file := file_of(name, index, **hub):
+        if file := find_file(name, index, **hub):
             shards = read_object(file).get("weight_map")
             if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
-                raise CheckpointError(f"{file}: has no weight_map of tensors' names to files")
+                raise CheckpointError(f"{file}: has no weight_map from tensor names to files")
             return [Path(cached_file(str(name), shard, **hub)) for shard in sorted(set(shards.values()))]
     return sorted(Path(name).glob("*.safetensors")) or sorted(Path(name).glob("pytorch_model*.bin"))
 
 
-def file_of(name: str | os.PathLike, file: str, **hub) -> Path | None:
-    """A file of a directory or of the Hub (downloaded), None where it has none of that name."""
+def find_file(name: str | os.PathLike, file: str, **hub) -> Path | None:
+    """A file of a directory or Hub repository (downloaded), or None if there is no such file."""
+    hub.pop("trust_remote_code", None)
     found = cached_file(str(name), file, _raise_exceptions_for_missing_entries=False, **hub)
     return Path(found) if found else None
 
 
+def is_native_file(name: str | os.PathLike) -> bool:
+    """Whether a name is that of a file in upstream's format; it need not exist."""
+    return Path(name).suffix in _NATIVE_SUFFIXES and not Path(name).is_dir()
+
+
 def check_finite(tensors: Iterable[tuple[str, torch.Tensor]], name: str | os.PathLike) -> None:
-    """Refuse weights that no training can go on from, while it is known whose they are.
+    """Refuse weights with NaN or infinite values right after loading, when the checkpoint's name is known.
 
     Raises:
-        CheckpointError: tensors with NaN or infinite values, by name.
+        CheckpointError: lists the tensors with such values.
     """
     bad = [key for key, value in tensors if value.is_floating_point() and not torch.isfinite(value).all()]
     if bad:
-        listed = ", ".join(bad[:_NAMED]) + (f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else "")
+        more = f" and {len(bad) - _MAX_LISTED} more" if len(bad) > _MAX_LISTED else ""
         raise CheckpointError(
-            f"{name}: NaN or infinite values in {len(bad)} tensor(s): {listed}; the training that saved it had "
-            "diverged, or the file is damaged: take an earlier checkpoint"
+            f"{name}: NaN or infinite values in {len(bad)} tensor(s): {', '.join(bad[:_MAX_LISTED])}{more}; the run "
+            "that saved it had diverged, or the file is damaged: use an earlier checkpoint"
         )
 
 
 def check_finite_files(folder: Path) -> None:
-    """The same, of the safetensors files that a run is resumed from.
+    """Run `check_finite` on all safetensors files of a checkpoint that a run is resumed from.
 
     Raises:
-        CheckpointError: of `check_finite`.
+        CheckpointError: as for `check_finite`.
     """
     for file in sorted(folder.rglob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
             check_finite(((key, tensors.get_tensor(key)) for key in tensors.keys()), file)  # noqa: SIM118
 
 
-# --- sizes by the shapes ----------------------------------------------------------------------------------------------
+# --- sizes from shapes ------------------------------------------------------------------------------------------------
 
 
 def common_size(shapes: Shapes, *where: tuple[str, int]) -> int | None:
-    """The most common size over all tensors whose key matches a pattern, along the dimension beside it."""
+    """The most common size of tensors whose key matches a pattern, along the dimension given with the pattern."""
     sizes = Counter(
         shape[dim]
         for pattern, dim in where
@@ -184,18 +191,18 @@ def common_size(shapes: Shapes, *where: tuple[str, int]) -> int | None:
 
 
 def count_numbered(shapes: Shapes, pattern: str) -> int:
-    """Layers or experts by the numbers in the keys; a number that few tensors carry is taken for a misnamed one."""
+    """Number of layers or experts according to the keys; a number that few tensors carry counts as misnamed."""
     tensors = Counter(int(match[1]) for key in shapes if (match := re.search(pattern, key)))
     usual = max(tensors.values(), default=0)
     last = max((index + 1 for index, count in tensors.items() if count > usual / 2), default=0)
-    return min(last, 2 * len(tensors) + 1)  # a gap may be a loss, ten million layers of which one is there are a lie
+    return min(last, 2 * len(tensors) + 1)  # some layers may be missing, but not nearly all of ten million
 
 
 def size_problems(get: Callable[[str], Any], shapes: Shapes) -> list[str]:
-    """Where the sizes of a MiniMind's or a twin's config differ from those of the stored tensors.
+    """Differences between the sizes in the config of a MiniMind or twin and those of the stored tensors.
 
     Args:
-        get: a field of the config by its name, None where it is not said.
+        get: returns a field of the config by its name, or None if it is not set.
     """
     if not shapes:
         return []
@@ -246,34 +253,34 @@ _COUNTS = (
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """A JSON file that must hold an object.
+    """Read a JSON file that must hold an object.
 
     Raises:
-        CheckpointError: it cannot be read, or holds something else.
+        CheckpointError: the file cannot be read, or holds something else.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: not readable JSON ({first_line(error)})") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{file}: holds {_kind(content)}, not an object of settings")
+        raise CheckpointError(f"{file}: holds {_kind(content)}, not an object")
     return content
 
 
 def read_config(name: str | os.PathLike, model_types: Iterable[str] = (), **hub) -> tuple[dict[str, Any], Shapes]:
-    """A checkpoint's config.json and the shapes of its tensors, once the one is known to fit the other.
+    """Read a checkpoint's config.json and the shapes of its tensors, and check that they fit each other.
 
-    Sizes that the files do not bear out would otherwise be allocated first and found wrong later.
+    Without this check, wrong sizes would be allocated before anyone notices that they are wrong.
 
     Args:
         name: directory or Hub id.
-        model_types: those whose tensors we know by name. Of another type only the impossible is refused.
+        model_types: model types whose tensor names are known. For other types only impossible sizes are refused.
         hub: `revision`, `token`, ... of a Hub id.
 
     Raises:
-        CheckpointError: with everything that cannot be; there are no weights; or a file cannot be read.
+        CheckpointError: lists every contradiction; or there are no weights, or a file cannot be read.
     """
-    hub = {key: value for key, value in hub.items() if key != "trust_remote_code"}
+    hub.pop("trust_remote_code", None)
     try:
         config = read_object(Path(cached_file(str(name), CONFIG_NAME, **hub)))
         shapes = stored_shapes(weight_files(name, **hub))
@@ -282,7 +289,7 @@ def read_config(name: str | os.PathLike, model_types: Iterable[str] = (), **hub)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{name}: cannot be loaded: {first_line(error)}") from error
     known = config.get("model_type") in tuple(model_types) and not config.get("quantization_config")
-    problems = [*_form_problems(config), *(_value_problems(config) if known else _impossible(config, shapes))]
+    problems = [*_form_problems(config), *(_value_problems(config) if known else _impossible_sizes(config, shapes))]
     if known and not problems:
         problems = size_problems(lambda field: _size_in(config, field), shapes)
     if problems:
@@ -291,7 +298,7 @@ def read_config(name: str | os.PathLike, model_types: Iterable[str] = (), **hub)
 
 
 def _form_problems(config: dict[str, Any]) -> list[str]:
-    """What no config may be, of whatever model."""
+    """Fields of the wrong form in a config of any model type."""
     problems = []
     if not isinstance(config.get("model_type", ""), str):
         problems.append(f"model_type is {_kind(config['model_type'])}, not a name")
@@ -302,7 +309,7 @@ def _form_problems(config: dict[str, Any]) -> list[str]:
         problems.append(f"architectures is {_kind(architectures)}, not a list of names")
     for dtype in (config.get("dtype"), config.get("torch_dtype")):
         if dtype is not None and not _is_float_type(dtype):
-            problems.append(f"dtype is {dtype!r}, not one such as 'float32' or 'bfloat16'")
+            problems.append(f"dtype is {dtype!r}, not a float type such as 'float32' or 'bfloat16'")
     if not isinstance(config.get("auto_map", {}), dict):
         problems.append(f"auto_map is {_kind(config['auto_map'])}, not an object")
     return problems
@@ -314,7 +321,7 @@ def _is_float_type(name: Any) -> bool:
 
 
 def _value_problems(config: dict[str, Any]) -> list[str]:
-    """Values of another kind than their field; what is of the right kind may still be too large."""
+    """Values of the wrong type; those of the right type may still be too large."""
     problems = []
     for name, value in config.items():
         if name in _COUNTS and value is not None and (isinstance(value, bool) or not isinstance(value, int)):
@@ -326,17 +333,19 @@ def _value_problems(config: dict[str, Any]) -> list[str]:
     return problems
 
 
-def _impossible(config: dict[str, Any], shapes: Shapes) -> list[str]:
-    """Sizes beyond all that is stored, in a config of another model of transformers': each layer has a tensor of its
-    own, and each size is one of a tensor's. What a model with code of its own makes of its config nobody knows.
+def _impossible_sizes(config: dict[str, Any], shapes: Shapes) -> list[str]:
+    """Sizes larger than anything stored, in a config of another model type of transformers.
+
+    Every layer has at least one tensor, and no size exceeds the largest tensor. Models with remote code are not
+    checked, because the meaning of their fields is unknown.
     """
     if config.get("model_type") not in CONFIG_MAPPING:
         return []
-    most = {name: max((math.prod(shape) for shape in shapes.values()), default=0) for name in _COUNTS}
-    most |= {"num_hidden_layers": len(shapes), "max_position_embeddings": math.inf}
+    limits = {name: max((math.prod(shape) for shape in shapes.values()), default=0) for name in _COUNTS}
+    limits |= {"num_hidden_layers": len(shapes), "max_position_embeddings": math.inf}
     problems = []
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
-        for name, limit in most.items():
+        for name, limit in limits.items():
             value = part.get(name)
             if isinstance(value, int | float) and not isinstance(value, bool) and shapes and value > limit:
                 problems.append(f"{name} is {value}, the weights have room for {limit}")
@@ -344,12 +353,12 @@ def _impossible(config: dict[str, Any], shapes: Shapes) -> list[str]:
 
 
 def _size_in(config: dict[str, Any], field: str) -> int | None:
-    """A size as the file says it; fields that other names and defaults can stand for are looked at once it is read."""
+    """A size as config.json states it; fields with aliases and defaults are checked once the config is built."""
     if field in ("num_experts", "n_shared_experts", "moe_intermediate_size"):
         return None
     return config.get(field)
 
 
 def _kind(value: Any) -> str:
-    kinds = {str: "text", list: "a list", dict: "an object", type(None): "nothing"}
+    kinds = {str: "text", list: "a list", dict: "an object", type(None): "null"}
     return kinds.get(type(value), f"{value}")

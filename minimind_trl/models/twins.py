@@ -1,4 +1,4 @@
-"""MiniMind models <-> the stock architectures that compute the same: Llama, Qwen3, Qwen3-MoE."""
+"""Convert MiniMind models to and from their twins: the stock Llama, Qwen3 or Qwen3-MoE that computes the same."""
 
 import copy
 
@@ -31,10 +31,10 @@ _MOE_FIELDS = (
 
 
 def twin_type(config: MiniMindConfig) -> str:
-    """Which stock architecture computes the same function: "llama", "qwen3" or "qwen3_moe".
+    """The stock architecture that computes the same function: "llama", "qwen3" or "qwen3_moe".
 
     Raises:
-        CheckpointError: none does (MiniMind2's mixture of experts).
+        CheckpointError: there is none (MiniMind2's mixture of experts).
     """
     if config.num_experts == 0:
         return "qwen3" if config.use_qk_norm else "llama"
@@ -67,12 +67,12 @@ def from_twin(twin: PreTrainedModel, **overrides) -> MiniMindForCausalLM:
         **overrides: config fields that do not touch the weights, such as `num_labels` for another head.
 
     Raises:
-        CheckpointError: the twin uses something that MiniMind has not (sliding window, MLP bias, dense MoE layers).
+        CheckpointError: the twin has a feature that MiniMind lacks (sliding window, MLP bias, dense MoE layers).
     """
     config = twin.config
     if config.model_type not in TWIN_TYPES:
-        raise CheckpointError(f"model_type {config.model_type!r} is no twin of MiniMind, use one of {TWIN_TYPES}")
-    foreign = [
+        raise CheckpointError(f"model_type {config.model_type!r} is not a twin of MiniMind; use one of {TWIN_TYPES}")
+    unsupported = [
         what
         for what, present in (
             ("an MLP bias", getattr(config, "mlp_bias", False)),
@@ -82,8 +82,8 @@ def from_twin(twin: PreTrainedModel, **overrides) -> MiniMindForCausalLM:
         )
         if present
     ]
-    if foreign:
-        raise CheckpointError(f"this {config.model_type} has {' and '.join(foreign)}, which no MiniMind has")
+    if unsupported:
+        raise CheckpointError(f"this {config.model_type} has {' and '.join(unsupported)}, which MiniMind lacks")
     fields = {name: _copied(getattr(config, name)) for name in _SHARED_FIELDS}
     fields["family"] = "minimind2" if config.model_type == "llama" else "minimind3"
     if config.model_type == "qwen3_moe":

@@ -1,4 +1,4 @@
-"""Rewards for online RL: named functions and reward models, all `fn(prompts, completions, **columns) -> list`."""
+"""Rewards for online RL: functions and reward models, all called as `fn(prompts, completions, **columns) -> list`."""
 
 from .registry import PRESETS, REWARDS, load_rewards
 from .reward import Reward, declared_range

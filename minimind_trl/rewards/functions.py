@@ -1,4 +1,4 @@
-"""The named reward functions. What is keyword-only is a parameter of the reward, and all else a column of the data."""
+"""The named reward functions. Keyword-only arguments are parameters of a reward; the others are columns of the data."""
 
 import json
 import re
@@ -10,6 +10,7 @@ from trl.rewards import think_format_reward
 from .. import patterns
 from ..errors import InputError
 from ..evaluation.answers import position_score, without_reasoning
+from ..tokenization import decode_tools
 from .reward import answer_of, text_of, turns_of
 
 _CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
@@ -18,34 +19,34 @@ _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
 def exact_match(completions: list, answer: list[str], **_) -> list[float]:
-    """1 where the answer is the right one but for white space, else 0."""
+    """1 if the answer equals the right one except for white space, else 0."""
     return [
         float(answer_of(given).split() == str(right).split()) for given, right in zip(completions, answer, strict=True)
     ]
 
 
 def position_match(completions: list, answer: list[str], **_) -> list[float]:
-    """The share of words that stand where the right answer has them: a graded `exact_match`."""
+    """The share of words that match the right answer at their position: a graded `exact_match`."""
     return [position_score(answer_of(given), str(right)) for given, right in zip(completions, answer, strict=True)]
 
 
 def math_accuracy(
     completions: list, answer: list, prompts: list | None = None, rendered_prompts: list | None = None, **_
 ) -> list[float | None]:
-    """1 where `math_verify` finds the answer equal to the right one, else 0; None where that one is no mathematics.
+    """1 if `math_verify` finds the answer equal to the right one, else 0; None if the right one is not mathematics.
 
-    Of both, a `\\boxed{}` counts, else what follows GSM8K's `####`, else what follows "The answer is" or its Chinese
-    like, else the last formula, in dollars or bare. Units are left out, a list has no order, a pair such as (0, 5) has.
-    Reasoning that does not end is no answer.
+    In both texts, a `\\boxed{}` counts first, then what follows GSM8K's `####`, then what follows "The answer is" or
+    its Chinese equivalent, then the last formula, with or without dollars. Units are ignored. Lists are unordered,
+    pairs such as (0, 5) are ordered. A completion whose reasoning does not end scores 0.
     """
-    reading = _mathematics()
+    mathematics = _mathematics()
 
     def score(turn: str, right: Any) -> float | None:
-        gold = reading.read_gold(str(right))
+        gold = mathematics.read_gold(str(right))
         if not gold:
             return None
         is_finished = turn.rfind("<think>") <= turn.rfind("</think>")
-        return float(is_finished and reading.agree(gold, reading.read_answer(without_reasoning(turn))))
+        return float(is_finished and mathematics.agree(gold, mathematics.read_answer(without_reasoning(turn))))
 
     turns = turns_of(completions, rendered_prompts or prompts)
     return [score(turn, right) for turn, right in zip(turns, answer, strict=True)]
@@ -69,12 +70,12 @@ def _mathematics():
 def regex(
     completions: list, prompts: list | None = None, rendered_prompts: list | None = None, *, pattern: str, **_
 ) -> list[float]:
-    """1 where the whole completion has the form `pattern` (of Python's `re`; `.` matches line ends), else 0.
+    """1 if `pattern` (of Python's `re`; `.` matches line ends) matches the whole completion, else 0.
 
-    The think block that a chat template begins in the prompt may count as part of the completion.
+    If the chat template opens a think block in the prompt, the pattern may match with or without it.
     """
     try:
-        form = patterns.compiled(pattern, re.DOTALL)
+        form = patterns.compile_pattern(pattern, re.DOTALL)
     except ValueError as error:
         raise InputError(f"reward regex: {pattern!r} is {error}") from error
 
@@ -83,8 +84,8 @@ def regex(
             return form.fullmatch(text, timeout=patterns.SECONDS) is not None
         except TimeoutError:
             raise InputError(
-                f"reward regex: {pattern!r} is not done with a completion of {len(text):,} characters after "
-                f"{patterns.SECONDS:g} s: it backtracks; repeat no group that fits in several ways, such as (a|aa)+"
+                f"reward regex: {pattern!r} takes longer than {patterns.SECONDS:g} s on a completion of {len(text):,} "
+                "characters: it backtracks; do not repeat a group that matches in several ways, such as (a|aa)+"
             ) from None
 
     either = zip(completions, turns_of(completions, rendered_prompts or prompts), strict=True)
@@ -94,9 +95,9 @@ def regex(
 def think_format(
     completions: list, prompts: list | None = None, rendered_prompts: list | None = None, **_
 ) -> list[float]:
-    """1 where the turn is `<think>`, reasoning, `</think>`, an answer; else 0. TRL's `think_format_reward`.
+    """1 if the turn is `<think>`, reasoning, `</think>`, an answer; else 0. TRL's `think_format_reward`.
 
-    `<think>` may stand in the prompt, where the chat template begins the block.
+    `<think>` may be in the prompt, if the chat template opens the block there.
     """
     turns = turns_of(completions, rendered_prompts or prompts)
     return think_format_reward([[{"role": "assistant", "content": turn}] for turn in turns])
@@ -112,7 +113,7 @@ def tag_count(
 ) -> list[float]:
     """The share of `tags` (separated by spaces) that occur exactly once. MiniMind2's `mark_num` (train_grpo.py).
 
-    `<think>` may stand in the prompt, where the chat template begins the block.
+    `<think>` may be in the prompt, if the chat template opens the block there.
     """
     wanted = tags.split()
     turns = turns_of(completions, rendered_prompts or prompts)
@@ -130,7 +131,7 @@ def length(
     outside: float = 0.0,
     **_,
 ) -> list[float]:
-    """`inside` where the completion has from `low` to `high` tokens or, with `unit=characters`, characters."""
+    """`inside` if the completion has `low` to `high` tokens (or characters, with `unit=characters`), else `outside`."""
     if unit not in ("tokens", "characters"):
         raise InputError(f"reward length: unit {unit!r} is neither tokens nor characters")
     if unit == "tokens":
@@ -141,9 +142,9 @@ def length(
 
 
 def repetition_penalty(completions: list, *, ngram: int = 3, cap: float = 0.5, **_) -> list[float]:
-    """-min(cap, 2 cap s), s the share of n-grams of the answer's words that it had already.
+    """-min(cap, 2 cap s), where s is the share of repeated word n-grams in the answer.
 
-    MiniMind-3's `rep_penalty` (train_grpo.py). TRL's `get_repetition_penalty_reward` counts words between spaces.
+    MiniMind-3's `rep_penalty` (train_grpo.py). TRL's `get_repetition_penalty_reward` splits words at spaces instead.
     """
 
     def penalty(text: str) -> float:
@@ -155,10 +156,10 @@ def repetition_penalty(completions: list, *, ngram: int = 3, cap: float = 0.5, *
 
 
 def thinking(completions: list, *, low: int = 20, high: int = 300, **_) -> list[float]:
-    """MiniMind-3's reward of reasoning (train_grpo.py): 0 without `</think>`. `<think>` may stand in the prompt.
+    """MiniMind-3's reward for reasoning (train_grpo.py); `<think>` may be in the prompt.
 
-    Else 1 where the reasoning has from `low` to `high` characters and -0.5 where not, and 0.25 more where there is one
-    `</think>`, 0.25 less where there are several.
+    0 without `</think>`. Otherwise 1 if the reasoning has `low` to `high` characters, else -0.5; plus 0.25 if there is
+    exactly one `</think>`, minus 0.25 if there are several.
     """
 
     def score(text: str) -> float:
@@ -172,20 +173,20 @@ def thinking(completions: list, *, low: int = 20, high: int = 300, **_) -> list[
 
 
 def tool_calls(completions: list, gt: list, **columns) -> list[float]:
-    """The share of `gt`, the strings that a right answer holds, that the last message has outside of its calls.
+    """The share of the strings `gt` that the last message contains outside of its tool calls.
 
-    Numbers are compared as numbers. 0 where a call (`<tool_call>{"name", "arguments"}</tool_call>`, or a message's
-    `tool_calls`) is not JSON, has no name, or names none of the row's `tools`.
+    Numbers are compared as numbers. 0 if a call (`<tool_call>{"name", "arguments"}</tool_call>`, or a message's
+    `tool_calls`) is not JSON, has no name, or is for a tool that is not in the row's `tools`.
     """
     tools = columns.get("tools") or [None] * len(completions)
     return [
-        _held(_CALL.sub("", answer_of(given)), right) if _calls_are_valid(given, known) else 0.0
+        _share_contained(_CALL.sub("", answer_of(given)), right) if _calls_are_valid(given, known) else 0.0
         for given, right, known in zip(completions, gt, tools, strict=True)
     ]
 
 
 def reasoning_gym(completions: list, answer: list, metadata: list, **_) -> list[float]:
-    """The score, from 0 to 1, of the task's own scorer in `reasoning_gym`; `metadata` is a row's, or its JSON."""
+    """The score, from 0 to 1, of `reasoning_gym`'s scorer for the task; `metadata` is that of the row, or its JSON."""
     try:
         from reasoning_gym import get_score_answer_fn
     except ImportError as error:
@@ -201,29 +202,27 @@ def reasoning_gym(completions: list, answer: list, metadata: list, **_) -> list[
     return [score(answer_of(given), *rest) for given, *rest in zip(completions, answer, metadata, strict=True)]
 
 
-def _held(text: str, wanted: list | str) -> float:
+def _share_contained(text: str, wanted: list | str) -> float:
     wanted = [wanted] if isinstance(wanted, str) else list(wanted)
     if not wanted:
         return 0.0
     numbers = {float(number.replace(",", "")) for number in _NUMBER.findall(text)}
-    return sum(_is_held(str(part).strip(), text, numbers) for part in wanted) / len(wanted)
+    return sum(_is_contained(str(part).strip(), text, numbers) for part in wanted) / len(wanted)
 
 
-def _is_held(part: str, text: str, numbers: set[float]) -> bool:
+def _is_contained(part: str, text: str, numbers: set[float]) -> bool:
     if _NUMBER.fullmatch(part):
         return any(abs(float(part.replace(",", "")) - number) < 1e-6 for number in numbers)
     return part.lower() in text.lower()
 
 
 def _calls_are_valid(completion: str | list[dict], tools: str | list | None) -> bool:
-    tools = json.loads(tools) if isinstance(tools, str) else tools
-    known = {tool.get("function", tool).get("name") for tool in tools or []}
-    names = list(_called(completion))
-    return all(name and (not known or name in known) for name in names)
+    known = {tool.get("function", tool).get("name") for tool in decode_tools(tools) or []}
+    return all(name and (not known or name in known) for name in _called_names(completion))
 
 
-def _called(completion: str | list[dict]) -> Iterator[str | None]:
-    """Names of the functions that are called; None for a call that cannot be read."""
+def _called_names(completion: str | list[dict]) -> Iterator[str | None]:
+    """Names of the called functions; None for a call that is unreadable."""
     messages = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
     for message in messages:
         for call in message.get("tool_calls") or []:

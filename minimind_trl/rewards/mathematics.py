@@ -1,11 +1,11 @@
-r"""Which part of a text is its answer, and what math_verify reads in it.
+r"""Find the answer in a text and parse it with math_verify.
 
-The same reading serves the right answer of a row and what a model said. The most explicit statement counts: a
-`\boxed{}`, then what follows `####` (GSM8K), then what follows "The answer is" or "答案是", then the last formula of
-the text, in dollars or bare. Every formula goes to math_verify between dollars: undelimited, it would read `10^{5}` as
-10.
+The right answer of a row and a model's completion are read in the same way. The most explicit statement wins: a
+`\boxed{}`, then what follows `####` (GSM8K), then what follows "The answer is" or "答案是", then the text's last
+formula, with or without dollars. Every formula is passed to math_verify between dollars: without them it would parse
+`10^{5}` as 10.
 
-Importing this needs math-verify.
+Importing this module needs math-verify.
 """
 
 import re
@@ -20,11 +20,11 @@ from math_verify import LatexExtractionConfig, parse, verify
 from sympy import Integer
 
 _SECONDS = 5  # for one formula, and for one comparison
-_FORMULAS_TRIED = 4  # of a text that marks none
-# Full-width signs as ASCII, but for those that end a sentence.
+_FORMULAS_TRIED = 4  # if a text marks no answer
+# Full-width signs as ASCII, except those that end a sentence.
 _NARROW = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F) if chr(code) not in "！；？"}
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
-# What people type, as LaTeX; in this order.
+# Common spellings and their LaTeX; applied in this order.
 _SPELLINGS = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -42,8 +42,8 @@ _SPELLINGS = tuple(
         (r"½", r"\\frac{1}{2}"),
         (r"°\s*[CF]?", ""),
         (r"[€£¥￥₹]|\\\$", ""),
-        (r"<<[^<>]*>>", ""),  # GSM8K's calculations
-        (r"\*\*(?=\s*[\d({-])(?<=[\w)}]\*\*)", "^"),  # a power; others are Markdown's
+        (r"<<[^<>]*>>", ""),  # calculations in GSM8K
+        (r"\*\*(?=\s*[\d({-])(?<=[\w)}]\*\*)", "^"),  # a power; the rest is Markdown
         (r"\*\*", ""),
         (r"(?<=\d)(?:\\[,;!]|[\u00a0\u2009\u202f])(?=\d)", ""),
         (r"(?<![\d.])(\d{1,3}(?: \d{3})+)(?![\d,])", lambda match: match[1].replace(" ", "")),
@@ -56,13 +56,13 @@ _SPELLINGS = tuple(
         (r"\s*,?\s*(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])\s*|\s*[和或]\s*", ", "),
     )
 )
-_HASHES = re.compile(r"(?<!#)####(?!#|\s*[A-Za-z]{3})")  # no heading
+_HASHES = re.compile(r"(?<!#)####(?!#|\s*[A-Za-z]{3})")  # not a heading
 _IS = re.compile(r"(?i:\banswers?\s*(?:is|are|equals?)\s*[:=]?)|(?:答案|结果)\s*(?:应?[是为]|等于)\s*:?")
 _COLON = re.compile(r"(?i:\banswers?\W{0,3}[:=])|(?:答案|结果|答)\s*:")
 _ENDS = re.compile(r"[.。;；!?？](?:\s|$)|,?\s(?:because|since|which|where|when|as|so|if)\s|,?(?:因为|由于|所以)|\n")
 _DELIMITED = re.compile(r"\$\$.+?\$\$|\$[^$\n]+\$|\\\(.+?\\\)|\\\[.+?\\\]", re.DOTALL)
 _TEXT = re.compile(r"\\(?:text|mbox|mathrm|textbf|textit|rm)\s*\{[^{}]*\}(?:\s*\^\s*\{?\d\}?)?")
-# Between formulas: words, the end of a sentence, a new line. Short runs of letters such as xy are products.
+# Separators of formulas: words, ends of sentences, new lines. Short runs of letters such as xy are products.
 _SHORT_UNITS = "cm mm km kg hr ft lb oz ml mg mi pm am sq cu"
 _SHORT_WORDS = f"is it to of in so an at by we he be if no on do go my us up me as {_SHORT_UNITS}"
 _WORD = (
@@ -74,26 +74,26 @@ _WORDS = re.compile(_WORD)
 _BETWEEN = re.compile(rf"{_WORD}|[.;!?](?=\s|$)|:\s|\n")
 _INTEGER = re.compile(r"[+-]?\d{1,18}")
 _GROUPED = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+")  # a number, or a list of numbers
-_IN_A_ROW = re.compile(r"[+-]?\d+(?:\.\d+)?(?:\s+[+-]?\d+(?:\.\d+)?)+")  # 3 1 2, which is no product
+_IN_A_ROW = re.compile(r"[+-]?\d+(?:\.\d+)?(?:\s+[+-]?\d+(?:\.\d+)?)+")  # 3 1 2 is a list, not a product
 _NUMBER = r"[+-]?(?:\d[\d,]*(?:\.\d+)?|\.\d+|\d+/\d+|\\[dt]?frac\s*\{\d+\}\s*\{\d+\})(?:\s*\\?%)?"
 _UNIT = rf"(?![xyz]|sqrt)(?:[A-Za-zµμ]{{3,}}|{_SHORT_UNITS.replace(' ', '|')}|[A-Za-z])(?![A-Za-z])(?:\^?\{{?[23]\}}?)?"
 _WITH_UNIT = re.compile(rf"(?P<number>{_NUMBER})(?P<space>\s*)(?:{_UNIT}(?:\s*[/·*]\s*{_UNIT})*)")
 _COUNTS = re.compile(r"\d|\\(?:pi|infty|sqrt|frac|emptyset|varnothing)|[∅]")
 
 
-@lru_cache(maxsize=100_000)  # each is asked for once for every completion
+@lru_cache(maxsize=100_000)  # called with the same text for every completion of a prompt
 def read_gold(text: str) -> list[Any]:
-    """What is right, as math_verify's `verify` takes it; empty where the text holds no mathematics."""
+    """The right answer as input for math_verify's `verify`; empty if the text holds no mathematics."""
     return next(filter(None, (_read(formula, is_gold=True) for formula in _stated(text))), [])
 
 
 def read_answer(text: str) -> list[Any]:
-    """The same of what a model said. A number with a unit may also be meant as a product, and a list as a number."""
+    """The same for a completion. A number with a unit is also read as a product, and a list as a number."""
     return next(filter(None, (_read(formula, is_gold=False) for formula in _stated(text))), [])
 
 
 def agree(gold: list[Any], answer: list[Any]) -> bool:
-    """Whether math_verify finds any reading of the answer equal to one of what is right."""
+    """Whether math_verify finds any reading of the answer equal to a reading of the right answer."""
     return bool(answer) and verify(gold, answer, timeout_seconds=_timeout())
 
 
@@ -109,7 +109,7 @@ def _stated(text: str) -> Iterator[str]:
     for marker in (_HASHES, _IS):
         if found := list(marker.finditer(text)):
             yield from _formulas(_ENDS.split(_after(found[-1]), maxsplit=1)[0])[:1]
-    if found := list(_COLON.finditer(text)):  # after which may stand the working
+    if found := list(_COLON.finditer(text)):  # the working may follow the colon
         line = _formulas(_after(found[-1]).partition("\n")[0])
         yield from line if len(line) == 1 else _formulas(_after(found[-1]))[-1:]
     yield from reversed(_formulas(text)[-_FORMULAS_TRIED:])
@@ -120,9 +120,9 @@ def _after(marker: re.Match) -> str:
 
 
 def _formulas(text: str) -> list[str]:
-    """The formulas of a text: those between dollars where there are any; else what stands between the words."""
+    """The formulas of a text: those between dollars or, if there are none, the parts between words."""
     found = list(_DELIMITED.finditer(text))
-    if found := [match for match in found if not _WORDS.search(_TEXT.sub("", match[0]))]:  # what has words is money
+    if found := [match for match in found if not _WORDS.search(_TEXT.sub("", match[0]))]:  # words: dollars are money
         return _joined(text, found)
     text = text.replace("$", "")
     alone = text.strip(" ,").rstrip(".")
@@ -131,12 +131,12 @@ def _formulas(text: str) -> list[str]:
     parts = [_bare(part) for part in _BETWEEN.split(_TEXT.sub("", text))]
     parts = [part for part in parts if part]
     if len(parts) == 1 and not _BETWEEN.search(text.strip(" .")):
-        return parts  # nothing else is there, so that letters are no words
+        return parts  # nothing else is there, so letters are variables
     return [part for part in parts if _COUNTS.search(part)]
 
 
 def _joined(text: str, found: list[re.Match]) -> list[str]:
-    """The insides of `$...$`; neighbours with nothing but a comma between them are one list."""
+    """The contents of `$...$`; neighbours separated only by a comma are one list."""
     formulas: list[str] = []
     end = None
     for match in found:
@@ -174,7 +174,7 @@ def _read(formula: str, is_gold: bool) -> list[Any]:
 
 
 def _parsed(formula: str) -> list[Any]:
-    # With `units`, the t of 2x + 3t would be taken for tonnes.
+    # With `units`, math_verify would read the t of 2x + 3t as tonnes.
     units = not re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", _TEXT.sub("", formula)))
     cleaning = NormalizationConfig(basic_latex=True, units=units, malformed_operators=True, nits=True, boxed="none")
     how = LatexExtractionConfig(boxed_match_priority=-1, normalization_config=cleaning)
@@ -182,5 +182,5 @@ def _parsed(formula: str) -> list[Any]:
 
 
 def _timeout() -> int | None:
-    """math_verify's timeouts are signals, which only the main thread gets."""
+    """The timeout in seconds; None outside the main thread, where math_verify's signals do not arrive."""
     return _SECONDS if threading.current_thread() is threading.main_thread() else None

@@ -1,4 +1,4 @@
-"""From what is written on a command line or in YAML to reward functions."""
+"""Build reward functions from their specs on the command line or in YAML."""
 
 import inspect
 import sys
@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from ..errors import InputError, nearest
-from ..imports import imported, refuse_foreign
+from ..errors import InputError, nearest, one_line
+from ..imports import import_function, refuse_foreign
 from ..yaml_files import load_yaml
 from . import functions
 from .reward import Reward
@@ -19,7 +19,7 @@ from .reward_models import RewardModel, is_reward_model
 _SHARE = (0, 1)
 _CALLED = "a reward is called as function(prompts=..., completions=..., completion_ids=..., **every_column)"
 
-# Name: function, and lowest and highest of its values, or what tells them from its parameters.
+# Name: function, and its lowest and highest value, or a function that computes them from its parameters.
 REWARDS: dict[str, tuple[Callable, tuple[float, float] | Callable[..., tuple[float, float]]]] = {
     "exact_match": (functions.exact_match, _SHARE),
     "position_match": (functions.position_match, _SHARE),
@@ -51,20 +51,20 @@ PRESETS: dict[str, tuple[tuple[str, float], ...]] = {
 
 
 def load_rewards(specs: Sequence[str], weights: Sequence[float] | None = None) -> tuple[list[Reward], list[float]]:
-    """Reward functions and their weights.
+    """Build reward functions and their weights.
 
     Args:
-        specs: each one of
+        specs: each is one of
 
-            - a name of `REWARDS`, with parameters where it has some: `length:low=5,high=20`;
+            - a name in `REWARDS`, with its parameters if it has any: `length:low=5,high=20`;
             - `reward_model:PATH`, with `RewardModel`'s parameters, or just the path of a reward model;
             - a preset: `minimind3:reward_model=PATH`;
-            - `module:function`, a function of your own, from the working directory or an installed package, whose
-              range its attributes `low` and `high` may tell.
-        weights: one for each of `specs`; of a preset it multiplies the preset's own. Default: 1.
+            - `module:function`, your own function, from the working directory or an installed package; its attributes
+              `low` and `high` may give its range.
+        weights: one per spec, 1 by default. A preset's weight multiplies the weights inside the preset.
 
     Raises:
-        InputError: one line for every spec that cannot be used.
+        InputError: one line for every invalid spec.
     """
     if not specs:
         raise InputError("no reward: give --reward_funcs, such as exact_match or the folder of a reward model")
@@ -92,7 +92,7 @@ def _expanded(spec: str) -> list[tuple[str, float]]:
         return [(spec, 1.0)]
     given = _parameters(rest)
     if set(given) != {"reward_model"}:
-        raise InputError(f"MiniMind scores with a reward model too: {name}:reward_model=PATH, and nothing else")
+        raise InputError(f"this preset needs a reward model and takes nothing else: {name}:reward_model=PATH")
     return [(part.format(**given) if "{reward_model}" in part else part, share) for part, share in PRESETS[name]]
 
 
@@ -111,12 +111,12 @@ def _load(spec: str) -> Reward:
         return Reward(model, "reward_model", model.low, model.high)
     if rest:
         if "" not in sys.path:
-            sys.path.insert(0, "")  # as of `python -m`: a script's own folder comes first otherwise
+            sys.path.insert(0, "")  # as with `python -m`; otherwise a script's own folder comes first
         refuse_foreign(spec, "reward", _CALLED)
-        function = imported(spec)
+        function = import_function(spec)
         kinds = {parameter.kind for parameter in inspect.signature(function).parameters.values()}
         if inspect.Parameter.VAR_KEYWORD not in kinds:
-            raise InputError(f"{rest}{inspect.signature(function)} does not take what it is not named: {_CALLED}")
+            raise InputError(f"{rest}{inspect.signature(function)} does not accept further columns (**_): {_CALLED}")
         return Reward(function, rest)
     known = [*REWARDS, *PRESETS, "reward_model"]
     raise InputError(
@@ -125,7 +125,7 @@ def _load(spec: str) -> Reward:
 
 
 def _parameters(text: str) -> dict[str, Any]:
-    """`low=5,high=20` as a mapping; a quoted value may have commas."""
+    """`low=5,high=20` as a mapping; a quoted value may contain commas."""
     parts, quoted = [""], False
     for character in text:
         quoted ^= character == "'"
@@ -143,13 +143,11 @@ def _plain(text: str) -> Any:
     try:
         return load_yaml(text)[1]
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"{text:.80} is no value ({' '.join(str(error).split()):.80}); quote a text: name='...'"
-        ) from error
+        raise InputError(f"{text:.80} is not a value ({one_line(error):.80}); quote text: name='...'") from error
 
 
 def _checked(function: Callable, given: dict[str, Any]) -> dict[str, Any]:
-    """Parameters in the types that the function declares: what is keyword-only, or a class's all but the first."""
+    """Validate parameters by the declared types: a function's keyword-only ones, or all of a class but the first."""
     signature = list(inspect.signature(function).parameters.items())
     is_class = inspect.isclass(function)
     known = dict(signature[1:]) if is_class else {name: p for name, p in signature if p.kind is p.KEYWORD_ONLY}

@@ -1,4 +1,4 @@
-"""A reward function with a name, a range and no way to fail unnoticed."""
+"""A reward function with a name, a range and checked results."""
 
 import inspect
 import math
@@ -6,54 +6,54 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
-from ..errors import InputError, described
+from ..errors import InputError, describe
 from ..evaluation.answers import without_reasoning
 
-_GIVEN = (
+_NOT_COLUMNS = (
     *("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"),
     "rendered_prompts",
 )
-_SHOWN = 80
-_OPENED = re.compile(r"<think>\s*(?:</think>\s*)?\Z")
+_MAX_SHOWN = 80
+_OPEN_THINK = re.compile(r"<think>\s*(?:</think>\s*)?\Z")
 
 
 class Reward:
-    """A reward function as TRL calls it, whose answers are checked.
+    """A reward function as TRL calls it, with checked results.
 
     Args:
-        function: `fn(prompts=..., completions=..., completion_ids=..., **columns)`, a number for each completion, or
-            None where it does not apply. Among the columns is `rendered_prompts`, the prompts as the model reads them.
-            Its attribute `can_score(row) -> bool`, if it has one, tells of a row whether it applies.
-        name: for logs and messages.
-        low, high: the range of its values; by default the function's attributes of these names, if it has them. A value
-            outside is an error.
+        function: `fn(prompts=..., completions=..., completion_ids=..., **columns)` returns a number per completion, or
+            None if it does not apply. The columns include `rendered_prompts`, the prompts as the model reads them. An
+            optional attribute `can_score(row) -> bool` says whether the function applies to a row.
+        name: name for logs and messages.
+        low, high: range of its values; by default the function's attributes of these names, if it has them. A value
+            outside the range is an error.
 
     Attributes:
-        on_error: what happens where a call fails. "raise" it; "note" it in `noted`, and give None to every completion;
-            or "none": call the function for each completion by itself, and give None to those that fail alone, with a
-            note for each.
-        noted: what was noted since whoever reads it has emptied it.
+        on_error: what to do if a call fails. "raise" raises the error. "note" appends it to `noted` and returns None
+            for all completions. "none" calls the function for each completion separately, appends every error to
+            `noted` and returns None for those completions.
+        noted: errors so far; the reader empties the list.
 
     Calling it raises, with `on_error` "raise":
-        InputError: the function failed (the row is named), or returned something else than one finite number or
-            None per completion.
+        InputError: the function failed (the message names the row), or did not return one finite number or None per
+            completion.
     """
 
     def __init__(self, function: Callable[..., list], name: str, low: float | None = None, high: float | None = None):
         self.function = function
         self.low = getattr(function, "low", -math.inf) if low is None else low
         self.high = getattr(function, "high", math.inf) if high is None else high
-        self.can_score = getattr(getattr(function, "func", function), "can_score", None)  # of a partial its function's
+        self.can_score = getattr(getattr(function, "func", function), "can_score", None)  # a partial hides attributes
         self.__name__ = name
         self.on_error: Literal["raise", "note", "none"] = "raise"
         self.noted: list[InputError] = []
 
     def columns(self) -> list[str]:
-        """Columns of the data set that the function cannot do without."""
+        """Columns of the data set that the function requires."""
         return list(_required(self.function))
 
     def unscored(self, rows: Iterable[dict]) -> list[dict]:
-        """The rows whose completions will get no reward, as far as that can be told."""
+        """The rows whose completions will get no reward, as far as that is known beforehand."""
         return [row for row in rows if not self.can_score(row)] if self.can_score else []
 
     def __call__(self, prompts: list, completions: list, **columns: Any) -> list[float | None]:
@@ -92,10 +92,10 @@ class Reward:
         try:
             return self.function(prompts=prompts, completions=completions, **columns)
         except (Exception, SystemExit) as error:
-            to_be_tried = self.on_error == "none" and len(prompts) > 1  # each by itself, in a moment
-            row = -1 if to_be_tried else self._failing_row(prompts, completions, columns)
+            will_retry = self.on_error == "none" and len(prompts) > 1  # `_one_by_one` finds the failing rows
+            row = -1 if will_retry else self._failing_row(prompts, completions, columns)
             raise InputError(
-                f"reward {self.__name__} raised {described(error)}"
+                f"reward {self.__name__} raised {describe(error)}"
                 + (
                     f"; for the completion {_short(completions[row])} of {_short(_asked(prompts[row]))}"
                     if row >= 0
@@ -104,7 +104,7 @@ class Reward:
             ) from error
 
     def _failing_row(self, prompts: list, completions: list, columns: dict[str, Any]) -> int:
-        """The first row on which the function fails by itself; -1 where none does."""
+        """The first row for which the function fails when called on it alone; -1 if there is none."""
         if len(prompts) == 1:
             return 0
         for row in range(len(prompts)):
@@ -120,7 +120,7 @@ class Reward:
             return None
         try:
             number = float(value)
-        except (TypeError, ValueError, OverflowError):  # the last of a whole number that no float can hold
+        except (TypeError, ValueError, OverflowError):  # OverflowError: an int too large for a float
             number = math.nan
         if not math.isfinite(number):
             raise InputError(
@@ -136,7 +136,7 @@ class Reward:
 
 
 def text_of(completion: str | list[dict]) -> str:
-    """What the model said: of a conversation the last message of the assistant."""
+    """The text of a completion; of a conversation, the assistant's last message."""
     if isinstance(completion, str):
         return completion
     said = [message.get("content") or "" for message in completion if message["role"] == "assistant"]
@@ -144,23 +144,23 @@ def text_of(completion: str | list[dict]) -> str:
 
 
 def answer_of(completion: str | list[dict]) -> str:
-    """What the model said after its reasoning."""
+    """The text of a completion after the reasoning."""
     return without_reasoning(text_of(completion))
 
 
 def turns_of(completions: list, prompts: list | None = None) -> list[str]:
-    """What the model said, each after the think block that its prompt begins: `<think>`, or an empty one.
+    """The texts of completions, each after the think block that its prompt ends with: `<think>`, or an empty block.
 
     Args:
-        prompts: as the model reads them. Of messages it is not known how their template ends, so nothing is added.
+        prompts: prompts as the model reads them. Nothing is added for messages, because their rendering is unknown.
     """
-    ends = [_OPENED.search(prompt) if isinstance(prompt, str) else None for prompt in prompts or ()]
+    ends = [_OPEN_THINK.search(prompt) if isinstance(prompt, str) else None for prompt in prompts or ()]
     ends = ends or [None] * len(completions)
     return [(end[0] if end else "") + text_of(given) for end, given in zip(ends, completions, strict=True)]
 
 
 def declared_range(functions: Sequence[Any], weights: Sequence[float]) -> tuple[float, float]:
-    """Lowest and highest weighted sum of rewards, by the functions' `low` and `high`; infinite where those are not."""
+    """Lowest and highest weighted sum of rewards, from the functions' `low` and `high`; infinite if one lacks them."""
     low = high = 0.0
     for function, weight in zip(functions, weights, strict=True):
         if weight:
@@ -181,7 +181,7 @@ def _row(row: int, prompts: list, completions: list, columns: dict[str, Any]) ->
 def _required(function: Callable) -> Iterator[str]:
     for parameter in inspect.signature(function).parameters.values():
         is_column = parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.default is parameter.empty
-        if is_column and parameter.name not in _GIVEN:
+        if is_column and parameter.name not in _NOT_COLUMNS:
             yield parameter.name
 
 
@@ -193,6 +193,6 @@ def _short(value: Any) -> str:
     text = text_of(value) if isinstance(value, list) and value and isinstance(value[0], dict) else value
     try:
         text = repr(text)
-    except Exception:  # a number of more than 4,300 digits, or an object of the user's that cannot show itself
+    except Exception:  # an int of more than 4,300 digits, or a broken __repr__
         text = f"<{type(text).__name__}>"
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."

@@ -11,9 +11,9 @@ from transformers import AutoModel, AutoModelForSequenceClassification, PreTrain
 
 from ..errors import CheckpointError, InputError, one_line
 from ..models import MiniMindForSequenceClassification, load_model
-from ..models.adapters import Adapter, chain_of
-from ..models.checkpoints import OWN_TYPES, architecture_of, load_tokenizer_of, rows_of
-from ..models.stored import NATIVE_SUFFIXES, UNREADABLE, check_finite, read_config, without_report
+from ..models.adapters import Adapter, adapter_chain
+from ..models.checkpoints import OWN_TYPES, architecture_of, load_tokenizer_of, vocabulary_size
+from ..models.stored import UNREADABLE, check_finite, is_native_file, read_config, without_load_report
 from .reward import answer_of, text_of
 
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
@@ -22,19 +22,19 @@ _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 class RewardModel:
     """Scores of a sequence-classification model with one label, or of a model with InternLM's `get_score`.
 
-    The model reads prompt and completion through its own tokenizer and chat template.
+    Prompt and completion are rendered with the model's own tokenizer and chat template.
 
     Args:
         name: directory or Hub id, such as the output of `recipes/reward.py`, or an adapter of such a model.
         low, high: scores are clipped to this range (MiniMind's: -3 to 3).
-        answer_only: show it what stands after the reasoning alone (as MiniMind-3 does).
-        answer_share: where a completion has an `<answer>`, that much of the score is the answer's alone (MiniMind2's
-            reward of reasoning: 0.6).
-        batch_size: completions at once.
+        answer_only: score only the text after the reasoning (as MiniMind-3 does).
+        answer_share: weight of a separate score for the text in `<answer>`, if a completion has one (MiniMind2's reward
+            for reasoning uses 0.6); the score of the whole completion has the rest of the weight.
+        batch_size: completions per forward pass.
         trust_remote_code: run the code that comes with the model; needed for `get_score`.
 
     Raises:
-        InputError: no reward model is there, or its tokenizer is of another vocabulary.
+        InputError: `name` is not a reward model, or its tokenizer has more tokens than the model.
     """
 
     def __init__(
@@ -55,15 +55,14 @@ class RewardModel:
         except CheckpointError as error:
             raise InputError(f"reward model {name}: {str(error).removeprefix(f'{name}: ')}") from error
         config = self.model.config.get_text_config()
-        if rows_of(self.tokenizer) > config.vocab_size:
+        if (size := vocabulary_size(self.tokenizer)) > config.vocab_size:
             raise InputError(
-                f"reward model {name} has {config.vocab_size} tokens, its tokenizer {rows_of(self.tokenizer)}: they do "
-                "not belong together"
+                f"reward model {name} has {config.vocab_size} tokens, its tokenizer {size}: they do not belong together"
             )
         config.pad_token_id = self.tokenizer.pad_token_id
 
     def __call__(self, prompts: list, completions: list, messages: list | None = None, **_: Any) -> list[float]:
-        """A score for each completion, clipped; `messages` are the prompts where those are rendered already."""
+        """A clipped score per completion; `messages` replaces prompts that are already rendered."""
         prompts = messages or prompts
         if self.answer_only:
             completions = [answer_of(completion).strip() for completion in completions]
@@ -103,21 +102,21 @@ def _load(name: str, trust_remote_code: bool) -> PreTrainedModel:
             raise InputError(f"reward model {name} has {model.config.num_labels} labels; a reward model has one")
         return model
     if made_for == "?":
-        read_config(name)  # says what is missing
+        read_config(name)  # raises an error that says what is missing
     if trust_remote_code:
         model = _from_pretrained(AutoModel, name, trust_remote_code=True)
         if hasattr(model, "get_score"):
             return model
     raise InputError(
-        f"reward model {name} is a {made_for}: train a reward model with recipes/reward.py; one with a get_score of "
-        "its own also needs trust_remote_code=true"
+        f"reward model {name} is a {made_for}: train a reward model with recipes/reward.py; a model with its own "
+        "get_score also needs trust_remote_code=true"
     )
 
 
 def _load_classifier(name: str, trust_remote_code: bool) -> PreTrainedModel:
-    """Of MiniMind's family by our loader, which checks most; of any other family by transformers; adapters merged."""
-    *adapters, base = chain_of(name)
-    if Path(base).suffix in NATIVE_SUFFIXES or read_config(base, OWN_TYPES)[0].get("model_type") == "minimind":
+    """Load MiniMinds with our loader, which checks more, and other models with transformers; adapters are merged."""
+    *adapters, base = adapter_chain(name)
+    if is_native_file(base) or read_config(base, OWN_TYPES)[0].get("model_type") == "minimind":
         return load_model(name, MiniMindForSequenceClassification, dtype=torch.float32 if adapters else "auto")
     if not adapters:
         return _from_pretrained(AutoModelForSequenceClassification, name, trust_remote_code=trust_remote_code)
@@ -137,13 +136,13 @@ def _load_classifier(name: str, trust_remote_code: bool) -> PreTrainedModel:
 
 def _from_pretrained(auto_class, name: str, *, head_may_miss: bool = False, trust_remote_code: bool, **options):
     try:
-        with without_report():
+        with without_load_report():
             model, info = auto_class.from_pretrained(
                 name, output_loading_info=True, trust_remote_code=trust_remote_code, **options
             )
     except UNREADABLE as error:
         raise CheckpointError(f"{name}: cannot be loaded: {one_line(error)}") from error
-    if info["missing_keys"] and not head_may_miss:  # which would be random
+    if info["missing_keys"] and not head_may_miss:  # they would be random
         raise CheckpointError(f"{name}: tensors are missing: {', '.join(sorted(info['missing_keys']))}")
     check_finite(model.named_parameters(), name)
     return model
@@ -156,7 +155,7 @@ def _messages(prompt: str | list[dict], completion: str | list[dict]) -> list[di
 
 
 def is_reward_model(name: str) -> bool:
-    """Whether a path or Hub id names a model, or an adapter of one, rather than a function."""
+    """Whether a spec is the path or Hub id of a model or adapter, not the name of a function."""
     if (Path(name) / "adapter_config.json").is_file():
         return True
     try:

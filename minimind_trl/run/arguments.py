@@ -13,10 +13,9 @@ from trl import ModelConfig, TrlParser
 
 from ..errors import InputError, first_line, nearest, raise_all
 from ..internals import reads_boolean
-from ..models import PRESETS
-from ..models.adapters import is_native
 from .config_files import read_config_file
 from .option_ranges import check_options
+from .processes import load_models_whole
 from .secrets import keep_token, take_out_secrets
 from .services import service_problems
 
@@ -44,15 +43,18 @@ class RecipeArguments:
     )
     use_prepared: bool = field(
         default=False,
-        metadata={"help": "Reuse the mixture prepared in --prepared_dir while nothing it was made from has changed."},
+        metadata={"help": "Reuse the mixture in --prepared_dir if nothing it was made from has changed."},
     )
     prepared_dir: str = field(
-        default="prepared", metadata={"help": "Where --use_prepared keeps mixtures, a folder PHASE_CONFIG for each."}
+        default="prepared", metadata={"help": "Folder of prepared mixtures; each is in PHASE_CONFIG."}
     )
     eval_interval: int = field(default=500, metadata={"help": "Steps between evaluations; 0 switches them off."})
-    eval_batches: int = field(default=100, metadata={"help": "Batches per evaluation and process, at most."})
+    eval_batches: int = field(default=100, metadata={"help": "Most batches per evaluation and process."})
     resume: str | None = field(
-        default=None, metadata={"help": "'auto': the last whole checkpoint of --output_dir, if any; or a checkpoint."}
+        default=None,
+        metadata={
+            "help": "auto: from the last whole checkpoint in --output_dir, if there is one; or a checkpoint's folder."
+        },
     )
     dry_run: bool = field(default=False, metadata={"help": "Check everything, print the plan, train nothing."})
     use_wandb: bool = field(default=False, metadata={"help": "Report to Weights & Biases; short for --report_to."})
@@ -67,6 +69,9 @@ class RecipeArguments:
 
     def problems(self) -> Iterator[str]:
         """One line for each combination of options that contradicts itself."""
+        from ..models import PRESETS
+        from ..models.adapters import is_native
+
         if (self.preset is None) == (self.from_weight is None):
             yield "give exactly one of --preset (train from scratch) and --from_weight (a checkpoint)"
         if self.preset is not None and self.preset not in PRESETS:
@@ -202,6 +207,7 @@ def parse_arguments(
         args.chat_template, config.chat_template_path = _chat_template(config.chat_template_path), None
     if arguments is RecipeArguments:
         raise_all([*config.machine_problems(), *service_problems(config, args.use_wandb)])
+        load_models_whole()
     return (args, config, *rest)
 
 

@@ -17,11 +17,11 @@ class DistillRecipeConfig(SupervisedConfig, GKDConfig):
     project_name: ClassVar[str] = "Distill"
     lmbda: float = field(
         default=0.0,
-        metadata={"help": "Share of the steps on answers that the student writes: 0 is offline, 1 on-policy."},
+        metadata={"help": "Share of steps on the student's own answers: 0 is offline, 1 on-policy."},
     )
     beta: float = field(
         default=0.0,
-        metadata={"help": "0: KL(teacher || student), covers all that the teacher does; 1: the reverse; between: JSD."},
+        metadata={"help": "0: KL(teacher || student), mode-covering; 1: the reverse KL; between: JSD."},
     )
     assistant_only_loss: bool = field(default=True, metadata={"help": "Only True: the assistant's turns are imitated."})
 

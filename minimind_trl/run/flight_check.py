@@ -152,7 +152,7 @@ def resume_problems(trainer, run: "Run") -> list[str]:
     if not changed:
         return []
     return [
-        f"{checkpoint} is of another run: {'; '.join(changed)}. Resume with what it had, or start a new run from it: "
+        f"{checkpoint} belongs to another run: {'; '.join(changed)}. Resume with its settings, or start a new run: "
         f"--from_weight {checkpoint} with another --output_dir"
     ]
 
@@ -201,13 +201,13 @@ def _print_plan(
     console.print(
         f"plan: {steps:,} steps of {_rows_per_step(config)} {packed} in {config.world_size} process(es), at most "
         f"{limit} tokens each; {learned}{long_rows.rows / len(whole):.1%} of the rows are longer"
-        + (f": {long_rows.told()}" if long_rows.rows else "")
+        + (f": {long_rows.summary()}" if long_rows.rows else "")
         + (f"; {no_room.mean():.1%} of the rows are dropped: {dropped_why}" if no_room.any() else "")
     )
     if mixer.report is None and long_rows.share > FEW:  # otherwise the mixer has reported it
         print(
-            f"warning: of the first {len(whole)} rows {long_rows.told()}; --max_length {long_rows.enough} would keep "
-            "95% of the tokens",
+            f"warning: of the first {len(whole)} rows {long_rows.summary()}; --max_length {long_rows.enough} would "
+            "keep 95% of the tokens",
             file=sys.stderr,
         )
     if seconds is not None:

@@ -16,7 +16,7 @@ from ..models import MiniMindConfig, MiniMindForCausalLM, MiniMindForSequenceCla
 from ..models.adapters import leaves_experts_out, lora_config
 from ..models.checkpoints import check_vocabulary, load_tokenizer_of, tokenizer_folder
 from ..models.names import check_name
-from ..models.stored import NATIVE_SUFFIXES
+from ..models.stored import is_native_file
 from ..tokenization import TINY_TOKENIZER_DIR, prepared_for_trl
 from .arguments import RecipeArguments
 
@@ -27,7 +27,7 @@ def load_tokenizer(args: RecipeArguments) -> PreTrainedTokenizerBase:
     Raises:
         InputError: the model brings none; the message says how to give one.
     """
-    if args.from_weight and Path(args.from_weight).suffix in NATIVE_SUFFIXES and not Path(args.from_weight).exists():
+    if args.from_weight and is_native_file(args.from_weight) and not Path(args.from_weight).exists():
         raise InputError(f"--from_weight {args.from_weight}: no such file")
     name = args.tokenizer or args.from_weight
     check_name(name or "", "--tokenizer" if args.tokenizer else "--from_weight")

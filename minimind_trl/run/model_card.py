@@ -14,7 +14,7 @@ from ..data.schemas import PHASES
 from ..evaluation.measures import short_number
 from ..files import atomic_path
 from ..models import MiniMindForSequenceClassification
-from ..models.stored import file_of
+from ..models.stored import find_file
 
 if TYPE_CHECKING:
     from .recipe_run import Run
@@ -110,7 +110,7 @@ def _card_of(name: str) -> ModelCardData | None:
         folders.insert(0, str(Path(name).parent))  # a run's card lies beside its checkpoints
     for folder in folders:
         try:
-            if found := file_of(folder, "README.md"):
+            if found := find_file(folder, "README.md"):
                 return ModelCard.load(found).data
         except (OSError, ValueError):  # the Hub is unreachable, or the file is not a card
             continue

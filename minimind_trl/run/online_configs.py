@@ -24,7 +24,7 @@ class OnlineConfig(RecipeConfig):
     """
 
     gradient_accumulation_steps: int = field(
-        default=8, metadata={"help": "Batches of a step; a rollout has as many, in PPO times --num_mini_batches."}
+        default=8, metadata={"help": "Batches per step. A rollout has as many (PPO: times --num_mini_batches)."}
     )
     reward_funcs: list[str] = field(
         default_factory=list,
@@ -35,11 +35,13 @@ class OnlineConfig(RecipeConfig):
     )
     thinking_ratio: float = field(
         default=0.0,
-        metadata={"help": "Share of prompts that end in an open <think> (MiniMind-3's template; its recipes: 0.9)."},
+        metadata={
+            "help": "Share of prompts that end with an open <think> (MiniMind-3's template; its configs use 0.9)."
+        },
     )
     allow_equal_rewards: bool = field(
         default=False,
-        metadata={"help": "Start although the reward seems to be a constant."},
+        metadata={"help": "Start even if the reward seems to be constant."},
     )
 
     refused_options: ClassVar[dict[str, str | None]] = OWN_EVALUATION | {

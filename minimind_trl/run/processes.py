@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import _get_default_store, _set_pg_timeout
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.utils import strtobool
 
 from ..errors import InputError, Interrupted
-from ..trainers.callbacks import SIGNALS, leave_dead_terminal
+from ..internals import set_process_group_timeout
+from ..trainers.signals import SIGNALS, leave_dead_terminal
 
 _AS_LONG_AS_IT_TAKES = timedelta(days=30)
 
@@ -80,11 +80,8 @@ def limit_waiting(seconds: float | None) -> None:
     None waits without limit, for when one process prepares data for all. If a process dies, the launcher ends the
     others in any case.
     """
-    if not dist.is_initialized():
-        return
-    limit = _AS_LONG_AS_IT_TAKES if seconds is None else timedelta(seconds=seconds)
-    _set_pg_timeout(limit)
-    _get_default_store().set_timeout(limit)  # NCCL's processes first meet there
+    if dist.is_initialized():
+        set_process_group_timeout(_AS_LONG_AS_IT_TAKES if seconds is None else timedelta(seconds=seconds))
 
 
 @contextmanager

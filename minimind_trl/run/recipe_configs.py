@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from transformers import Trainer, get_scheduler
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from trl import DPOConfig, RewardConfig, SFTConfig
 
@@ -14,7 +13,7 @@ from ..errors import InputError, first_line, nearest, one_line, raise_all
 from ..hardware import has_fast_bf16
 from .learning_rates import WARMUP
 from .option_ranges import MORE_THAN_0, one_of
-from .processes import launch_problems, launched_precision, load_models_whole, refuse_other_launch
+from .processes import launch_problems, launched_precision, refuse_other_launch
 from .services import folder_problem
 
 # The `activation_checkpointing_kwargs` of transformers, TRL and torch.utils.checkpoint.
@@ -37,17 +36,17 @@ class RecipeConfig:
     _argument_group_name = "TRL and transformers"
 
     learning_rate: float | None = field(
-        default=None, metadata={"help": "Default: by recipe and size of the model, printed before training."}
+        default=None, metadata={"help": "Default: chosen by recipe and model size, and printed."}
     )
-    warmup_steps: float = field(
-        default=WARMUP, metadata={"help": "Steps in which the learning rate rises, or below 1 the share of all steps."}
-    )
+    warmup_steps: float = field(default=WARMUP, metadata={"help": "Warm-up steps; below 1, a share of all steps."})
     gradient_checkpointing: bool = field(
         default=False, metadata={"help": "Trade compute for memory; models of this size fit without."}
     )
     report_to: list[str] = field(  # a list, of which transformers' parser would read one
         default_factory=lambda: ["none"],
-        metadata={"help": "Trackers, one or more: tensorboard, trackio, wandb, ...; all that are installed; or none."},
+        metadata={
+            "help": "One or more trackers (tensorboard, trackio, wandb, ...), all for every installed one, or none."
+        },
     )
 
     option_ranges: ClassVar[dict[str, Any]] = {}
@@ -78,7 +77,6 @@ class RecipeConfig:
         self.learning_rate = given
         raise_all(problems)
         refuse_other_launch(self)
-        load_models_whole()
 
     def problems(self) -> Iterator[str]:
         """One line for each combination of options that contradicts itself or the launcher."""
@@ -126,6 +124,8 @@ class RecipeConfig:
 
     def late_problems(self) -> Iterator[str]:
         """What transformers would refuse when training begins, by building optimizer and schedule for one number."""
+        from transformers import Trainer, get_scheduler  # with `datasets`: a second that `--help` need not wait
+
         for key in set(self.activation_checkpointing_kwargs or ()) - set(_CHECKPOINTING):
             hint = nearest(str(key), _CHECKPOINTING, listed=True)
             yield f"--activation_checkpointing_kwargs: {key!r} is not known{hint}"
@@ -187,7 +187,10 @@ class PretrainRecipeConfig(SupervisedConfig, SFTConfig):
     }
 
     packing: bool = field(
-        default=True, metadata={"help": "Several rows in one of max_length, which do not see each other: no padding."}
+        default=True,
+        metadata={
+            "help": "Pack several rows into one of max_length, without padding. Packed rows do not see each other."
+        },
     )
 
     def problems(self) -> Iterator[str]:

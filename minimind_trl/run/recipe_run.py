@@ -2,23 +2,18 @@
 
 import os
 import shutil
-import signal
 import sys
-import traceback
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
 from datasets import Dataset, DatasetDict, IterableDataset
-from transformers import logging as transformers_logging
 from transformers.integrations import TensorBoardCallback
 from transformers.integrations.integration_utils import default_logdir
 
 from ..data import LOCK, DatasetMixer
-from ..errors import InputError, TrainingError, TrainingInterrupted, described, nearest
-from ..files import full_disk
+from ..errors import InputError, TrainingInterrupted, nearest
 from ..tokenization import with_training_template
 from ..trainers.callbacks import EvaluateAtEnd
 from ..trainers.safe_checkpoints import saving
@@ -26,8 +21,8 @@ from .arguments import RecipeArguments
 from .flight_check import flight_check
 from .loading import adapter_for, as_reward_model, build_data, load_or_create_model, load_tokenizer, open_mixture
 from .model_card import complete_card
-from .output_folder import holds_output_folder, lock_output_folder, release_output_folders
-from .processes import ending_on_signals, limit_waiting
+from .output_folder import lock_output_folder
+from .processes import limit_waiting
 from .records import RECIPE, run_record
 from .results import count_rows, mixture_lock, write_results
 from .settings import complete_config, set_checkpoint_to_resume
@@ -64,6 +59,8 @@ class Run:
     mixer: DatasetMixer
 
     def __init__(self, args: RecipeArguments, config, lora, *, reward_model: bool = False):
+        if not sys.stderr.isatty():
+            datasets.disable_progress_bars()
         self.args, self.config, self.lora = args, config, lora
         self.tokenizer = load_tokenizer(args)
         self.model = load_or_create_model(args, self.tokenizer, config.seed)
@@ -168,46 +165,3 @@ def _check_best_metric(config, figures: dict[str, float]) -> None:
     known = [figure.removeprefix("eval_") for figure in figures if figure.startswith("eval_")]
     hint = nearest(name, known, listed=True)
     raise InputError(f"--metric_for_best_model {name}: evaluation has no such figure{hint}")
-
-
-def run_recipe(main: Callable[[], None]) -> None:
-    """Run a recipe's `main` and exit: 0 when done, 2 on bad input, 1 if training broke off, with a message.
-
-    A signal exits with 128 + its number (130 for Ctrl-C), after the state is saved if there is one. Anything else,
-    such as `sys.exit()` in a user's function, exits with 1 and reports where it came from.
-    """
-    transformers_logging.disable_progress_bar()
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
-    try:
-        with ending_on_signals():
-            main()
-    except (InputError, TrainingError) as error:
-        if unexpected := getattr(error, "unexpected", None):
-            traceback.print_exception(unexpected)
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, InputError) else 1)
-    except KeyboardInterrupt as stop:
-        number = getattr(stop, "number", signal.SIGINT)
-        when = " before the first step; there was nothing to save" if holds_output_folder() else ""
-        print(f"stopped by {signal.Signals(number).name}{when}", file=sys.stderr)
-        sys.exit(128 + number)
-    except SystemExit as end:
-        if isinstance(end, TrainingInterrupted) or not (caller := _caller_of_exit(end)):
-            raise
-        print(f"error: {described(end)} in {caller}, before the run was done", file=sys.stderr)
-        sys.exit(1)
-    except Exception as error:
-        if not (problem := full_disk(error)):  # for example in the cache of TRL's tokenized rows
-            raise
-        print(f"error: {problem}", file=sys.stderr)
-        sys.exit(1)
-    finally:
-        release_output_folders()
-
-
-def _caller_of_exit(end: SystemExit) -> str | None:
-    """Where sys.exit() was called; None for `--help`, which exits in this way."""
-    frames = traceback.extract_tb(end.__traceback__)
-    *_, last = [frame for frame in frames if "_sitebuiltins" not in frame.filename]  # exit() itself
-    return None if Path(last.filename).name == "argparse.py" else f"{last.name} ({last.filename}:{last.lineno})"

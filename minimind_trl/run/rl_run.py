@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import InputError, nearest, raise_all
 from ..evaluation.answers import render_prompt
 from ..rewards import Reward, load_rewards
-from ..trainers.rollout_trainer import TEMPLATE_KWARGS
+from ..trainers.rollout_engine import TEMPLATE_KWARGS
 from .online_configs import OnlineConfig
 from .recipe_run import Run, Splits
 from .rl_flight_check import STREAM_HEAD, rl_flight_check

@@ -11,7 +11,6 @@ from urllib.parse import urlsplit
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.utils import ENV_VARS_TRUE_VALUES
 
 from ..errors import first_line, nearest
@@ -56,6 +55,8 @@ def folder_problem(folder: str) -> str | None:
 
 
 def _tracker_problem(name: str) -> str | None:
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
     if name not in INTEGRATION_TO_CALLBACK:
         return f"no such tracker{nearest(name, INTEGRATION_TO_CALLBACK, listed=True)}"
     package = _PACKAGES.get(name, name)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from minimind_trl.tokenization.control_tokens import MessageError, escape_control_tokens, find_control_tokens
 from minimind_trl.tokenization.masks import pieces, tokenize_conversation, tokenize_text, untrained_spans
@@ -10,6 +10,7 @@ from minimind_trl.tokenization.prompt_boundary import PromptBoundary, compare_pr
 from minimind_trl.tokenization.templates import (
     GENERATIONS,
     ChatTemplateError,
+    decode_tools,
     inference_template,
     prepared_for_engines,
     prepared_for_trl,
@@ -20,7 +21,6 @@ from minimind_trl.tokenization.tokenizer_training import (
     MIN_VOCAB_SIZE,
     TokenizerTrainingError,
     bytes_per_token,
-    iter_texts,
     save_tokenizer,
     train_tokenizer,
 )
@@ -35,10 +35,11 @@ __all__ = [
     "TokenizerTrainingError",
     "bytes_per_token",
     "compare_prompts",
+    "decode_tools",
     "escape_control_tokens",
     "find_control_tokens",
     "inference_template",
-    "iter_texts",
+    "load_tokenizer",
     "pieces",
     "prepared_for_engines",
     "prepared_for_trl",
@@ -62,3 +63,21 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         A fresh tokenizer, which the caller may change.
     """
     return PreTrainedTokenizerFast.from_pretrained(TINY_TOKENIZER_DIR)
+
+
+def load_tokenizer(name: str, option: str = "--tokenizer") -> PreTrainedTokenizerBase:
+    """Load a tokenizer by folder, checkpoint or Hub id; "tiny" is the one that comes with the package.
+
+    Args:
+        option: what error messages begin with.
+
+    Raises:
+        InputError: there is no such tokenizer.
+    """
+    from ..models.checkpoints import load_tokenizer_of  # brings torch
+    from ..models.names import check_name
+
+    if name == "tiny":
+        return tiny_tokenizer()
+    check_name(name, option)
+    return load_tokenizer_of(name)

@@ -1,19 +1,17 @@
-"""Control tokens inside data: text is text.
+"""Escapes control tokens that are spelled inside data.
 
-A chat template pastes message text between control tokens, and the tokenizer then cannot tell the template's
-`<|im_end|>` from one that somebody wrote: a document about chat models would end turns, forge roles, or teach
-the model to stop in mid-sentence. So every token that the tokenizer flags as *special*, where it is spelled
-inside data, gets one space after its first character: `<|im_end|>` becomes `< |im_end|>`, which a reader
-still understands and which tokenizes as the plain characters it is. Added tokens that are not special
-(`<think>`, `<tool_call>`) are what messages are made of, and stay. Plain pretraining text follows the same
-rule: the trainer separates documents, not the data.
+A chat template pastes message text between control tokens. The tokenizer cannot tell the template's `<|im_end|>` from
+one in the text, so a document about chat models would end turns, forge roles, or teach the model to stop in
+mid-sentence. Every *special* token of the tokenizer that is spelled inside data therefore gets a space after its first
+character: `<|im_end|>` becomes `< |im_end|>`, which tokenizes as plain characters. Added tokens that are not special
+(`<think>`, `<tool_call>`) are part of messages, and stay. The rule holds for plain pretraining text too: the trainer
+separates documents, not the data.
 
-Why rewrite: dropping the row would lose exactly the texts about chat formats, raising would stop a run of
-millions of rows for one of them, and `apply_chat_template(sanitize_control_tokens=True)` of transformers
-refuses to return the assistant mask that training needs. The number of rewritten tokens is returned, for
-callers to report.
+Dropping such rows would lose the texts about chat formats, raising would stop a run for one row in millions, and
+transformers' `apply_chat_template(sanitize_control_tokens=True)` cannot return the assistant mask that training needs.
+The number of rewritten tokens is returned, for callers to report.
 
-A role is no text but a choice, which templates paste into the header: an unknown one is an error.
+Templates paste roles into the header, so an unknown role is an error.
 """
 
 import json
@@ -32,7 +30,7 @@ _JSON_FIELDS = ("tools", "tool_calls")  # of a message; upstream's data stores b
 
 
 class MessageError(InputError):
-    """A message that no chat template can render truthfully."""
+    """A message without a known role."""
 
 
 def find_control_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -83,7 +81,7 @@ class _Escaper:
         self.count = 0
 
     def text(self, text: str) -> str:
-        # Once is not enough where tokens overlap, or where a token is another one with a space inside.
+        # Repeated, because tokens may overlap, or contain another one with a space inside.
         while True:
             text, found = self.tokens.subn(_break_up, text)
             if not found:
@@ -100,7 +98,7 @@ class _Escaper:
         return value
 
     def json(self, value: Any) -> Any:
-        """Escape a value that may be stored as JSON, where `\\u003c` is a `<` that shows once decoded."""
+        """Escape a value that may be stored as JSON, in which `\\u003c` is a `<`."""
         if not isinstance(value, str):
             return self.value(value)
         before = self.count
@@ -137,5 +135,5 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
 @lru_cache
 def _compile(tokens: tuple[str, ...]) -> re.Pattern[str]:
     if not tokens:
-        return re.compile(r"(?!)")  # an empty alternation would match everywhere instead of nowhere
+        return re.compile(r"(?!)")  # an empty alternation would match everywhere
     return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)))

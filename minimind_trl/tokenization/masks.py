@@ -1,6 +1,6 @@
-"""Rows to tokens, and which of them are learned: all, or what the assistant wrote; never a turn that says it is not.
+"""Tokens of rows with a mask of those that are trained: all of them, or the assistant's.
 
-A turn says so by `train: False`; of a conversation that was written out as a text, a column holds where such turns are.
+Turns with `train: False` are never trained; for a conversation rendered as text, a column has the spans of such turns.
 """
 
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from minimind_trl.tokenization.templates import ChatTemplateError
 def tokenize_conversation(
     tokenizer: PreTrainedTokenizerBase, messages: list[dict], tools: list | None = None, assistant_only: bool = False
 ) -> tuple[list[int], list[bool]]:
-    """Token ids of a conversation, and whether each of them is learned.
+    """Token ids of a conversation, and whether each of them is trained.
 
     Args:
         tokenizer: with `assistant_only`, one whose template marks the assistant's turns (`with_training_template`).
 
     Raises:
-        ChatTemplateError: a turn is not to be trained, and the template does not show where it begins and ends.
+        ChatTemplateError: a turn must not be trained, and its bounds in the rendered text are unknown.
     """
     spans = untrained_spans(tokenizer, messages, tools)
     rendered = tokenizer.apply_chat_template(
@@ -37,10 +37,10 @@ def tokenize_conversation(
 def tokenize_text(
     tokenizer: PreTrainedTokenizerBase, text: str, untrained: Sequence[Sequence[int]] | None = None
 ) -> tuple[list[int], list[bool]]:
-    """Token ids of a text, its end-of-text token appended where it is missing, and whether each of them is learned.
+    """Token ids of a text with an end-of-text token, and whether each of them is trained.
 
     Args:
-        untrained: characters, from and to, that are not learned.
+        untrained: character spans that are not trained.
     """
     text = text if text.endswith(tokenizer.eos_token) else text + tokenizer.eos_token
     if not untrained:
@@ -53,10 +53,10 @@ def tokenize_text(
 def untrained_spans(
     tokenizer: PreTrainedTokenizerBase, messages: list[dict], tools: list | None = None
 ) -> list[list[int]]:
-    """Where in the rendered conversation the turns are that are not trained: characters, from and to, of each.
+    """Character spans, in the rendered conversation, of the turns that are not trained.
 
     Raises:
-        ChatTemplateError: the template does not write a conversation turn by turn.
+        ChatTemplateError: the template does not render a conversation turn by turn.
     """
     places = [place for place, turn in enumerate(messages) if turn.get("train") is False]
     if not places:
@@ -75,9 +75,9 @@ def untrained_spans(
 
 
 def pieces(count: int, length: int) -> list[slice]:
-    """Where `count` tokens are cut into pieces of at most `length`, one after the other.
+    """Cut `count` tokens into consecutive pieces of at most `length`.
 
-    A last token alone would have nothing that predicts it: the piece before gives it one of its own.
+    A last piece of one token would have nothing to predict it, so the piece before gives it one of its tokens.
     """
     starts = list(range(0, count, length))
     if len(starts) > 1 and count - starts[-1] == 1 and length > 2:
@@ -86,7 +86,7 @@ def pieces(count: int, length: int) -> list[slice]:
 
 
 def _without(mask: list[bool], offsets: list[tuple[int, int]], spans: Sequence[Sequence[int]]) -> list[bool]:
-    """The mask without the tokens that have a character in one of the spans."""
+    """The mask without tokens that overlap one of the spans."""
     return [
         learned and not any(start < end and first < stop for start, stop in spans)
         for learned, (first, end) in zip(mask, offsets, strict=True)

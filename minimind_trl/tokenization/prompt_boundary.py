@@ -1,9 +1,9 @@
-"""Where the prompt ends and the answer begins: the same tokens in training as in generation.
+"""Checks that a prompt has the same tokens in training as in generation.
 
-A model is asked with the tokens of the generation prompt alone, and trained on rows that were tokenized as a whole.
-Many tokenizers split the last characters of a prompt otherwise once an answer follows: GPT-2's words make one token of
-the two line ends of `</think>\\n\\n`, and two of them before a letter. The model is then asked with a token that no row
-had in front of an answer. Its held-out loss is fine, and its answers are not.
+A model is prompted with the tokens of the generation prompt alone, but trained on rows that are tokenized as a whole.
+Many tokenizers split the last characters of a prompt differently when an answer follows: GPT-2's words make one token
+of the two line ends of `</think>\\n\\n`, and two of them before a letter. Then the prompt ends with a token that no
+row has before an answer. The held-out loss is fine, but the answers are not.
 """
 
 import json
@@ -13,41 +13,45 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from minimind_trl.tokenization.control_tokens import find_control_tokens
+from minimind_trl.tokenization.templates import decode_tools
 
-# Generation prompts of the known templates: as evaluation and rollouts ask, and as a row with reasoning begins.
+# Generation prompts of the known templates: those of evaluation and rollouts, and before reasoning.
 _ASKED, _OPEN = {}, {"open_thinking": True}
-_TOLERATED = 0.1  # share of answers; upstream's own tokenizers merge line ends with the indentation of code
+_TOLERATED = 0.1  # share of answers; upstream's tokenizers merge line ends with the indentation of code
 _SHOWN = 3  # tokens that a message names
 
 
 @dataclass
 class PromptBoundary:
-    """How the answers of some rows begin, beside the prompt that a model is asked with."""
+    """Counts of answers by what stands before them.
+
+    Attributes:
+        answers: all of them.
+        split_otherwise: those before which the row's tokens differ from the prompt's.
+        written_otherwise: those before which the row's text differs from the end of evaluation's and rollouts' prompts.
+        indented: those of `split_otherwise` that begin with white space.
+        example: the tokens of the first of `split_otherwise`.
+    """
 
     answers: int = 0
-    """That were looked at."""
     split_otherwise: int = 0
-    """Of the answers, those before which the row has other tokens than the prompt."""
     written_otherwise: int = 0
-    """Of the answers, those before which the row has another text than evaluation and rollouts end a prompt with."""
     indented: int = 0
-    """Of `split_otherwise`, those that begin with white space."""
     example: str = ""
-    """The tokens of the first of `split_otherwise`."""
 
     def problems(self) -> list[str]:
-        """Why not to train on these rows with this tokenizer; at most one reason."""
+        """Why these rows must not be trained on with this tokenizer; at most one reason."""
         return [self._split()] if self.split_otherwise > _TOLERATED * self.answers else []
 
     def warnings(self) -> list[str]:
-        """What to know of these rows, where they are not refused."""
-        told = [self._split()] if 0 < self.split_otherwise <= _TOLERATED * self.answers else []
+        """What to know of these rows, if they are not refused."""
+        found = [self._split()] if 0 < self.split_otherwise <= _TOLERATED * self.answers else []
         if self.answers and self.written_otherwise == self.answers:
-            told.append(
+            found.append(
                 f"none of {self.answers} answers stands where the chat template's generation prompt ends, as all have "
                 "reasoning: ask this model with open_thinking=True; evaluation and rollouts ask it without"
             )
-        return told
+        return found
 
     def _split(self) -> str:
         told = f"{self.split_otherwise} of {self.answers} answers"
@@ -65,12 +69,12 @@ class PromptBoundary:
 
 
 def compare_prompts(rows: Iterable[dict], tokenizer: PreTrainedTokenizerBase) -> PromptBoundary:
-    """Compare the tokens of every generation prompt with those that its row begins with.
+    """Compare the tokens of every generation prompt with the first tokens of its row.
 
     Args:
-        rows: of any phase: `messages`; `prompt`, `chosen` and `rejected`; `prompt` and perhaps `answer`; or `text`, of
-            which only what the chat template has written is looked at.
-        tokenizer: as it is trained with; without a chat template there is nothing to compare.
+        rows: of any phase: `messages`; `prompt`, `chosen` and `rejected`; `prompt` and perhaps `answer`; or `text`, if
+            it was rendered by the chat template.
+        tokenizer: the one for training; without a chat template there is nothing to compare.
     """
     found = PromptBoundary()
     if not tokenizer.chat_template:
@@ -84,13 +88,13 @@ def compare_prompts(rows: Iterable[dict], tokenizer: PreTrainedTokenizerBase) ->
                 continue
             found.split_otherwise += 1
             found.indented += whole[len(prompt)].isspace()
-            found.example = found.example or _told(tokenizer, asked, trained)
+            found.example = found.example or _difference(tokenizer, asked, trained)
     return found
 
 
 def _joints(row: dict, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, str, bool]]:
-    """Of every answer: the prompt, the whole text that begins with it, and whether one is asked so by default."""
-    tools = json.loads(row["tools"]) if isinstance(row.get("tools"), str) else row.get("tools")
+    """For every answer: the prompt, the whole text that begins with it, and whether that is the default prompt."""
+    tools = decode_tools(row.get("tools"))
     if "text" in row:
         yield from _joints_in_text(row["text"], tokenizer)
     elif "messages" in row and "prompt" not in row:
@@ -121,7 +125,7 @@ def _joints_in_chat(messages: list[dict], first: int, tools, tokenizer) -> Itera
 
 
 def _joints_in_text(text: str, tokenizer) -> Iterator[tuple[str, str, bool]]:
-    """Of a text that the chat template has written, told by the special tokens that no other text may hold."""
+    """As `_joints`, for a text that the chat template rendered, which is detected by its special tokens."""
     for options in (_ASKED, _OPEN):
         header = _header(tokenizer, options)
         ends = _ends_of(header, text) if find_control_tokens(header, tokenizer) else []
@@ -131,7 +135,7 @@ def _joints_in_text(text: str, tokenizer) -> Iterator[tuple[str, str, bool]]:
 
 
 def _header(tokenizer, options: dict) -> str:
-    """What the template writes between a user's turn and the answer."""
+    """What the template prints between a user's turn and the answer."""
     user = [{"role": "user", "content": "?"}]
     asked = tokenizer.apply_chat_template(user, tokenize=False, add_generation_prompt=True, **options)
     return asked.removeprefix(tokenizer.apply_chat_template(user, tokenize=False))
@@ -145,8 +149,8 @@ def _ends_of(part: str, text: str) -> list[int]:
     return ends
 
 
-def _told(tokenizer, asked: list[int], trained: list[int]) -> str:
-    """The tokens at which a prompt and the beginning of its row part."""
+def _difference(tokenizer, asked: list[int], trained: list[int]) -> str:
+    """The tokens at which a prompt and the beginning of its row differ."""
     at = next(i for i in range(len(asked)) if i >= len(trained) or asked[i] != trained[i])
     ends, goes_on = (
         ", ".join(f"{tokenizer.decode([token])!r} ({token})" for token in ids[at : at + _SHOWN])

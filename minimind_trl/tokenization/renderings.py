@@ -1,7 +1,7 @@
-"""What of a conversation its chat template prints, and what it leaves out.
+"""Detects what a chat template leaves out of a conversation.
 
-Templates leave out what they do not know, without a word: MiniMind2's prints no `reasoning_content`, MiniMind-3's
-nothing between two think blocks, others no tools. A model cannot learn what is not there.
+Templates silently leave out what they do not know: MiniMind2's prints no `reasoning_content`, MiniMind-3's nothing
+between two think blocks, others no tools. A model cannot learn what is not printed.
 """
 
 import json
@@ -9,18 +9,18 @@ import re
 
 from transformers import PreTrainedTokenizerBase
 
-_KEPT = 4096  # shapes of conversations whose outcome is remembered
+_KEPT = 4096  # shapes of conversations that are cached
 
 
 class PrintedFields:
-    """Tells which fields of a conversation a tokenizer's chat template leaves out, whatever their values."""
+    """Detects which fields of a conversation a tokenizer's chat template leaves out, whatever their values."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self.tokenizer = tokenizer
         self._known: dict[tuple, list[tuple[int, str]]] = {}
 
     def missing(self, messages: list[dict], tools: list | None = None) -> list[tuple[int, str]]:
-        """(turn, field) of every field that is not empty and not printed; `tools` with turn 0.
+        """(turn, field) of every field with a value that is not printed; `tools` with turn 0.
 
         Args:
             messages: with `role`, `content`, and perhaps `reasoning_content` and `tool_calls` (name, arguments).
@@ -40,13 +40,13 @@ class PrintedFields:
         tools = [_tool(marks.new(0, "tools"))] if has_tools else None
         try:
             rendered = self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
-        except Exception:  # what it refuses here it refuses with the row's own values too, where that is told
+        except Exception:  # it refuses the row's own values too, which is reported there
             return []
         return list(dict.fromkeys(place for mark, place in marks.places.items() if mark not in rendered))
 
 
 def first_unprinted(rendered: str, messages: list[dict]) -> int | None:
-    """The first turn whose content is not in the rendering as a whole, white space apart; None where all are."""
+    """The first turn whose content is not completely in the rendering (white space aside), or None."""
     at, bare = 0, None
     for turn, message in enumerate(messages):
         content = (message.get("content") or "").strip()
@@ -61,13 +61,13 @@ def first_unprinted(rendered: str, messages: list[dict]) -> int | None:
 
 
 def reasoning_in_content(message: dict) -> dict:
-    """A message with its reasoning in a think block of its content, as upstream's data for MiniMind2 has it."""
+    """Move the reasoning of a message to a think block in its content, as in upstream's data for MiniMind2."""
     reasoning, content = message["reasoning_content"].strip("\n"), (message.get("content") or "").lstrip("\n")
     return message | {"content": f"<think>\n{reasoning}\n</think>\n\n{content}", "reasoning_content": None}
 
 
 class _Marks:
-    """Words that no template writes, strips or escapes, each with the place that it marks."""
+    """Words that no template writes, strips or escapes, each for one place."""
 
     def __init__(self):
         self.places: dict[str, tuple[int, str]] = {}
@@ -79,7 +79,7 @@ class _Marks:
 
 
 def _shape(message: dict) -> tuple[str, bool, bool, bool, int]:
-    """Of a message what decides which of its fields are printed: role, which fields it has, a think block."""
+    """What decides which fields of a message are printed: its role, which fields it has, a think block."""
     content = message.get("content") or ""
     thinks, reasoning = "</think>" in content, bool(message.get("reasoning_content"))
     return message["role"], bool(content), thinks, reasoning, len(message.get("tool_calls") or ())

@@ -1,17 +1,16 @@
 """Chat templates of both MiniMind generations, and their training twins.
 
-`assistant_only_loss` needs a template that marks what the assistant wrote (`{% generation %}`), and
-upstream's templates mark nothing. A *training twin* renders the same bytes and marks, in every assistant
-turn, all that follows `<|im_start|>assistant\\n` up to and including `<|im_end|>`: a model that is never
-trained on its end-of-turn token never learns to stop. One `.jinja` file per generation holds the twin; the
-inference template is that file without the two marker lines.
+`assistant_only_loss` needs a template that marks what the assistant wrote (`{% generation %}`), which upstream's
+templates do not. A *training twin* renders the same bytes and marks, in every assistant turn, everything after
+`<|im_start|>assistant\\n` up to and including `<|im_end|>`: without its end-of-turn token a model never learns to
+stop. The twin of each generation is a `.jinja` file; the inference template is that file without the marker lines.
 
-Which twin belongs to a tokenizer is decided by what its template renders for fixed probe conversations, not
-by its text, so that a copy with other whitespace or comments is recognised and a copy that renders otherwise
-is refused.
+The twin of a tokenizer is found by what its template renders for fixed probe conversations, not by its text: a copy
+with other whitespace or comments is recognised, and a copy that renders differently is refused.
 """
 
 import copy
+import json
 import re
 from functools import cache
 from pathlib import Path
@@ -97,6 +96,11 @@ PROBES = (
 
 class ChatTemplateError(InputError):
     """A tokenizer's chat template has no training twin."""
+
+
+def decode_tools(tools: str | list | None) -> list | None:
+    """A row's tools as `apply_chat_template` takes them; data sets store them as JSON."""
+    return (json.loads(tools) if isinstance(tools, str) and tools else tools) or None
 
 
 @cache

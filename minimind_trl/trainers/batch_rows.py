@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..errors import TrainingError, described
+from ..errors import TrainingError, describe
 
 _ROWS_SHOWN, _CHARACTERS_SHOWN = 8, 80
 
@@ -21,7 +21,7 @@ class RowNamingCollator:
             name = getattr(self.collator, "__qualname__", type(self.collator).__qualname__)
             texts = describe_rows(rows, self.processing_class)
             shown = ", ".join(repr(text[: _CHARACTERS_SHOWN // 2]) for text in texts)
-            raise TrainingError(f"the collator {name} failed: {described(error)}; the rows begin {shown}") from error
+            raise TrainingError(f"the collator {name} failed: {describe(error)}; the rows begin {shown}") from error
 
 
 def describe_rows(inputs: Any, processing_class: Any) -> list[str]:

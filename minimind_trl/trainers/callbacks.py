@@ -1,7 +1,6 @@
-"""Callbacks of the recipes: stopping on signals, the last evaluation, and progress."""
+"""Callbacks: stop on signals, evaluate at the end, show progress."""
 
 import os
-import select
 import signal
 import threading
 import time
@@ -13,40 +12,41 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import has_length
 
 from ..evaluation.measures import main_figures
+from .signals import SIGNALS, leave_dead_terminal
 
-# SIGHUP comes when the terminal goes away, as with a dropped ssh connection; Windows has none.
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-# Launchers pass a Ctrl-C, which all processes of the terminal get, on to their workers: that is not a second one.
+# The terminal sends a Ctrl-C to all its processes, and launchers pass theirs on to the workers: not a second one.
 _SECONDS_OF_ECHO = 2.0
 
 
 class StopOnSignal(TrainerCallback):
-    """Ends training after the current step, with a checkpoint, once SIGINT (Ctrl-C), SIGTERM or SIGHUP has come.
+    """Ends training after the current step, with a checkpoint, when SIGINT (Ctrl-C), SIGTERM or SIGHUP comes.
 
-    A context manager around training, which listens inside; outside, the handlers are as before. A second signal,
-    later than two seconds after the first, kills at once. Of several processes all stop if any got a signal. Does
-    nothing outside the main thread, where Python allows no handlers, and leaves signals alone that are ignored (as
-    under nohup).
+    A context manager: signals are handled within the block only. A second signal, more than two seconds after the
+    first, kills at once. All processes stop if any of them gets a signal. Ignored signals (as under nohup) stay
+    ignored. Outside the main thread, where Python allows no handlers, it does nothing.
+
+    Attributes:
+        number: the signal that this or another process got; 0 for none.
     """
 
     def __init__(self):
-        self.number = 0  # of the signal that came, to this or another process; 0 if none did
-        self._came_at: float | None = None  # when this process got its first
-        self._before: dict[int, object] = {}
-        self._process = os.getpid()
+        self.number = 0
+        self._first_at: float | None = None  # the time of this process's first signal
+        self._handlers_before: dict[int, object] = {}
+        self._pid = os.getpid()
 
     def __enter__(self) -> "StopOnSignal":
-        self.number, self._came_at, self._process = 0, None, os.getpid()
+        self.number, self._first_at, self._pid = 0, None, os.getpid()
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                    self._before[number] = signal.signal(number, self._handle)
+                    self._handlers_before[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, *exception) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._handlers_before.items():
             signal.signal(number, handler)
-        self._before = {}
+        self._handlers_before = {}
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.agreed(args):
@@ -54,45 +54,35 @@ class StopOnSignal(TrainerCallback):
             control.should_evaluate = False
 
     def agreed(self, args) -> str | None:
-        """Name of the signal that any process got, or None; all processes must call it."""
+        """The name of the signal that any process got, or None; all processes must call it."""
         if args.world_size > 1:
             number = torch.tensor(self.number, device=args.device)
             torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
             self.number = int(number)
         return signal.Signals(self.number).name if self.number else None
 
-    def _handle(self, number: int, frame) -> None:
-        if os.getpid() != self._process:
-            return  # a worker that the data loader forked
+    def _on_signal(self, number: int, frame) -> None:
+        if os.getpid() != self._pid:  # a worker that the data loader forked
+            return
         if number == getattr(signal, "SIGHUP", None):
             leave_dead_terminal()
-        if self._came_at is None:
-            self.number, self._came_at = number, time.monotonic()
+        if self._first_at is None:
+            self.number, self._first_at = number, time.monotonic()
             if os.environ.get("RANK", "0") == "0":
                 # not print: the signal may have come in the middle of one
-                os.write(2, b"\nstopping once the work is saved; once more kills at once\n")
-        elif time.monotonic() - self._came_at > _SECONDS_OF_ECHO:
+                os.write(2, b"\nstopping once the work is saved; a second signal kills at once\n")
+        elif time.monotonic() - self._first_at > _SECONDS_OF_ECHO:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
 
-def leave_dead_terminal() -> None:
-    """Send what is printed from here on nowhere, where its reader is gone: writing would raise an error."""
-    with open(os.devnull, "w") as nowhere:
-        for stream in (1, 2):
-            poll = select.poll()
-            poll.register(stream, 0)
-            if any(event & (select.POLLHUP | select.POLLERR) for _, event in poll.poll(0)):
-                os.dup2(nowhere.fileno(), stream)
-
-
 class EvaluateAtEnd(TrainerCallback):
-    """Evaluates the model as training leaves it, before the trackers close; not again where that has been done.
+    """Evaluates the model that training leaves, unless that was done, before the trackers close.
 
-    `put_first` must be called, since callbacks come in order and the trackers' come early.
+    Callbacks run in their order, and the trackers' are early ones: call `put_first`.
 
     Attributes:
-        figures: what the evaluation of that model came to; None where a signal has ended the training.
+        figures: of the evaluation of that model; None if a signal ended training.
     """
 
     def __init__(self, trainer):
@@ -111,14 +101,14 @@ class EvaluateAtEnd(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         if self.trainer.signals.agreed(args):
-            return  # no time for that
+            return  # a signal asks for a quick end
         is_best = args.load_best_model_at_end and state.best_global_step
         step = state.best_global_step if is_best else state.global_step
         self.figures = self._by_step[step] if step in self._by_step else self.trainer.evaluate()
 
 
 class RecipeProgress(TrainerCallback):
-    """On a terminal a bar with the latest figures; elsewhere, or with `--disable_tqdm`, one plain line per log."""
+    """A bar with the latest figures on a terminal; elsewhere, and with `--disable_tqdm`, one plain line per log."""
 
     def __init__(self, console: Console | None = None):
         self.console = console or Console()
@@ -167,14 +157,14 @@ class RecipeProgress(TrainerCallback):
         self.close()
 
     def close(self) -> None:
-        """Leave the terminal as it was; also where training failed."""
+        """Remove the bar and leave the terminal as it was; called after a failure, too."""
         if self.bar is not None:
             self.bar.stop()
         self.bar = self._evaluation = None
 
 
 def training_line(logs: dict[str, float]) -> str:
-    """`loss 1.2346  lr 2.00e-03  51,234 tokens/s  eta 3.2 min`, as far as the figures are there."""
+    """`loss 1.2346  lr 2.00e-03  51,234 tokens/s  eta 3.2 min`, without figures that are missing."""
     formats = {
         "loss": "loss {:.4f}",
         "learning_rate": "lr {:.2e}",
@@ -185,6 +175,6 @@ def training_line(logs: dict[str, float]) -> str:
 
 
 def evaluation_line(logs: dict[str, float]) -> str:
-    """`eval: loss 0.8950, perplexity 2.447`, the main figures; empty for logs that are not an evaluation's."""
+    """The main figures, `eval: loss 0.8950, perplexity 2.447`; empty for logs that are not of an evaluation."""
     figures = main_figures(logs)
     return f"eval: {figures}" if figures else ""

@@ -1,4 +1,4 @@
-"""Batches of packed rows, and of answers that a student imitates."""
+"""Batches of packed rows, and of answers that a student learns from."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,26 +10,25 @@ from trl.trainer.utils import pad
 
 @dataclass
 class PackedRowsCollator(DataCollatorForLanguageModeling):
-    """Packed rows as a batch (rows, length) with positions that start anew at each sequence, for sdpa and eager.
+    """Packed rows as a batch (rows, length), with positions that start at 0 for each sequence, for sdpa and eager.
 
-    TRL's collator lays all rows of a batch out as a single one, as flash attention wants it; elsewhere attention then
-    costs the square of the whole batch. MiniMind's models keep the sequences of a row apart by their positions.
+    TRL's collator makes one long row of a batch, as flash attention needs it; other attention then costs the square of
+    the whole batch. MiniMind's models separate the sequences of a row by their positions.
     """
 
     return_position_ids: bool = True
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super().torch_call(examples)
-        batch["labels"][batch["position_ids"] == 0] = -100  # a sequence's first token does not follow from the last one
+        batch["labels"][batch["position_ids"] == 0] = -100  # the sequence before does not predict it
         return batch
 
 
 @dataclass
 class AnswersCollator:
-    """Rows of `input_ids` and `labels` as GKDTrainer wants them.
+    """Batches of `input_ids` and `labels` for GKDTrainer: the rows padded on the right, their `prompts` on the left.
 
-    Whole rows padded on the right, and `prompts` padded on the left: all that stands before the last turn that is
-    imitated, for the student to answer itself.
+    A prompt is all that precedes the row's last learned turn, for the student to answer itself.
     """
 
     pad_token_id: int
@@ -50,7 +49,7 @@ class AnswersCollator:
 
 
 def last_turn_start(labels: torch.Tensor) -> int:
-    """Index of the first token of the last run of tokens that are learned (length,)."""
+    """Index where the last run of learned tokens begins, in labels (length,)."""
     wanted = labels != -100
     starts = wanted & ~torch.cat([wanted.new_zeros(1), wanted[:-1]])
     return int(starts.nonzero()[-1])

@@ -17,7 +17,6 @@ from trl.trainer.utils import FusedCausalLMOutput
 
 from ..errors import InputError
 from ..models import (
-    MiniMindConfig,
     MiniMindForCausalLM,
     MiniMindForSequenceClassification,
     MiniMindForTokenClassification,
@@ -31,48 +30,45 @@ CRITIC = "critic"  # the submodule, and the folder beside the policy's files
 
 @dataclass
 class OutputWithValues(FusedCausalLMOutput):
-    """TRL's output of a fused forward pass, with the critic's values (batch, length)."""
+    """TRL's output of a fused forward pass, with the critic's values (B, length)."""
 
     token_values: Tensor | None = None
 
 
 def make_critic(policy: MiniMindForCausalLM, name: str | None = None) -> MiniMindForTokenClassification:
-    """A value model: the policy's body (an adapter merged), or that of a reward model or saved critic, with one number.
+    """A value model with the policy's body (adapters merged) or that of a reward model or saved critic.
 
-    A fresh head says 0; a reward model's says its score of what was read so far.
+    A new head predicts 0; a reward model's head predicts its score of the text so far.
+
+    Args:
+        name: path or Hub id of the reward model or critic; None takes the policy.
 
     Raises:
-        InputError: `name` is no reward model or critic of MiniMind, or reads other tokens than the policy.
+        InputError: `name` is no reward model or critic of MiniMind, or has another vocabulary than the policy.
     """
     if is_peft_model(policy):
         policy = copy.deepcopy(policy).merge_and_unload()
-    if name is None:
-        source, head = policy.model, None
-        config = policy.config
-    else:
-        model = _scoring_model(name)
-        source, head, config = model.model, model.score, model.config
-        if config.vocab_size != policy.config.vocab_size:
-            raise InputError(
-                f"--critic_model {name} has {config.vocab_size} tokens, the policy {policy.config.vocab_size}: the "
-                "critic reads the policy's tokens"
-            )
-    config = copy.deepcopy(config)
+    source = policy if name is None else _scoring_model(name)
+    if source.config.vocab_size != policy.config.vocab_size:
+        raise InputError(
+            f"--critic_model {name} has {source.config.vocab_size} tokens, the policy {policy.config.vocab_size}: the "
+            "critic reads the policy's tokens"
+        )
+    config = copy.deepcopy(source.config)
     config.num_labels = 1
     critic = MiniMindForTokenClassification(config).to(policy.dtype)
-    critic.model.load_state_dict(source.state_dict())
-    with torch.no_grad():
-        critic.score.weight.copy_(head.weight if head is not None else 0)
-        bias = None if head is None else head.bias
-        critic.score.bias.copy_(bias if bias is not None else 0)
+    critic.model.load_state_dict(source.model.state_dict())
+    for parameter in critic.score.parameters():
+        nn.init.zeros_(parameter)
+    if name is not None:
+        critic.score.load_state_dict(source.score.state_dict(), strict=False)  # a reward model's has no bias
     return critic
 
 
 def attach_critic(policy: MiniMindForCausalLM, critic: MiniMindForTokenClassification) -> None:
-    """Make the critic a part of the policy, so that whatever wraps and trains the one does the other.
+    """Make the critic a submodule of the policy, so that whatever wraps and trains the policy does so with the critic.
 
-    A forward pass of training (`fused_lm_head=True`, with gradients) leaves its values, (batch, length), in
-    `critic.values`.
+    A forward pass of training (`fused_lm_head=True`, with gradients) returns `OutputWithValues`.
     """
     policy.add_module(CRITIC, critic)
     inner = policy.forward
@@ -82,30 +78,30 @@ def attach_critic(policy: MiniMindForCausalLM, critic: MiniMindForTokenClassific
         outputs = inner(*args, fused_lm_head=fused_lm_head, **kwargs)
         if not fused_lm_head or not torch.is_grad_enabled():
             return outputs
-        critic = self.get_submodule(CRITIC)
-        critic.values = values_of(critic, kwargs["input_ids"], kwargs["attention_mask"])
-        return OutputWithValues(**outputs, token_values=critic.values)  # where DDP finds that the critic takes part
+        values = values_of(self.get_submodule(CRITIC), kwargs["input_ids"], kwargs["attention_mask"])
+        return OutputWithValues(**outputs, token_values=values)
 
     policy.forward = types.MethodType(forward, policy)
 
 
 def values_of(critic: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """(batch, length): at each position the value of the state in which the next token is chosen."""
+    """(B, length): at each position the value of the state in which the next token is chosen."""
     return critic(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits.squeeze(-1).float()
 
 
 @contextmanager
 def without_critic(policy: nn.Module) -> Iterator[None]:
-    """Within the block the policy is as everybody else knows it: for saving, loading and generation elsewhere."""
-    critic = policy._modules.pop(CRITIC)
+    """Remove the critic from the policy within the block: for saving, loading and copying weights to vLLM."""
+    critic = policy.get_submodule(CRITIC)
+    delattr(policy, CRITIC)
     try:
         yield
     finally:
-        policy._modules[CRITIC] = critic
+        policy.add_module(CRITIC, critic)
 
 
 def split_state(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The policy's and the critic's part of a state dict; the latter under the critic's own names."""
+    """Split a state dict into the policy's and the critic's part; the critic's keys lose their prefix."""
     policy, critic = {}, {}
     for name, tensor in state.items():
         _, found, rest = f".{name}".partition(f".{CRITIC}.")
@@ -114,10 +110,10 @@ def split_state(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
 
 
 def load_critic(critic: nn.Module, folder: Path) -> None:
-    """Weights of a checkpoint's critic.
+    """Load the critic of a checkpoint.
 
     Raises:
-        InputError: the folder has none, or its values are not finite.
+        InputError: the folder has no critic, or its weights are not finite.
     """
     path = folder / CRITIC / SAFE_WEIGHTS_NAME
     if not path.exists():
@@ -125,15 +121,6 @@ def load_critic(critic: nn.Module, folder: Path) -> None:
     state = load_file(path)
     check_finite(state.items(), path)
     critic.load_state_dict(state)
-
-
-def critic_config(name: str) -> MiniMindConfig:
-    """The config of the model that a critic is to be made of.
-
-    Raises:
-        InputError: it is no reward model or critic of MiniMind.
-    """
-    return _scoring_model(name).config
 
 
 def _scoring_model(name: str) -> MiniMindForSequenceClassification | MiniMindForTokenClassification:

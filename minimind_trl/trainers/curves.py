@@ -1,11 +1,11 @@
-"""The course of a training as a picture."""
+"""Training curves as a picture."""
 
 from pathlib import Path
 
 from ..errors import InputError
 from ..files import atomic_path
 
-# One panel each, of those figures that were logged; the first part of a name is its label in the panel.
+# Panel -> curve -> names of its figure, of which the first that was logged is drawn.
 _PANELS = {
     "loss": {"train": ("loss",), "held out": ("eval_loss",)},
     "accuracy": {
@@ -20,18 +20,16 @@ _PANELS = {
 
 
 def write_curves(log_history: list[dict[str, float]], path: Path) -> None:
-    """Draw `trainer.state.log_history` over the steps: losses, accuracies, learning rate, tokens per second.
-
-    The axis begins at step 0, before training, and has whole steps.
+    """Draw `trainer.state.log_history` over the steps, from step 0, before training.
 
     Args:
-        path: a PNG file, written at once. Nothing is written where no figure was logged.
+        path: a PNG file. It is not written if no figure was logged.
 
     Raises:
         InputError: matplotlib is not installed.
     """
     try:
-        from matplotlib.figure import Figure  # takes a second to import, and only this needs it
+        from matplotlib.figure import Figure  # takes a second to import
         from matplotlib.ticker import MaxNLocator
     except ImportError as error:
         raise InputError("curves need matplotlib: pip install matplotlib") from error
@@ -55,7 +53,7 @@ def write_curves(log_history: list[dict[str, float]], path: Path) -> None:
 
 
 def _curves(log_history: list[dict[str, float]], lines: dict[str, tuple[str, ...]]) -> dict[str, tuple[list, list]]:
-    """Label -> steps and values, of the first of each line's names that was logged."""
+    """Label -> steps and values."""
     curves = {}
     for label, names in lines.items():
         for name in names:

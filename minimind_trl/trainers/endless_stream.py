@@ -61,8 +61,8 @@ class EndlessStream(torch.utils.data.IterableDataset):
 class StreamTraining(StepSnapshot):
     """Trains on a stream pass after pass; a resumed run continues at its row.
 
-    Each process takes its part of every batch, or the share that `split_dataset_by_node` gives it. With loader workers,
-    which read ahead, a resumed run reads again what the run before had read.
+    Each process takes its part of every batch, or the share that `split_dataset_by_node` gives it. Loader workers read
+    ahead, so that with them the position is unknown, and a resumed run reads the rows before it again.
     """
 
     _endless_stream: EndlessStream | None = None

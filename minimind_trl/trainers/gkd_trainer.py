@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import InputError
 from ..evaluation.held_out import evaluating
 from ..models import MiniMindForCausalLM, load_model
-from ..models.stored import NATIVE_SUFFIXES
+from ..models.stored import is_native_file
 from .collators import AnswersCollator
 from .sft_trainer import HeldOutEvaluation
 from .tokenized_rows import with_labels
@@ -27,7 +27,7 @@ def load_teacher(name: str, student: MiniMindForCausalLM) -> MiniMindForCausalLM
     Raises:
         InputError: it cannot be loaded, or its vocabulary is not the student's.
     """
-    if Path(name).suffix in NATIVE_SUFFIXES and not Path(name).exists():
+    if is_native_file(name) and not Path(name).exists():
         raise InputError(f"--teacher_model_name_or_path {name}: no such file")
     teacher = load_model(name)
     if teacher.config.vocab_size != student.config.vocab_size:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from accelerate.utils.memory import clear_device_cache
 
-from ..errors import InputError, SavingError, TrainingError, TrainingInterrupted, described
+from ..errors import InputError, SavingError, TrainingError, TrainingInterrupted, describe
 from .batch_rows import RowNamingCollator, describe_rows, numbered_list
 from .callbacks import StopOnSignal
 from .checkpoint_saving import CheckpointSaving
@@ -143,7 +143,7 @@ class GracefulShutdown(CheckpointSaving):
         process = f" in process {self.args.process_index}" if self.args.world_size > 1 else ""
         where = f"step {self.state.global_step + 1}" if self._in_step else f"after step {self.state.global_step}"
         not_finite, bad_input = isinstance(error, NonFiniteError), isinstance(error, InputError)
-        why = error if bad_input or isinstance(error, TrainingError) else described(error)
+        why = error if bad_input or isinstance(error, TrainingError) else describe(error)
         self._fails_everywhere |= not_finite or bad_input  # which every process raises
         batch = error.batch if not_finite else self._batch
         rows = [] if bad_input else describe_rows(batch, self.processing_class)  # bad input names its row itself
@@ -171,7 +171,7 @@ class GracefulShutdown(CheckpointSaving):
         except SavingError as error:
             return str(error)
         except Exception as error:  # the first error must still be reported
-            return f"its state could not be saved: {described(error)}; {what_is_safe(self.args.output_dir)}"
+            return f"its state could not be saved: {describe(error)}; {what_is_safe(self.args.output_dir)}"
         return f"saved {folder}, --resume auto goes on from it"
 
     def _leave(self, signal_name: str) -> None:

@@ -1,4 +1,4 @@
-"""The language-model head of training, for vocabularies that are small."""
+"""The language-model head for training with a small vocabulary."""
 
 import copy
 import functools
@@ -13,12 +13,12 @@ from trl.trainer.utils import FusedCausalLMOutput
 from ..models import MiniMindForCausalLM
 from ..models.modeling_minimind import load_balancing_loss
 
-# Up to here the logits of all learned positions fit; TRL's head, which works in tiles, is for larger ones.
+# Up to this size the logits of all learned positions fit in memory; TRL's head, in tiles, is for larger ones.
 LARGEST_VOCABULARY = 32_768
 
 
 def unpatched_copy(model: torch.nn.Module) -> torch.nn.Module:
-    """A copy with the forward of its class: those that trainers put in its place would go on calling the original's."""
+    """A copy with the forward of its class: a patched forward would call the original model."""
     copied = copy.deepcopy(model)
     for module in copied.modules():
         module.__dict__.pop("forward", None)
@@ -26,7 +26,7 @@ def unpatched_copy(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def base_model(model: torch.nn.Module) -> torch.nn.Module:
-    """The model that PEFT's adapters are in, if there are any."""
+    """The model within PEFT's wrapper, or the model itself."""
     return model.get_base_model() if is_peft_model(model) else model
 
 
@@ -34,30 +34,27 @@ def add_learned_positions_head(
     model: MiniMindForCausalLM | PeftModel,
     temperature: float = 1.0,
     for_preferences: bool = False,
-    any_vocabulary: bool | None = None,
     entropy_gradient: bool = False,
 ) -> None:
-    """Let `model(..., labels=labels, fused_lm_head=True)` compute logits of the learned positions only, at once.
+    """Let `model(..., labels=labels, fused_lm_head=True)` compute the logits of learned positions only, all at once.
 
-    The contract is that of TRL's `add_fused_lm_head`, which outside of Triton devices computes every position in
-    tiles: with 6,400 tokens that is two fifths of a training step on a CPU. And the balancing loss of a MoE is the
-    model's own instead of Mixtral's. Models with larger vocabularies keep TRL's head, but for ZeRO-3, where that takes
-    a model for a sharded one before it is.
+    Replaces TRL's `add_fused_lm_head`, with the same contract. Without Triton that computes every position in tiles,
+    which takes two fifths of a training step on a CPU with a vocabulary of 6,400. The balancing loss of a MoE is the
+    model's own, not Mixtral's. Models with larger vocabularies keep TRL's head, except under ZeRO-3, where TRL's head
+    assumes that the model is already sharded.
 
     Args:
         model: the model, or a PEFT model around it.
-        temperature: logits are divided by it, for the log-probabilities of what was sampled at it.
-        for_preferences: give also what only DPO asks for.
-        any_vocabulary: whether large ones get it too; None: under ZeRO-3.
-        entropy_gradient: let gradients through the entropy, for a bonus on it; else it is a figure and costs no memory.
+        temperature: divides the logits, for log-probabilities of what was sampled at that temperature.
+        for_preferences: also return the figures that only DPO needs.
+        entropy_gradient: keep the gradient of the entropy, for an entropy bonus; else it costs no memory.
     """
     model = base_model(model)
-    any_vocabulary = is_deepspeed_zero3_enabled() if any_vocabulary is None else any_vocabulary
-    if model.config.vocab_size > LARGEST_VOCABULARY and not any_vocabulary:
+    if model.config.vocab_size > LARGEST_VOCABULARY and not is_deepspeed_zero3_enabled():
         return
     other_forward = model.forward
 
-    @functools.wraps(type(model).forward)  # `generate` looks at the signature
+    @functools.wraps(type(model).forward)  # `generate` inspects the signature
     def forward(self, *args, fused_lm_head: bool = False, **kwargs):
         if not fused_lm_head or kwargs.get("shift_labels") is not None:
             return other_forward(*args, fused_lm_head=fused_lm_head, **kwargs)

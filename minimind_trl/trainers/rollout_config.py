@@ -1,4 +1,4 @@
-"""What all online trainers can be told."""
+"""Options that all online trainers share."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -7,7 +7,7 @@ from trl import GRPOConfig
 
 from ..errors import InputError, nearest
 
-# TRL says that it does not know a value when it computes the first loss.
+# TRL refuses unknown values only when it computes the first loss.
 _KNOWN = {
     "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"),
     "importance_sampling_level": ("token", "sequence"),
@@ -36,11 +36,11 @@ _NEEDS = {
         ("entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target"), "use_adaptive_entropy"
     ),
 }
-_CISPO_CAP = 5.0  # of MiniMind, and what TRL's documentation recommends (ScaleRL, arXiv 2510.13786)
+_CISPO_CAP = 5.0  # MiniMind's, and the one that TRL's documentation recommends (ScaleRL, arXiv 2510.13786)
 
 
 class _One(int):
-    """One, which GRPOConfig takes for enough generations; only group advantages need two."""
+    """A 1 that passes GRPOConfig's check for two generations, which only group advantages need."""
 
     def __lt__(self, other) -> bool:
         return False
@@ -48,28 +48,28 @@ class _One(int):
 
 @dataclass
 class RolloutConfig(GRPOConfig):
-    """GRPOConfig with an evaluation of its own; see `RolloutTrainer`.
+    """GRPOConfig with options for held-out evaluation and reward errors; see `RolloutTrainer`.
 
-    With `loss_type="cispo"`, `epsilon_high` is the largest weight of a token (a ratio, 1 where the policy has not
-    moved) and by default 5; with the other losses it is how far above 1 the ratio may go.
+    With `loss_type="cispo"`, `epsilon_high` caps a token's ratio itself (1 for an unchanged policy) and is 5 by
+    default; with the other losses it is how far above 1 the ratio may go.
 
     Raises:
-        InputError: values that are not known, and options that would have no effect.
+        InputError: unknown values, and options without effect.
     """
 
-    eval_temperature: float = field(
-        default=0.0, metadata={"help": "Temperature of the held-out answers; 0 is greedy. Drawn apart from training's."}
-    )
+    eval_temperature: float = field(default=0.0, metadata={"help": "Temperature of the held-out answers; 0 is greedy."})
     reward_errors: Literal["raise", "none"] = field(
         default="raise",
         metadata={
-            "help": "When a reward function fails on a completion, or gives no finite number: raise saves and ends the "
-            "run; none takes it for None and counts it in num_reward_errors."
+            "help": "If a reward function fails or returns no finite number. raise: save and end the run; none: use "
+            "None for the completion, and count it in num_reward_errors."
         },
     )
     epsilon_high: float | None = field(
         default=None,
-        metadata={"help": "Upper clip range of the ratio. Default: epsilon; with cispo the ratio's cap itself, 5."},
+        metadata={
+            "help": "Upper clip range of the ratio, default epsilon; with cispo the cap of the ratio, default 5."
+        },
     )
 
     def __post_init__(self):
@@ -92,7 +92,7 @@ class RolloutConfig(GRPOConfig):
         super().__post_init__()
 
     def _without_effect(self) -> dict[str, str]:
-        """Options that these settings leave without any effect, and why."""
+        """Options that have no effect with these settings, and why."""
         for_losses = {
             name: f"is for --loss_type {' or '.join(losses)}"
             for name, losses in _FOR_LOSSES.items()
@@ -105,26 +105,36 @@ class RolloutConfig(GRPOConfig):
 
 
 @dataclass
-class SingleRolloutConfig(RolloutConfig):
-    """One completion per prompt."""
+class UngroupedConfig(RolloutConfig):
+    """For methods that do not compare the answers to one prompt with each other."""
 
-    num_generations: int | None = field(default=1, metadata={"help": "Only 1: one completion per prompt."})
+    num_generations: int | None = field(default=1, metadata={"help": "Answers to each prompt of a rollout."})
 
     def __post_init__(self):
-        if self.num_generations != 1:
-            raise InputError(f"--num_generations {self.num_generations}: this method samples one completion per prompt")
         why = f"{_NOT_FOR_THIS}: there are no groups"
         refuse_given(self, {"scale_rewards": why, "multi_objective_aggregation": why})
-        self.num_generations = _One(1)
+        if (count := self.num_generations) < 1:
+            raise InputError(f"--num_generations {count}: at least 1")
+        self.num_generations = _One(1) if count == 1 else count
         super().__post_init__()
-        self.num_generations = 1
+        self.num_generations = count
+
+
+def range_problems(config, at_least: dict[str, float], above_zero: tuple[str, ...] = ()) -> list[str]:
+    """One line for each option that is out of range; None is in every range."""
+    values = {name: getattr(config, name) for name in (*at_least, *above_zero)}
+    given = {name: value for name, value in values.items() if value is not None}
+    problems = [
+        f"--{name} {given[name]}: at least {low}" for name, low in at_least.items() if given.get(name, low) < low
+    ]
+    return problems + [f"--{name} {given[name]}: more than 0" for name in above_zero if given.get(name, 1) <= 0]
 
 
 def refuse_given(config, reasons: dict[str, str]) -> None:
-    """Raise InputError where an option is given that would have no effect.
+    """Raise InputError if an option is given that has no effect.
 
     Args:
-        reasons: `{option: why}`, which the message says after its name.
+        reasons: `{option: why}`; the message is the option's name and this.
     """
     fields = type(config).__dataclass_fields__
     given = [name for name in reasons if getattr(config, name) != fields[name].default]

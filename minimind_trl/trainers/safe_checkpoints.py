@@ -1,4 +1,4 @@
-"""Which checkpoints are whole, and which may go."""
+"""Which checkpoints are complete, and which may be deleted."""
 
 import json
 import os
@@ -25,32 +25,32 @@ def _print_to_stderr(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def last_good_checkpoint(output_dir: str | Path, tell: Callable[[str], None] = _print_to_stderr) -> Path | None:
-    """The newest `checkpoint-N` in a folder that training can go on from, or None.
+def last_good_checkpoint(output_dir: str | Path, report: Callable[[str], None] = _print_to_stderr) -> Path | None:
+    """The newest `checkpoint-N` of a folder that training can resume from, or None.
 
     Args:
-        tell: gets one line for every newer one that is passed over, with what is wrong with it.
+        report: gets one line for every newer checkpoint that is damaged, with the reason.
     """
     for path in reversed(checkpoints_in(output_dir)):
         problem = checkpoint_problem(path)
         if problem is None:
             return path
-        tell(f"{path} is passed over: {problem}")
+        report(f"{path} is skipped: {problem}")
     return None
 
 
 def checkpoints_in(output_dir: str | Path) -> list[Path]:
-    """Every `checkpoint-N` of a folder, whole or not, from the first step to the last."""
+    """Every `checkpoint-N` of a folder, complete or not, from the first step to the last."""
     folder = Path(output_dir)
     found = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
     return sorted((path for path in found if _NAME.fullmatch(path.name)), key=_step)
 
 
 def rotate(saved: Path, limit: int | None, best: str | None) -> None:
-    """Delete checkpoints beyond a limit: never the one just `saved`, which is known to be whole, nor the best one.
+    """Delete checkpoints beyond a limit, but neither the one just `saved`, which is complete, nor the best one.
 
-    First to go are those of later steps: training has gone back behind them because they were damaged. (transformers
-    goes by the folders' times, which a copy or a coarse clock upsets, and then keeps the last step, whole or not.)
+    Those of later steps are deleted first: training resumed before them because they were damaged. (transformers sorts
+    by the folders' times, which a copy or a coarse clock changes, and then keeps the last step, complete or not.)
     """
     if limit is None or limit <= 0:
         return
@@ -58,7 +58,7 @@ def rotate(saved: Path, limit: int | None, best: str | None) -> None:
     others = [path for path in found if path != saved and (best is None or path != Path(best))]
     others.sort(key=lambda path: (_step(path) < _step(saved), _step(path)))
     for path in others[: max(len(found) - limit, 0)]:
-        doomed = path.with_name(f".{path.name}.old")  # so that a run killed here leaves no half of one under its name
+        doomed = path.with_name(f".{path.name}.old")  # if the run is killed here, no half of it has its name
         try:
             path.rename(doomed)
             shutil.rmtree(doomed)
@@ -68,14 +68,14 @@ def rotate(saved: Path, limit: int | None, best: str | None) -> None:
 
 @contextmanager
 def saving(what: str, output_dir: str | Path) -> Iterator[None]:
-    """Tells of a full or broken disk in one line, with what is safe.
+    """Report a full or broken disk in one line, with what is safe.
 
     Raises:
-        SavingError: where the block fails to write.
+        SavingError: the block could not write.
     """
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch's own is a RuntimeError
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch raises RuntimeError
         free = shutil.disk_usage(output_dir).free / 2**20
         reason = " ".join(str(error).split())
         raise SavingError(
@@ -84,22 +84,22 @@ def saving(what: str, output_dir: str | Path) -> Iterator[None]:
 
 
 def what_is_safe(output_dir: str | Path) -> str:
-    """For messages of a run that breaks off."""
-    checkpoint = last_good_checkpoint(output_dir, tell=lambda line: None)
+    """The end of the message of a run that fails."""
+    checkpoint = last_good_checkpoint(output_dir, report=lambda line: None)
     return f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no good checkpoint"
 
 
 def processes_of(folder: Path) -> int:
-    """How many processes saved a checkpoint, each with its random state; 0 where none did."""
+    """How many processes saved a checkpoint, by their random states; 0 if it has none."""
     return len(list(folder.glob("rng_state*.pth")))
 
 
 def checkpoint_problem(folder: Path) -> str | None:
-    """Why training cannot go on from a checkpoint, or None where it can.
+    """Why training cannot resume from a checkpoint, or None.
 
-    Every file must have the size and checksum that `write_checksums` noted. In a checkpoint without these (made by
-    transformers alone) the state must parse, safetensors files must have the length that their headers ask for, and
-    torch's files must be whole zip archives.
+    Every file must have the size and checksum that `write_checksums` wrote. In a checkpoint of transformers alone,
+    which has none, the state must parse, safetensors files must have the length that their headers say, and torch's
+    files must be complete zip archives.
     """
     try:
         step = json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"]
@@ -119,15 +119,15 @@ def checkpoint_problem(folder: Path) -> str | None:
 
 
 def contents_problem(folder: Path) -> str | None:
-    """The first file that cannot be read as what its name says, or None; a disk may lose an end without an error."""
+    """The first file that is not what its name says, or None; a disk may lose the end of a file without an error."""
     return next(filter(None, map(_file_problem, sorted(folder.rglob("*")))), None)
 
 
 def write_checksums(folder: Path) -> None:
-    """Note size and CRC-32 of every file of a checkpoint in `checksums.json`, once they are on the disk."""
+    """Write the size and CRC-32 of every file of a checkpoint to `checksums.json`, after they are on the disk."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS)
-    for path in files:  # or a power cut could leave the folder's name and not what is in it
-        with path.open("rb" if os.name == "posix" else "rb+") as file:  # a copy of our code may be read-only
+    for path in files:  # or a power cut could keep the folder's name and lose its content
+        with path.open("rb" if os.name == "posix" else "rb+") as file:  # the copy of our code may be read-only
             os.fsync(file.fileno())
     write_json(folder / CHECKSUMS, {path.relative_to(folder).as_posix(): _size_and_crc(path) for path in files})
 
@@ -138,7 +138,7 @@ def _step(folder: Path) -> int:
 
 def _missing_file(folder: Path) -> str | None:
     if any(path.is_dir() for path in folder.iterdir()) or (folder / "optimizer.bin").exists():
-        return None  # FSDP and DeepSpeed have layouts of their own
+        return None  # the layouts of FSDP and DeepSpeed
     if not [*folder.glob("*.safetensors"), *folder.glob("*model*.bin")]:
         return "the model's weights"
     for index in folder.glob("*.safetensors.index.json"):

@@ -1,67 +1,71 @@
-"""Settings of SPOTrainer."""
+"""Options of SPOTrainer."""
 
 import math
 from dataclasses import dataclass, field
 
 from ..errors import InputError
-from .rollout_config import CLIPPED, SingleRolloutConfig, refuse_given
+from .rollout_config import CLIPPED, UngroupedConfig, range_problems, refuse_given
 
 _GLOBAL = {"rho_min": 0.5, "rho_max": 0.96, "beta": 0.02, "loss_type": "grpo"}
 _PROMPT = {"rho_min": 0.875, "rho_max": 0.96, "beta": 0.0, "loss_type": "dapo"}
 
 
 @dataclass
-class SPOConfig(SingleRolloutConfig):
-    """Single-stream policy optimisation (arXiv 2509.13232): one completion per prompt, no group, no critic.
+class SPOConfig(UngroupedConfig):
+    """Single-stream policy optimization (arXiv 2509.13232): one completion per prompt, no group, no critic.
 
-    `tracker="global"` is MiniMind's own train_spo.py: one tracker, advantages within +-5 and not normalised, a KL to
-    the reference in the loss. What is None takes the tracker's default.
+    `tracker="global"` is MiniMind's train_spo.py: one tracker, advantages within +-5 and not normalized, a KL to the
+    reference in the loss. Options that are None take the tracker's default.
 
-    `rho_divergence` says how far the policy has moved from its last answer to a prompt, over that answer's tokens:
-    "abs", the mean of |change of log-probability|, is the authors' code (verl, recipe/spo), for which the half-life of
-    0.06 was chosen; "k3" is an unbiased estimate of the KL, much smaller, so that more of the past is kept.
+    `rho_divergence` measures how far the policy has moved since its last answer to a prompt, over that answer's tokens.
+    "abs", the mean of |change of log-probability|, is that of the authors' code (verl, recipe/spo), whose half-life is
+    0.06; "k3" is an unbiased estimate of the KL, which is much smaller and so keeps more of the past.
 
-    `opponent="snapshot"` is self-play, as MiniMind's documents use the name: the reward of a completion is 1, 1/2 or 0
-    where it beats, equals or loses to that of an earlier policy on the same prompt, judged by the same rewards.
+    `opponent="snapshot"` is self-play, as MiniMind's documents call it: the reward of a completion is 1, 1/2 or 0 if it
+    beats, equals or loses to that of an earlier policy on the same prompt, by the same reward functions.
 
     Raises:
         InputError: values out of range.
     """
 
-    tracker: str = field(default="prompt", metadata={"help": "prompt: one for each; global: MiniMind's, one for all."})
+    tracker: str = field(default="prompt", metadata={"help": "prompt: one for each; global: one for all (MiniMind)."})
     reward_range: list[float] | None = field(
         default=None,
-        metadata={"help": "Lowest and highest weighted reward; default: what the reward functions declare."},
+        metadata={"help": "Lowest and highest weighted reward. Default: the declared range of the functions."},
     )
-    rho_min: float | None = field(default=None, metadata={"help": "Least that is kept of what is known; 0.875, 0.5."})
-    rho_max: float | None = field(default=None, metadata={"help": "Most that is kept; 0.96."})
-    rho_half_life: float = field(default=0.06, metadata={"help": "Divergence, in nats, at which half is kept."})
+    rho_min: float | None = field(
+        default=None, metadata={"help": "Least share of history to keep; 0.875, 0.5 (global)."}
+    )
+    rho_max: float | None = field(default=None, metadata={"help": "Largest share of history to keep; 0.96."})
+    rho_half_life: float = field(default=0.06, metadata={"help": "Divergence in nats at which half of it is kept."})
     rho_divergence: str = field(
         default="abs",
-        metadata={"help": "abs: mean change of log-probability, the authors'; k3: the KL (tracker prompt)."},
+        metadata={"help": "abs: mean change of log-probability, as the authors; k3: the KL (tracker prompt)."},
     )
     init_rollouts: int = field(
-        default=0, metadata={"help": "Answers to every prompt before training, which tell where it stands."}
+        default=0, metadata={"help": "Answers to every prompt before training, to initialize its tracker."}
     )
     prioritized_sampling: bool = field(
-        default=True, metadata={"help": "Ask more often what is sometimes answered well (tracker prompt)."}
+        default=True, metadata={"help": "Draw prompts with mixed results more often (tracker prompt)."}
     )
-    sampling_floor: float = field(default=0.05, metadata={"help": "Weight of a prompt that is always answered alike."})
+    sampling_floor: float = field(default=0.05, metadata={"help": "Weight of a prompt whose reward never varies."})
     opponent: str | None = field(
         default=None, metadata={"help": "snapshot: rewards are wins against earlier policies."}
     )
-    opponent_pool: int = field(default=4, metadata={"help": "Earlier policies that are kept, the first among them."})
-    opponent_interval: int = field(default=50, metadata={"help": "Steps between two of them."})
+    opponent_pool: int = field(default=4, metadata={"help": "Earlier policies to keep, including the first."})
+    opponent_interval: int = field(default=50, metadata={"help": "Steps between two snapshots."})
     epsilon_high: float | None = field(
-        default=None, metadata={"help": "Upper clip range of the ratio: 0.28; with cispo the ratio's cap itself, 5."}
+        default=None, metadata={"help": "Upper clip range of the ratio, 0.28; with cispo the cap of the ratio, 5."}
     )
     beta: float | None = field(
         default=None, metadata={"help": "Weight of the KL to the reference; 0, or 0.02 (global)."}
     )
-    loss_type: str | None = field(default=None, metadata={"help": "How TRL averages; dapo, or grpo (global)."})
+    loss_type: str | None = field(default=None, metadata={"help": "TRL's loss: dapo, or grpo (global)."})
 
     def __post_init__(self):
         problems = []
+        if self.num_generations != 1:
+            problems.append(f"--num_generations {self.num_generations}: SPO samples one completion per prompt")
         if self.tracker not in ("prompt", "global"):
             problems.append(f"--tracker {self.tracker!r}: prompt or global")
         if self.rho_divergence not in ("abs", "k3"):
@@ -79,20 +83,14 @@ class SPOConfig(SingleRolloutConfig):
             refuse_given(self, {"shuffle_dataset": "is for --prioritized_sampling false: else prompts are drawn"})
         if not 0 < self.rho_min <= self.rho_max < 1:
             problems.append(f"--rho_min {self.rho_min} --rho_max {self.rho_max}: 0 < rho_min <= rho_max < 1")
-        if self.rho_half_life <= 0:
-            problems.append(f"--rho_half_life {self.rho_half_life}: more than 0")
+        least = {"init_rollouts": 0, "opponent_pool": 1, "opponent_interval": 1}
+        problems += range_problems(self, least, above_zero=("rho_half_life",))
         if self.reward_range is not None and (
             len(self.reward_range) != 2
             or not all(map(math.isfinite, self.reward_range))
             or self.reward_range[0] >= self.reward_range[1]
         ):
             problems.append(f"--reward_range {self.reward_range}: two numbers, the lower one first")
-        least = {"init_rollouts": 0, "opponent_pool": 1, "opponent_interval": 1}
-        problems += [
-            f"--{name} {getattr(self, name)}: at least {low}"
-            for name, low in least.items()
-            if getattr(self, name) < low
-        ]
         if self.sampling_floor <= 0:
             problems.append(f"--sampling_floor {self.sampling_floor}: more than 0, or a prompt would never come back")
         if self.tracker == "global" and self.init_rollouts:

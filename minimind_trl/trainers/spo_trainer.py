@@ -1,4 +1,4 @@
-"""Single-stream policy optimisation, and self-play, on GRPOTrainer's rollouts."""
+"""Single-stream policy optimization, and self-play, on GRPOTrainer's rollouts."""
 
 import json
 import math
@@ -7,52 +7,46 @@ from typing import Any, ClassVar
 import torch
 from datasets import Dataset, IterableDataset
 from torch import Tensor
-from transformers import TrainerCallback
 from trl.trainer.utils import pad
 
 from ..errors import InputError
-from ..rewards import declared_range
 from .advantages import k3
-from .opponents import OpponentPool
-from .rollout_trainer import TEMPLATE_KWARGS, Rollout, RolloutTrainer
+from .opponents import KeepSnapshots, OpponentPool, wins_over
+from .reward_scale import RewardScale
+from .rollout import Rollout
+from .rollout_engine import TEMPLATE_KWARGS
+from .rollout_trainer import RolloutTrainer
 from .spo_config import SPOConfig
+from .stored_answers import Answers, pack_answers, unpack_answers
 from .value_tracker import GlobalTracker, PromptTracker
 
-PROMPT_NUMBER = "prompt_number"  # the column that tells which of the different prompts a row has
+PROMPT_NUMBER = "prompt_number"  # the column with the number of a row's prompt; rows with equal prompts share it
 
 
 class SPOTrainer(RolloutTrainer):
-    """Single-stream Policy Optimization (arXiv 2509.13232): one completion per prompt against what it used to get.
+    """Single-stream Policy Optimization (arXiv 2509.13232): one completion per prompt, and no group.
 
-    Rewards are mapped to [0, 1] from their declared range. A tracker's baseline is subtracted, and with
-    `tracker="prompt"` the differences are normalised over the global batch. The loss is TRL's clipped surrogate (0.2
-    and 0.28), with an optional KL to the reference. Rows are drawn with weight `sqrt(v (1 - v)) + floor`, without
-    replacement within a batch; how often a prompt comes back follows from that and not from epochs. Rows with the same
+    The algorithm is `training_batch`. The loss is GRPOTrainer's clipped surrogate (0.2 and 0.28), with an optional KL
+    to the reference. How often a prompt comes back follows from its weight and not from epochs. Rows with the same
     prompt share its history (with an environment, which adds to the prompt, rows that are equal in all columns do).
-
-    How far the policy has moved since it last answered a prompt, which decides how much of the prompt's history counts,
-    is taken on that answer: the mean over its tokens of the change of their log-probability since then, as in the
-    authors' code, or of its k3 (`rho_divergence`). Without `init_rollouts` a prompt starts at Beta(1/2, 1/2), theirs.
-
     Trackers, stored answers, draws and opponents are the same in every process, and in checkpoints.
 
-    Metrics of training, beside TRL's: `policy_loss`, `rho`, `baseline`, `baseline_brier` (the mean of (v - r)^2),
-    `advantage_mean`, `advantage_std` (before they are normalised), `effective_prompts` (of the sampling weights:
-    (sum w)^2 / sum w^2), and in self-play `win_rate`, `opponent_age` (of how many steps ago the opponent's policy is),
-    `win_rate/initial` and `win_rate/latest` (against the first and the newest policy of the pool); held-out
+    Metrics of training, in addition to TRL's: `policy_loss`, `rho`, `baseline`, `baseline_brier` (the mean of
+    (v - r)^2), `advantage_mean` and `advantage_std` (before normalization), `effective_prompts` (of the sampling
+    weights: (sum w)^2 / sum w^2), and in self-play `win_rate`, `opponent_age` (how many steps ago the opponent was the
+    policy), `win_rate/initial` and `win_rate/latest` (against the first and the newest policy of the pool). Held-out:
     `eval_win_rate`, greedily against the initial policy.
 
-    An answer without any reward moves neither the policy nor a tracker, and is not stored. Where only some functions
-    give one, the range is theirs.
+    A completion without any reward changes neither the policy nor a tracker, and is not stored. If only some reward
+    functions give one, the range is theirs.
 
     Args:
         args: an `SPOConfig`.
         others: as for `RolloutTrainer`.
     """
 
-    _tag_names = ("trl", "spo")
-    _name = "SPO"
-    _paper: ClassVar[dict[str, str]] = {
+    method = "SPO"
+    paper: ClassVar[dict[str, str]] = {
         "title": "Single-stream Policy Optimization",
         "id": "2509.13232",
         "citation": """@article{xu2025singlestream,
@@ -62,87 +56,86 @@ class SPOTrainer(RolloutTrainer):
     eprint       = {arXiv:2509.13232},
 }""",
     }
-    needs_logps = shares_state = True
+    config_class, shares_state = SPOConfig, True
 
-    def __init__(self, model, reward_funcs=None, args: SPOConfig | None = None, train_dataset=None, *rest, **more):
+    def __init__(self, model, reward_funcs=None, args: SPOConfig | None = None, train_dataset=None, *rest, **kwargs):
         if train_dataset is None:
             raise ValueError("SPO needs a train_dataset: it keeps a record of every prompt")
         if isinstance(train_dataset, IterableDataset):
             raise InputError("SPO keeps a record of every prompt and cannot train on a stream: set streaming: false")
-        super().__init__(model, reward_funcs, args, train_dataset, *rest, **more)
-        self._refuse_unequal_games()
+        super().__init__(model, reward_funcs, args, train_dataset, *rest, **kwargs)
+        args = self.args
         numbers = prompt_numbers(self.train_dataset, whole_rows=self.environment_factories is not None)
         self.train_dataset = self.train_dataset.add_column(PROMPT_NUMBER, numbers)
         self._number_of_row = torch.tensor(numbers)
-        self._ends: list[list[float]] | None = None  # lowest and highest weighted reward of each function
-        self.reward_range = self._range_of_rewards()
+        self.reward_scale = RewardScale(
+            self.reward_funcs, self.reward_func_names, self.reward_weights, args.reward_range
+        )
         bounds = {"half_life": args.rho_half_life, "rho_min": args.rho_min, "rho_max": args.rho_max}
         per_prompt = args.tracker == "prompt"
         self.tracker = PromptTracker(max(numbers) + 1, **bounds) if per_prompt else GlobalTracker(**bounds)
-        self._answers: dict[int, tuple[Tensor, Tensor]] = {}  # ids and log-probabilities, NaN of a tool's tokens
-        self._draws = torch.Generator().manual_seed(args.seed)
-        self.opponents = None
-        if args.opponent:
-            if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-                raise InputError("--opponent snapshot needs whole weights in every process: no DeepSpeed, no FSDP")
-            self.opponents = OpponentPool(self.accelerator.unwrap_model(self.model), args.opponent_pool)
-            self.add_callback(_KeepOpponents(self))
-        self._initialised = not (per_prompt and args.init_rollouts)
+        self.initialized = not (per_prompt and args.init_rollouts)
+        self.last_answers: Answers = {}
+        self.draws = torch.Generator().manual_seed(args.seed)
+        self.opponents = self._opponent_pool() if args.opponent else None
 
-    def _refuse_unequal_games(self) -> None:
-        if self.args.opponent and (self.tools or self.environment_factories is not None or self.rollout_func):
-            raise InputError(
-                "--opponent snapshot: the opponent answers in one turn, without tools, environments or a rollout_func, "
-                "so that a win would not be the policy's: leave those out, or the opponent"
-            )
+    # The algorithm (Algorithm 1 of the paper), up to the advantages; the loss is GRPOTrainer's.
 
-    # Rollouts
+    def training_batch(self, rows: list[dict]) -> dict[str, Any]:
+        # 0. Once: answer every prompt `init_rollouts` times, to start its tracker there.
+        if not self.initialized:
+            self._initialize()
 
-    def choose_rows(self, rows: list[dict]) -> list[dict]:
-        if not self._initialised:
-            self._initialise()
-        if self.args.tracker == "global" or not self.args.prioritized_sampling:
-            return rows
-        weights = self.tracker.weights(self.args.sampling_floor)
-        rows_of = torch.bincount(self._number_of_row) * weights
-        count = len(rows) * self.accelerator.num_processes
-        chosen = torch.multinomial(weights[self._number_of_row], count, generator=self._draws).tolist()
-        self.record(effective_prompts=(rows_of.sum() ** 2 / rows_of.square().sum()).item())
-        return [self.train_dataset[row] for row in self.own(chosen, len(rows))]
+        # 1. Prompts: drawn with weight sqrt(v (1 - v)) + floor, without replacement within a batch.
+        if self.args.tracker == "prompt" and self.args.prioritized_sampling:
+            rows = self._draw_rows(len(rows))
 
-    def advantages(self, rollout: Rollout) -> Tensor:
-        rewards = self._normalised(rollout.gathered)
+        # 2. Rollout: one completion per prompt, scored by the reward functions.
+        rollout = self.collect_rollout(rows, with_logps=True)
+
+        # 3. Rewards in [0, 1]; in self-play 1, 1/2 or 0 for a win, draw or loss against an earlier policy.
+        rewards = self.reward_scale.normalize(rollout.all_rewards)
         if self.opponents is not None:
             rewards = self._wins(rollout, rewards)
-        step = self._prompt_step if self.args.tracker == "prompt" else self._global_step
-        return self.own(step(rollout, rewards).to(rollout.rewards), len(rollout.rows))
 
-    def _prompt_step(self, rollout: Rollout, rewards: Tensor) -> Tensor:
-        numbers = torch.tensor(self.gathered([row[PROMPT_NUMBER] for row in rollout.rows]))
-        divergences = self._divergences(rollout)
-        rewards = rewards.double().cpu()
+        # 4. - 6. Baselines from the tracker, its update, and advantages, for the rewards of all processes.
+        advantages_of = self._prompt_advantages if self.args.tracker == "prompt" else self._global_advantages
+        advantages = advantages_of(rollout, rewards.double().cpu()).to(rollout.rewards)
+        return self.batch_of(rollout, self.own_part(advantages, len(rollout.rows)))
+
+    def _prompt_advantages(self, rollout: Rollout, rewards: Tensor) -> Tensor:
+        numbers = torch.tensor(self.gather_objects([row[PROMPT_NUMBER] for row in rollout.rows]))
+        divergences = self.divergences(rollout)
         rewarded = ~rewards.isnan()
         if not rewarded.any():
             return torch.zeros_like(rewards)
+
+        # 4. Baselines: what each prompt is expected to get, before its reward is known.
         baselines = self.tracker.baselines(numbers)
+
+        # 5. Update: the further the policy has moved since it last answered a prompt, the less of its history is kept.
         rho = self.tracker.update(numbers[rewarded], rewards[rewarded], divergences[rewarded])
-        self._store(rollout, self.own(rewarded, len(rollout.rows)))
+        self._store(rollout, self.own_part(rewarded, len(rollout.rows)))
+
+        # 6. Advantages, normalized over the batch.
+        self._log_baselines(rho.mean().item(), baselines, rewards)
         differences = rewards - baselines
-        self._describe(rho.mean().item(), baselines, rewards)
         mean, deviation = differences[rewarded].mean(), differences[rewarded].std(correction=0)
         return ((differences - mean) / (deviation + 1e-8)).nan_to_num(0)
 
-    def _global_step(self, rollout: Rollout, rewards: Tensor) -> Tensor:
-        low, high = self.reward_range if self.opponents is None else (0.0, 1.0)
-        rewards, baseline = rewards.double().cpu(), self.tracker.baseline()
-        sums = self.total(torch.stack([(rollout.logps * rollout.mask).sum(), rollout.mask.sum()]).double()).tolist()
-        if rewards.isnan().all() or not sums[1]:  # no answer has a reward, or all of them are masked
+    def _global_advantages(self, rollout: Rollout, rewards: Tensor) -> Tensor:
+        """MiniMind's train_spo.py: one tracker for all prompts, advantages within +-5 and not normalized."""
+        low, high = self.reward_scale.range if self.opponents is None else (0.0, 1.0)
+        sums = torch.stack([(rollout.logps * rollout.mask).sum(), rollout.mask.sum()]).double()
+        logps, tokens = self.sum_over_processes(sums).tolist()
+        if rewards.isnan().all() or not tokens:  # no answer has a reward, or all of them are masked
             return torch.zeros_like(rewards)
-        rho = self.tracker.update(rewards.nanmean().item(), sums[0] / sums[1])
-        self._describe(rho, torch.full_like(rewards, baseline), rewards, high - low)
-        return ((rewards - baseline) * (high - low)).clamp(-5, 5).nan_to_num(0)
+        baseline = self.tracker.baseline()  # 4.
+        rho = self.tracker.update(rewards.nanmean().item(), logps / tokens)  # 5.
+        self._log_baselines(rho, torch.full_like(rewards, baseline), rewards, high - low)
+        return ((rewards - baseline) * (high - low)).clamp(-5, 5).nan_to_num(0)  # 6.
 
-    def _describe(self, rho: float, baselines: Tensor, rewards: Tensor, scale: float = 1.0) -> None:
+    def _log_baselines(self, rho: float, baselines: Tensor, rewards: Tensor, scale: float = 1.0) -> None:
         rewarded = ~rewards.isnan()
         differences = rewards[rewarded] - baselines[rewarded]
         self.record(
@@ -153,58 +146,92 @@ class SPOTrainer(RolloutTrainer):
             advantage_std=scale * differences.std(correction=0),
         )
 
-    # Rewards
+    # Prompts
 
-    def _range_of_rewards(self) -> tuple[float, float]:
-        """Lowest and highest weighted sum of the rewards: `reward_range`, which must hold all that is declared."""
-        low, high = self.declared_range()
-        given = self.args.reward_range
-        if given is not None:
-            problems = [f"as low as {low:g}"] * (-math.inf < low < given[0] - 1e-6)
-            problems += [f"as high as {high:g}"] * (math.inf > high > given[1] + 1e-6)
-            if problems:
-                raise InputError(
-                    f"--reward_range {given[0]:g} {given[1]:g}: the rewards may be {' and '.join(problems)}, by what "
-                    "they declare: widen it, or leave it out"
-                )
-            return tuple(given)
-        self._ends = []
-        for name, function, weight in zip(self.reward_func_names, self.reward_funcs, self.reward_weights, strict=True):
-            ends = declared_range([function], [weight.item()])
-            if not all(map(math.isfinite, ends)):
-                raise InputError(f"the range of reward {name} is not known: give --reward_range LOWEST HIGHEST")
-            self._ends.append(list(ends))
-        if low == high:
-            raise InputError(f"all rewards are {low:g}: nothing to learn from")
-        return low, high
+    def _draw_rows(self, own_count: int) -> list[dict]:
+        weights = self.tracker.weights(self.args.sampling_floor)
+        of_prompts = torch.bincount(self._number_of_row) * weights
+        count = own_count * self.accelerator.num_processes
+        drawn = torch.multinomial(weights[self._number_of_row], count, generator=self.draws).tolist()
+        self.record(effective_prompts=(of_prompts.sum() ** 2 / of_prompts.square().sum()).item())
+        return [self.train_dataset[row] for row in self.own_part(drawn, own_count)]
 
-    def _normalised(self, gathered: Tensor) -> Tensor:
-        """(N,) weighted sums, mapped to [0, 1]; NaN where there is no reward."""
-        sums, (lows, highs) = self.weighted(gathered), self._bounds(gathered)
-        outside = (sums < lows - 1e-6) | (sums > highs + 1e-6)
-        if outside.any():
-            row = int(outside.nonzero()[0])
-            low, high = lows[row].item(), highs[row].item()
-            parts = ", ".join(f"{n} {v:g}" for n, v in zip(self.reward_func_names, gathered[row].tolist(), strict=True))
+    @torch.no_grad()
+    def _initialize(self) -> None:
+        """Answer every prompt `init_rollouts` times, and start the tracker from the rewards."""
+        first = {number: row for row, number in reversed(list(enumerate(self._number_of_row.tolist())))}
+        rows = [self.train_dataset[first[number]] for number in range(len(first))]
+        count = self.args.init_rollouts
+        with self.evaluation_mode(), self.sampling_at(self.temperature):
+            answers = self.answer_all([row for row in rows for _ in range(count)])
+            self.current_metrics.clear()
+        self.tracker.initialize(self.reward_scale.normalize(answers["rewards"]).view(-1, count).cpu())
+        self.initialized = True
+
+    # How far the policy has moved
+
+    def divergences(self, rollout: Rollout) -> Tensor:
+        """(N,) how far the policy is, per token, from the one that last answered each prompt; 0 for a first answer.
+
+        Measured on that answer: the mean over its tokens of the absolute change of their log-probability since then, as
+        in the authors' code, or of its k3 (`rho_divergence`).
+        """
+        stored = [self.last_answers.get(row[PROMPT_NUMBER]) for row in rollout.rows]
+        own = [0.0] * len(stored)
+        if any(self.gather_objects([any(stored)])):
+            # A placeholder for the others: all processes need equally many forward passes, as a sharded model must.
+            moved = self._moved(rollout.tensors, [answer or (torch.zeros(1), torch.zeros(1)) for answer in stored])
+            own = [value if answer else 0.0 for value, answer in zip(moved, stored, strict=True)]
+        return torch.tensor(self.gather_objects(own), dtype=torch.float64)
+
+    @torch.no_grad()
+    def _moved(self, prompts: dict[str, Any], answers: list[tuple[Tensor, Tensor]]) -> list[float]:
+        def padded(parts: list[Tensor], value: float) -> Tensor:
+            return pad(parts, padding_value=value, padding_side="right").to(self.accelerator.device)
+
+        tensors = {
+            "prompt_ids": prompts["prompt_ids"],
+            "prompt_mask": prompts["prompt_mask"],
+            "completion_ids": padded([ids.long() for ids, _ in answers], self.text_tokenizer.pad_token_id),
+            "completion_mask": padded([torch.ones(len(ids), dtype=torch.long) for ids, _ in answers], 0),
+        }
+        then = padded([logps for _, logps in answers], math.nan)
+        now, _ = self.logps_of(self.model, tensors)
+        mask = ~then.isnan()
+        log_ratio = torch.where(mask, now - then, 0.0)
+        moved = k3(log_ratio) if self.args.rho_divergence == "k3" else log_ratio.abs()
+        return (moved.sum(1) / mask.sum(1).clamp(min=1)).tolist()
+
+    def _store(self, rollout: Rollout, rewarded: Tensor) -> None:
+        tensors, own = rollout.tensors, []
+        logps = rollout.logps.masked_fill(rollout.mask == 0, math.nan)  # tokens of tools, and padding
+        for place, row in enumerate(rollout.rows):
+            length = int(tensors["completion_mask"][place].sum())
+            if not length or not rewarded[place]:  # length 0: truncated and masked
+                continue
+            ids = tensors["completion_ids"][place, :length].to("cpu", torch.int32, copy=True)
+            own.append((row[PROMPT_NUMBER], (ids, logps[place, :length].to("cpu", torch.float32, copy=True))))
+        self.last_answers.update(self.gather_objects(own))
+
+    # Self-play
+
+    def _opponent_pool(self) -> OpponentPool:
+        if self.tools or self.environment_factories is not None or self.rollout_func:
             raise InputError(
-                f"the reward {sums[row].item():g} ({parts}) is outside --reward_range {low:g} {high:g}: widen it, or "
-                "clip the reward"
+                "--opponent snapshot: the opponent answers in one turn, without tools, environments or a rollout_func, "
+                "so that a win would not be the policy's: leave those out, or the opponent"
             )
-        return ((sums - lows) / (highs - lows)).clamp(0, 1)
-
-    def _bounds(self, gathered: Tensor) -> tuple[Tensor, Tensor]:
-        """(N,) lowest and highest sum of the functions that gave the rewards; a `--reward_range` is for all alike."""
-        if self._ends is None:
-            return tuple(torch.full_like(gathered[:, 0], end) for end in self.reward_range)
-        ends = torch.tensor(self._ends, dtype=gathered.dtype, device=gathered.device)
-        return tuple(((~gathered.isnan()) * ends[:, side]).sum(1) for side in (0, 1))
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            raise InputError("--opponent snapshot needs whole weights in every process: no DeepSpeed, no FSDP")
+        pool = OpponentPool(self.accelerator.unwrap_model(self.model), self.args.opponent_pool)
+        self.add_callback(KeepSnapshots(pool, lambda: self.accelerator.unwrap_model(self.model)))
+        return pool
 
     def _wins(self, rollout: Rollout, rewards: Tensor) -> Tensor:
-        """1, 1/2 or 0 where an answer beats, equals or loses to an opponent's to the same prompt; see `wins_over`."""
-        index = int(torch.randint(len(self.opponents.snapshots), (1,), generator=self._draws))
+        """(N,): 1, 1/2 or 0 where an answer beats, equals or loses to an opponent's answer to the same prompt."""
+        index = int(torch.randint(len(self.opponents.snapshots), (1,), generator=self.draws))
         step, _ = self.opponents.snapshots[index]
-        theirs = self._opponent_rewards(index, rollout.rows, rollout.tokens, self.temperature)
-        wins = wins_over(theirs, rewards)
+        wins = wins_over(self._opponent_rewards(index, rollout, self.temperature), rewards)
         rate = wins.nanmean()
         self.record(win_rate=rate, opponent_age=self.state.global_step - step)
         if step == 0:
@@ -213,141 +240,52 @@ class SPOTrainer(RolloutTrainer):
             self.record(**{"win_rate/latest": rate})
         return wins
 
-    def _opponent_rewards(self, index: int, rows: list[dict], tokens: dict[str, Any], temperature: float) -> Tensor:
-        """(N,) of all processes, in [0, 1]."""
-        opponent = self.opponents.playing(index).to(self.accelerator.device)
-        asked = [
-            ids[kept.bool()].tolist() for ids, kept in zip(tokens["prompt_ids"], tokens["prompt_mask"], strict=True)
-        ]
-        with self._sampling(temperature):
-            said = self.complete(opponent, asked)
-        return self._normalised(self.rewards_of(rows, said))
+    def _opponent_rewards(self, index: int, rollout: Rollout, temperature: float) -> Tensor:
+        """(N,) in [0, 1], of all processes."""
+        opponent = self.opponents.load_snapshot(index).to(self.accelerator.device)
+        prompts = zip(rollout.tensors["prompt_ids"], rollout.tensors["prompt_mask"], strict=True)
+        with self.sampling_at(temperature):
+            completions = self.complete(opponent, [ids[mask.bool()].tolist() for ids, mask in prompts])
+        return self.reward_scale.normalize(self.rewards_of(rollout.rows, completions))
 
-    # What the policy said last
-
-    def _divergences(self, rollout: Rollout) -> Tensor:
-        """(N,) how far the policy is, per token, from the one that last answered each prompt; 0 for a first answer."""
-        stored = [self._answers.get(row[PROMPT_NUMBER]) for row in rollout.rows]
-        mine = [0.0] * len(stored)
-        if any(self.gathered([any(stored)])):
-            # A stand-in for those without: all processes go forward equally often, as a sharded model must.
-            moved = self._moved(rollout.tokens, [answer or (torch.zeros(1), torch.zeros(1)) for answer in stored])
-            mine = [value if answer else 0.0 for value, answer in zip(moved, stored, strict=True)]
-        return torch.tensor(self.gathered(mine), dtype=torch.float64)
-
-    def _moved(self, asked: dict[str, Any], answers: list[tuple[Tensor, Tensor]]) -> list[float]:
-        device = self.accelerator.device
-
-        def padded(parts: list[Tensor], value: float) -> Tensor:
-            return pad(parts, padding_value=value, padding_side="right").to(device)
-
-        tokens = {
-            "prompt_ids": asked["prompt_ids"],  # of the same prompts
-            "prompt_mask": asked["prompt_mask"],
-            "completion_ids": padded([ids.long() for ids, _ in answers], self._tokenizer.pad_token_id),
-            "completion_mask": padded([torch.ones(len(ids), dtype=torch.long) for ids, _ in answers], 0),
-        }
-        then = padded([logps for _, logps in answers], math.nan)
-        now, _ = self.logps_of(self.model, tokens)
-        mask = ~then.isnan()
-        shift = torch.where(mask, now - then, 0.0)
-        moved = k3(shift) if self.args.rho_divergence == "k3" else shift.abs()
-        return (moved.sum(1) / mask.sum(1).clamp(min=1)).tolist()
-
-    def _store(self, rollout: Rollout, counted: Tensor) -> None:
-        tokens, mine = rollout.tokens, []
-        logps = rollout.logps.masked_fill(rollout.mask == 0, math.nan)  # of tools, and of padding
-        for place, row in enumerate(rollout.rows):
-            length = int(tokens["completion_mask"][place].sum())
-            if not length or not counted[place]:  # masked because it was cut off, or without a reward
-                continue
-            ids = tokens["completion_ids"][place, :length].to("cpu", torch.int32, copy=True)
-            mine.append((row[PROMPT_NUMBER], (ids, logps[place, :length].to("cpu", torch.float32, copy=True))))
-        self._answers.update(self.gathered(mine))
-
-    @torch.no_grad()
-    def _initialise(self) -> None:
-        """Ask every prompt `init_rollouts` times, as evaluation does, and start the tracker there."""
-        first = {number: row for row, number in reversed(list(enumerate(self._number_of_row.tolist())))}
-        rows = [self.train_dataset[first[number]] for number in range(len(first))]
-        count = self.args.init_rollouts
-        with self._apart(), self._sampling(self.temperature):
-            answered = self._answered([row for row in rows for _ in range(count)])
-        self._metrics["eval"].clear()
-        self.tracker.initialise(self._normalised(answered["rewards"]).view(-1, count).cpu())
-        self._initialised = True
-
-    # Evaluation
-
-    def rollout_figures(self, rollout: Rollout) -> dict[str, Tensor]:
+    def answer_figures(self, rollout: Rollout) -> dict[str, Tensor]:
         if self.opponents is None:
             return {}
-        ours = self._normalised(rollout.gathered)
-        theirs = self._opponent_rewards(0, rollout.rows, rollout.tokens, self.args.eval_temperature)
-        return {"wins": self.own(wins_over(theirs, ours), len(rollout.rows))}
+        theirs = self._opponent_rewards(0, rollout, self.args.eval_temperature)
+        wins = wins_over(theirs, self.reward_scale.normalize(rollout.all_rewards))
+        return {"wins": self.own_part(wins, len(rollout.rows))}
 
-    def summary(self, figures: dict[str, Tensor]) -> dict[str, float]:
+    def summarize(self, figures: dict[str, Tensor]) -> dict[str, float]:
         return {"win_rate": figures["wins"].nanmean().item()} if "wins" in figures else {}
 
     # State
 
-    def trainer_state(self) -> dict[str, Any]:
+    def method_state(self) -> dict[str, Any]:
         return {
             "tracker": self.tracker.state(),
-            "answers": dict(self._answers),
-            "draws": self._draws.get_state(),
+            "answers": dict(self.last_answers),
+            "draws": self.draws.get_state(),
             "opponents": self.opponents and self.opponents.state(),
-            "initialised": self._initialised,
+            "initialised": self.initialized,
         }
 
-    def packed_state(self, state: dict[str, Any]) -> dict[str, Any]:
-        return state | {"answers": packed(state["answers"])}
+    def pack_method_state(self, state: dict[str, Any]) -> dict[str, Any]:
+        return state | {"answers": pack_answers(state["answers"])}
 
-    def load_trainer_state(self, state: dict[str, Any]) -> None:
+    def load_method_state(self, state: dict[str, Any]) -> None:
         self.tracker.load(state["tracker"])
-        answers, self._initialised = state["answers"], state["initialised"]
-        self._answers = unpacked(answers) if "lengths" in answers else dict(answers)  # of a file, of this run
-        self._draws.set_state(state["draws"].cpu())
+        answers, self.initialized = state["answers"], state["initialised"]
+        self.last_answers = (
+            unpack_answers(answers) if "lengths" in answers else dict(answers)
+        )  # from a file, or this run's
+        self.draws.set_state(state["draws"].cpu())
         if self.opponents is not None:
             self.opponents.load(state["opponents"])
 
 
-class _KeepOpponents(TrainerCallback):
-    def __init__(self, trainer: SPOTrainer):
-        self.trainer = trainer
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step % args.opponent_interval == 0:
-            policy = self.trainer.accelerator.unwrap_model(self.trainer.model)
-            self.trainer.opponents.add(policy, state.global_step)
-
-
 def prompt_numbers(rows: Dataset, whole_rows: bool = False) -> list[int]:
-    """A number for each row, from 0, that equal prompts share."""
+    """A number for each row, from 0, the same for equal prompts; with `whole_rows` for rows equal in all columns."""
     columns = rows.column_names if whole_rows else [c for c in ("prompt", TEMPLATE_KWARGS) if c in rows.column_names]
     known: dict[str, int] = {}
     texts = (json.dumps(row, sort_keys=True, default=str) for row in rows.select_columns(columns))
     return [known.setdefault(text, len(known)) for text in texts]
-
-
-def packed(answers: dict[int, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    """Answers as four tensors, 8 bytes a token in a file, without a header for each answer."""
-    ids, logps = ([pair[part] for pair in answers.values()] for part in (0, 1))
-    return {
-        "numbers": torch.tensor(list(answers), dtype=torch.long),
-        "lengths": torch.tensor([len(part) for part in ids], dtype=torch.long),
-        "ids": torch.cat(ids) if ids else torch.empty(0, dtype=torch.int32),
-        "logps": torch.cat(logps) if logps else torch.empty(0),
-    }
-
-
-def unpacked(state: dict[str, Tensor]) -> dict[int, tuple[Tensor, Tensor]]:
-    lengths = state["lengths"].tolist()
-    pairs = zip(*(state[name].cpu().split(lengths) for name in ("ids", "logps")), strict=True)
-    return dict(zip(state["numbers"].tolist(), pairs, strict=True))
-
-
-def wins_over(theirs: Tensor, ours: Tensor) -> Tensor:
-    """1 where our reward is higher, 1/2 where they are equal, 0 where theirs is; NaN where one of them is none."""
-    wins = (ours > theirs + 1e-6).float() + 0.5 * ((ours - theirs).abs() <= 1e-6).float()
-    return wins.masked_fill(ours.isnan() | theirs.isnan(), math.nan)

@@ -2,14 +2,23 @@
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from transformers import TrainerCallback
 
 from ..hardware import COUNTED_MODELS, peak_flops, train_flops_per_token
 from .step_snapshot import StepSnapshot
+
+
+class _Mark(NamedTuple):
+    """How far training was at some moment; `seconds` without the untimed ones, `wall` with them."""
+
+    seconds: float
+    wall: float
+    step: int
+    tokens: int
+    squares: int
 
 
 class Throughput(StepSnapshot):
@@ -30,21 +39,30 @@ class Throughput(StepSnapshot):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.args.include_num_input_tokens_seen = "no"  # counted here, without a transfer to the CPU in every batch
-        self._clock = Stopwatch()
+        self._untimed_seconds = 0.0
+        self._is_untimed = False
         self._local_counts: torch.Tensor | None = None  # `count_tokens` of this process since the last gathering
         self._squared_lengths = 0  # of all processes
-        self._first_mark: _Mark | None = None  # at the first step of this call of `train`
+        self._first_mark: _Mark | None = None  # where this call of `train` started or resumed
         self._last_mark: _Mark | None = None  # at the last log
-        self.add_callback(_StartOfTraining(self))
 
     @property
     def steps_done(self) -> int:
         """Steps completed since this call of `train` started or resumed."""
         return 0 if self._first_mark is None else self.state.global_step - self._first_mark.step
 
-    def untimed(self) -> AbstractContextManager:
+    @contextmanager
+    def untimed(self) -> Iterator[None]:
         """Time within the block does not count in the figures per second; blocks may be nested."""
-        return self._clock.paused()
+        if self._is_untimed:
+            yield
+            return
+        started, self._is_untimed = time.perf_counter(), True
+        try:
+            yield
+        finally:
+            self._untimed_seconds += time.perf_counter() - started
+            self._is_untimed = False
 
     def add_tokens(self, inputs: Any) -> None:
         """Count the tokens of a batch that is trained on."""
@@ -78,6 +96,12 @@ class Throughput(StepSnapshot):
         self._first_mark = None
         return super().train(*args, **kwargs)
 
+    def run_epoch(self, **kwargs) -> None:
+        if self._first_mark is None:
+            self._local_counts = None
+            self._first_mark = self._last_mark = self._mark()
+        super().run_epoch(**kwargs)
+
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         with self.untimed():
             return super().evaluate(*args, **kwargs)
@@ -101,15 +125,10 @@ class Throughput(StepSnapshot):
         seen, self._local_counts, self._squared_lengths, self.current_flos = snapshot["counts"]
         self.state.num_input_tokens_seen = seen
 
-    def start_clock(self) -> None:
-        """Called when training begins, after the model and the data are prepared."""
-        self._local_counts = None
-        self._clock = Stopwatch()
-        self._first_mark = self._last_mark = self._mark()
-
-    def _mark(self) -> "_Mark":
-        state = self.state
-        return _Mark(self._clock.seconds(), state.global_step, state.num_input_tokens_seen, self._squared_lengths)
+    def _mark(self) -> _Mark:
+        state, now = self.state, time.perf_counter()
+        seen, squares = state.num_input_tokens_seen, self._squared_lengths
+        return _Mark(now - self._untimed_seconds, now, state.global_step, seen, squares)
 
     def _figures(self) -> dict[str, float]:
         self.gather_token_counts()
@@ -128,7 +147,7 @@ class Throughput(StepSnapshot):
             mean_length = (now.squares - before.squares) / tokens or tokens / rows
             peak = self.args.world_size * max(1, self.args.n_gpu) * peak_flops(self.args.device, self._compute_dtype())
             figures["mfu_percent"] = 100 * tokens * self.flops_per_token(mean_length) / (seconds * peak)
-        minutes_per_step = self._clock.wall_seconds() / self.steps_done / 60
+        minutes_per_step = (now.wall - self._first_mark.wall) / self.steps_done / 60
         figures["eta_minutes"] = (self.state.max_steps - now.step) * minutes_per_step
         return figures
 
@@ -145,51 +164,6 @@ class Throughput(StepSnapshot):
                 config = self.accelerator.unwrap_model(model).config
                 if config.model_type in COUNTED_MODELS:
                     yield config
-
-
-class Stopwatch:
-    """Seconds since it was made, without those spent in `paused` blocks, which may be nested."""
-
-    def __init__(self):
-        self._started = time.perf_counter()
-        self._paused = 0.0
-        self._paused_since: float | None = None
-
-    def seconds(self) -> float:
-        now = time.perf_counter() if self._paused_since is None else self._paused_since
-        return now - self._started - self._paused
-
-    def wall_seconds(self) -> float:
-        return time.perf_counter() - self._started
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        if self._paused_since is not None:
-            yield
-            return
-        self._paused_since = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._paused += time.perf_counter() - self._paused_since
-            self._paused_since = None
-
-
-class _Mark(NamedTuple):
-    """How far training was at some moment."""
-
-    seconds: float
-    step: int
-    tokens: int
-    squares: int
-
-
-class _StartOfTraining(TrainerCallback):
-    def __init__(self, trainer: Throughput):
-        self.trainer = trainer
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.trainer.start_clock()
 
 
 def count_tokens(inputs: Any) -> torch.Tensor | None:

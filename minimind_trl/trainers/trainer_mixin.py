@@ -26,28 +26,30 @@ class TrainerMixin(GracefulShutdown, StreamTraining, FiniteLoss, EarlyEvaluation
     - `EarlyEvaluation`: evaluation before training leaves the model as training needs it.
 
     Args:
-        eval_batches: how many batches of each process to evaluate on: the rows of `eval_dataset` beyond are dropped.
-            None: all rows. `eval_dataset` must be given by name then.
+        eval_batches: how many batches of each process to evaluate on; further rows of `eval_dataset` are dropped. None:
+            all rows. `args` must be given, and `eval_dataset` by name.
 
     Attributes:
-        progress: the callback that shows a bar or prints a line for every log.
-        signals, records, complete_card: see `GracefulShutdown` and `CheckpointSaving`.
-        row_counts: how many rows are left and dropped, for the run's records; None for a trainer that drops none.
+        progress: the callback that shows a bar, or prints a line for every log.
+        signals: the callback that listens for signals; see `GracefulShutdown`.
+        rows_dropped: rows of the mixture that the trainer dropped, by split; None for a trainer that drops none.
+        drop_reason: why it drops rows; `{}` stands for `max_length`.
+        row_counts: set by a run for its records: rows left and dropped; None for a trainer that drops none.
+        records, complete_card: set by a run; see `CheckpointSaving`.
 
     Raises:
-        InputError: options that TRL, transformers, accelerate or PEFT refuse.
+        InputError: TRL, transformers, accelerate or PEFT refuse the options.
     """
 
     rows_dropped: dict[str, int] | None = None
-    """Rows of the mixture that the trainer has dropped, by split; None for a trainer that drops none."""
     drop_reason: str
-    """Why it drops rows; `{}` stands for `max_length`."""
+    row_counts: dict[str, Any] | None = None
 
     def __init__(self, *args, eval_batches: int | None = None, **kwargs):
         if eval_batches is not None:
-            if "eval_dataset" not in kwargs:
-                raise TypeError("with eval_batches, give eval_dataset by name")
-            config = next(given for given in (*args, *kwargs.values()) if isinstance(given, TrainingArguments))
+            config = next((given for given in (*args, *kwargs.values()) if isinstance(given, TrainingArguments)), None)
+            if config is None or "eval_dataset" not in kwargs:
+                raise TypeError("with eval_batches, give args, and eval_dataset by name")
             kwargs["eval_dataset"] = first_batches(kwargs["eval_dataset"], config, eval_batches)
         try:
             super().__init__(*args, **kwargs)
@@ -55,7 +57,6 @@ class TrainerMixin(GracefulShutdown, StreamTraining, FiniteLoss, EarlyEvaluation
             raise
         except (ImportError, NotImplementedError, ValueError) as error:
             raise InputError(one_line(error)) from error
-        self.row_counts: dict[str, Any] | None = None
         self.progress = RecipeProgress()
         if self.pop_callback(ProgressCallback) or self.pop_callback(PrinterCallback):
             self.add_callback(self.progress)

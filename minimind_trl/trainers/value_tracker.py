@@ -1,4 +1,4 @@
-"""Baselines of single-stream policy optimisation: how good the policy is believed to be, without a critic."""
+"""Baselines of single-stream policy optimization: estimates of the expected reward, without a critic."""
 
 from typing import Any
 
@@ -7,23 +7,21 @@ from torch import Tensor
 
 
 def forgetting(divergence: Tensor, half_life: float, low: float, high: float) -> Tensor:
-    """`rho = 2^(-D / half_life)` within [low, high]: what is kept of the past when the policy has moved by D nats."""
+    """`rho = 2^(-D / half_life)` within [low, high]: the share of the past to keep after the policy moved by D nats."""
     return torch.exp2(-divergence / half_life).clamp(low, high)
 
 
 class PromptTracker:
     """A Beta distribution over each prompt's reward (Single-stream Policy Optimization, arXiv 2509.13232, section 3).
 
-    Rewards are in [0, 1]. The baseline is `v = a / (a + b)` *before* the update; after it `a = rho a + r` and
-    `b = rho b + 1 - r`, with rho of `forgetting`. What `initialise` learns weighs as much as `N_init =
-    1 / (1 - rho_min)` answers, the memory of a tracker that forgets fastest. Of a prompt of which nothing is known a
-    and b are `prior`, 1/2 in the authors' code (verl, recipe/spo): its first answers move it at once.
+    Rewards are in [0, 1]. The baseline is `v = a / (a + b)` *before* the update, which sets `a = rho a + r` and
+    `b = rho b + 1 - r`, with rho from `forgetting`.
 
     Args:
-        prompts: how many there are.
+        prompts: their number.
         half_life: D_half, in nats.
         rho_min, rho_max: bounds of rho.
-        prior: a and b at first, unless `initialise` sets them.
+        prior: a and b at first, unless `initialize` sets them; 1/2 in the authors' code (verl, recipe/spo).
     """
 
     def __init__(
@@ -39,20 +37,20 @@ class PromptTracker:
         self.a = torch.full((prompts,), prior, dtype=torch.float64)
         self.b = self.a.clone()
 
-    def initialise(self, rewards: Tensor) -> None:
+    def initialize(self, rewards: Tensor) -> None:
         """Start from n answers to every prompt, `rewards` (prompts, n): `a0 = N_init (sum r + 1/2) / (n + 1)`.
 
-        NaN is an answer without a reward, and not one of the n.
+        They weigh as much as `N_init = 1 / (1 - rho_min)` answers. NaN, for no reward, does not count among the n.
         """
         share = (rewards.double().nansum(1) + 0.5) / ((~rewards.isnan()).sum(1) + 1)
         self.a, self.b = self.start * share, self.start * (1 - share)
 
     def baselines(self, prompts: Tensor) -> Tensor:
-        """(N,) of the prompts with these numbers."""
+        """(N,) baselines of the prompts with these numbers."""
         return (self.a / (self.a + self.b))[prompts]
 
     def update(self, prompts: Tensor, rewards: Tensor, divergences: Tensor) -> Tensor:
-        """Take rewards (N,) in; a prompt that is there twice takes them in one after the other. Returns rho, (N,)."""
+        """Update with rewards (N,), one after the other for a prompt that comes twice. Returns rho, (N,)."""
         rho = forgetting(divergences.double(), self.half_life, self.rho_min, self.rho_max)
         for prompt, reward, keep in zip(prompts.tolist(), rewards.double(), rho, strict=True):
             self.a[prompt] = keep * self.a[prompt] + reward
@@ -60,7 +58,7 @@ class PromptTracker:
         return rho
 
     def weights(self, floor: float) -> Tensor:
-        """(prompts,): how much there is to learn, `sqrt(v (1 - v)) + floor`."""
+        """(prompts,) sampling weights, `sqrt(v (1 - v)) + floor`."""
         value = self.a / (self.a + self.b)
         return (value * (1 - value)).clamp(min=0).sqrt() + floor
 
@@ -72,7 +70,7 @@ class PromptTracker:
 
 
 class GlobalTracker:
-    """One Beta distribution over all rewards, as MiniMind's own train_spo.py has it (`AutoAdaptiveValueTracker`).
+    """One Beta distribution over all rewards, as in MiniMind's train_spo.py (`AutoAdaptiveValueTracker`).
 
     `rho = 2^(-|change of the mean log-probability| / half_life)` within [0.5, 0.96], 0.9 at first. A batch counts as
     one answer with its mean reward.
@@ -87,7 +85,7 @@ class GlobalTracker:
         return self.a / (self.a + self.b)
 
     def update(self, reward: float, mean_logp: float) -> float:
-        """Take a batch's mean reward, in [0, 1], and mean log-probability per token in. Returns rho."""
+        """Update with a batch's mean reward, in [0, 1], and mean log-probability per token. Returns rho."""
         rho = self.first_rho
         if self.mean_logp is not None:
             change = torch.tensor(abs(self.mean_logp - mean_logp), dtype=torch.float64)

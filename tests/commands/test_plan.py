@@ -1,23 +1,28 @@
 """`minimind-trl plan`: counts by hand, what makes a plan grow or shrink, what is refused, and real runs."""
 
+import copy
 import json
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from functools import cache
 
 import pytest
 import torch
 import yaml
+from torch import nn
 from transformers import Trainer
 
 from minimind_trl import cli
-from minimind_trl.commands.plan import RECIPES, Sharding, make_plan, spread
 from minimind_trl.errors import InputError
+from minimind_trl.internals import modules_of_fake_tensors
 from minimind_trl.models import MiniMindConfig, MiniMindForCausalLM, load_model
-from minimind_trl.run import PretrainRecipeConfig
+from minimind_trl.run import PretrainRecipeConfig, RecipeArguments, fake_trainers
 from minimind_trl.run.flight_check import _memory_line
 from minimind_trl.run.memory import Memory, MemoryCounter
+from minimind_trl.run.memory_plan import RECIPES, PlanArguments, make_plan
+from minimind_trl.run.sharding import Sharding, shard_memory
 from minimind_trl.tokenization import tiny_tokenizer
 from tests.conftest import REPOSITORY, small_config
 from tests.recipes.launching import as_options
@@ -75,7 +80,7 @@ def test_a_plan_of_distillation_has_the_teacher(checkpoints):
 def test_the_cache_holds_keys_and_values_of_every_token_but_the_last():
     moments = plan("spo", "--per_device_train_batch_size", "16", "--gradient_accumulation_steps", "1").moments
     rows, tokens = 16, 24 + 8 - 1
-    config = make_plan("spo", ANSWERS).work.model_config
+    config = make_plan("spo", ANSWERS).setup.model_config
     layers, kv_heads, head_dim = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
     assert moments["generation"]["KV cache"] == 2 * layers * kv_heads * head_dim * rows * tokens * 4
 
@@ -140,7 +145,7 @@ OTHERS = 4000 + 300 + 700 + 50  # whole models, activations, head
     ids=lambda value: value.kind if isinstance(value, Sharding) else "",
 )
 def test_sharding_by_hand(sharding, training, step, host):
-    moments, kept_by_host = spread(WHOLE, sharding)
+    moments, kept_by_host = shard_memory(WHOLE, sharding)
     assert sum(moments["training"].values()) == training
     assert sum(moments["optimizer step"].values()) == step
     assert kept_by_host == host
@@ -181,6 +186,47 @@ def test_what_makes_a_plan_larger(recipe, options):
 )
 def test_what_makes_a_part_smaller(recipe, options, part):
     assert plan(recipe, *options).moments["training"].get(part, 0) < plan(recipe).moments["training"][part]
+
+
+class CounterWithData(MemoryCounter):
+    """Counts the bytes of tensors that are computed for real."""
+
+    def _run(self, func, args, kwargs):
+        return func(*args, **kwargs)
+
+
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if recipe != "midtrain"])
+def test_tensors_without_data_take_what_those_with_data_take(recipe, checkpoints, monkeypatch):
+    options = OPTIONS[recipe]
+    if recipe == "distill":
+        model = str(checkpoints["dense3"])
+        options = [*SMALL[2:], "--from_weight", model, "--teacher_model_name_or_path", model]
+    planned = make_plan(recipe, options)
+    monkeypatch.setattr(fake_trainers, "MemoryCounter", CounterWithData)
+    real = make_plan(recipe, options)
+    for moment, parts in planned.moments.items():
+        assert sum(parts.values()) == pytest.approx(sum(real.moments[moment].values()), rel=0.03), moment
+
+
+def test_counter_keeps_the_values_of_ids_and_masks():
+    with MemoryCounter():
+        states, mask = torch.ones(4, 8), torch.arange(4) > 1
+        assert states[mask].shape == (2, 8)
+        assert states[states > 0].shape == (32,)  # depends on numbers that are not there: all of them
+        assert states.sum().item() == 1 and not (states > 0).any()
+
+
+def test_modules_of_fake_tensors_can_be_moved_and_copied():
+    apply = nn.Module._apply
+    with modules_of_fake_tensors(), MemoryCounter() as memory:
+        model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+        model[1].weight = model[0].weight
+        before = memory.now
+        assert model.to("cpu")[0].weight is model[1].weight and memory.now == before
+        copied = copy.deepcopy(model).to(torch.bfloat16)
+        assert copied[0].weight is copied[1].weight and copied[0].weight.dtype == torch.bfloat16
+        assert model[0].weight.dtype == torch.float32 and copied[0].weight.requires_grad
+    assert nn.Module._apply is apply
 
 
 FSDP1 = {"distributed_type": "FSDP", "num_processes": 2, "fsdp_config": {"fsdp_version": 1}}
@@ -301,7 +347,7 @@ def peak_of(*command: str) -> int:
 
 @pytest.fixture(scope="module")
 def imports() -> int:
-    return peak_of("-c", "import minimind_trl.commands.plan")
+    return peak_of("-c", "import minimind_trl.run.memory_plan")
 
 
 def longest_row(data: str) -> int:
@@ -357,3 +403,11 @@ def test_zero_3_holds_the_logits_of_a_large_vocabulary(tmp_path):
     options = ["--config", "recipes/configs/dpo/tiny.yaml", "--from_weight", str(tmp_path), "--num_processes", "2"]
     tiles, whole = (make_plan("dpo", [*options, "--zero_stage", stage]) for stage in "23")
     assert whole.moments["evaluation"]["activations"] > 2 * tiles.moments["evaluation"]["activations"]
+
+
+def test_the_help_lists_every_recipe_and_every_option_of_the_plan(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["plan", "--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    own = {field.name for field in fields(PlanArguments)} - {field.name for field in fields(RecipeArguments)}
+    assert ", ".join(RECIPES) in printed and all(f"--{name} " in printed for name in own)

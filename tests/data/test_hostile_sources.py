@@ -135,8 +135,8 @@ def test_what_is_no_regular_expression_is_refused(write, pattern):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("os:system", "os:system is a function of Python's own (posix), no filter"),
-        ("subprocess:run", "subprocess:run is a function of Python's own (subprocess), no filter"),
+        ("os:system", "os:system is part of Python (posix), not a filter"),
+        ("subprocess:run", "subprocess:run is part of Python (subprocess), not a filter"),
         ("minimind_trl.data.report:describe_split", "missing a required argument"),
         ("no_row_filter_for_test:keep", "takes no row: a filter's first parameter is the row"),
     ],

@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from minimind_trl.data import DatasetMixer, MixtureError, load_mixture
 from minimind_trl.data.filters import Candidate
-from minimind_trl.imports import imported
+from minimind_trl.imports import import_function
 from minimind_trl.tokenization import tiny_tokenizer
 
 
@@ -404,7 +404,7 @@ def test_an_edited_filter_function_is_noticed(write, tmp_path, monkeypatch):
     for limit in (99, 5):
         code.write_text(f"def keep(row):\n    return int(row['text'].split()[1]) < 20 + {limit}\n")
         monkeypatch.delitem(sys.modules, "edited_filter_for_test", raising=False)
-        imported.cache_clear()
+        import_function.cache_clear()
         importlib.invalidate_caches()
         mixer = DatasetMixer.from_yaml(path)
         mixer.build()
@@ -440,7 +440,7 @@ def test_a_filter_beside_the_mixture_leaves_the_search_path_alone(write, tmp_pat
     assert sys.path == before
     for name in ("beside_for_test", "helper_beside_for_test"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    imported.cache_clear()  # as a process starts that only gets the filter
+    import_function.cache_clear()  # as a process starts that only gets the filter
     [rule] = pickle.loads(pickle.dumps(mixture.datasets[0].filters))
     found = [rule.reason(Candidate({"text": f"a {number}"}, {}, "")) for number in (3, 33)]
     assert found == [None, "beside_for_test:keep: dropped"]

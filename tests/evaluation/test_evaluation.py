@@ -1,4 +1,4 @@
-"""The yardstick itself."""
+"""Evaluation: graded answers and held-out figures."""
 
 import math
 import random
@@ -62,7 +62,7 @@ def test_scores_are_kept_per_skill(monkeypatch):
 
 
 def test_answers_do_not_depend_on_the_batch():
-    """Left padding: a prompt is answered the same alone and beside a longer one."""
+    """With left padding, a prompt gets the same answer alone and beside a longer one."""
     from minimind_trl.evaluation import generate_answers
 
     model = MiniMindForCausalLM(small_config("dense3"))
@@ -80,7 +80,7 @@ def small_model(kind="dense3") -> MiniMindForCausalLM:
 
 
 def brute_force(model, rows: list[tuple[list[int], list[bool]]]) -> dict[str, float]:
-    """The same figures token by token, each row alone, without batch and padding."""
+    """The same figures computed token by token for each row alone, without batches and padding."""
     tokenizer = tiny_tokenizer()
     nll = text_nll = tokens = correct = size = 0
     for ids, wanted in rows:
@@ -96,7 +96,7 @@ def brute_force(model, rows: list[tuple[list[int], list[bool]]]) -> dict[str, fl
             if ids[at] not in tokenizer.all_special_ids:
                 text_nll -= log_probs[ids[at]].item()
                 token = tokenizer.convert_ids_to_tokens(ids[at])
-                size += len(token)  # byte-level: a character for each byte; and added tokens are ASCII
+                size += len(token)  # byte-level: one character per byte; added tokens are ASCII
     return {
         "eval_loss": nll / tokens,
         "eval_perplexity": math.exp(nll / tokens),
@@ -107,7 +107,7 @@ def brute_force(model, rows: list[tuple[list[int], list[bool]]]) -> dict[str, fl
 
 
 @pytest.mark.parametrize(("rows", "assistant_only"), [(TEXTS, False), (CHATS, False), (CHATS, True)])
-def test_figures_are_those_of_brute_force(model, rows, assistant_only):
+def test_figures_equal_those_of_brute_force(model, rows, assistant_only):
     figures = held_out_figures(model, tiny_tokenizer(), rows, assistant_only=assistant_only, **OPTIONS)
     tokenized = tokenize_rows(rows, tiny_tokenizer(), 400, assistant_only)
     expected = brute_force(model, tokenized)
@@ -119,8 +119,8 @@ def test_figures_are_those_of_brute_force(model, rows, assistant_only):
 
 @pytest.mark.parametrize(("rows", "assistant_only"), [(TEXTS, False), (CHATS, False), (CHATS, True)])
 @pytest.mark.parametrize("kind", ["dense3", "moe3"])
-def test_tokens_and_loss_are_those_of_trl(kind, rows, assistant_only, tmp_path):
-    """Of a model that the trainer has given its fused head, too, and after it has trained."""
+def test_tokens_and_loss_equal_those_of_trl(kind, rows, assistant_only, tmp_path):
+    """Also for a model with the trainer's fused head, and after training."""
     tokenizer, model = tiny_tokenizer(), small_model(kind)
     trainer = SFTTrainer(
         model=model,
@@ -148,7 +148,7 @@ def test_tokens_and_loss_are_those_of_trl(kind, rows, assistant_only, tmp_path):
         theirs = trainer.evaluate()
         ours = held_out_figures(model, tokenizer, rows, assistant_only=assistant_only, **OPTIONS)
         assert ours["eval_token_accuracy"] == pytest.approx(theirs["eval_mean_token_accuracy"])
-        if kind == "dense3":  # theirs has the auxiliary loss of a mixture of experts in it
+        if kind == "dense3":  # TRL's loss includes the auxiliary loss of a mixture of experts
             assert ours["eval_loss"] == pytest.approx(theirs["eval_loss"], abs=1e-5)
         trainer.train()
 
@@ -157,11 +157,11 @@ def test_twins_and_adapters_are_measured_alike():
     model, tokenizer = small_model(), tiny_tokenizer()
     figures = held_out_figures(model, tokenizer, TEXTS, **OPTIONS)
     assert held_out_figures(to_twin(model), tokenizer, TEXTS, **OPTIONS) == pytest.approx(figures, rel=1e-5)
-    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))  # which starts as if it were not there
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))  # a new adapter changes nothing
     assert held_out_figures(adapted, tokenizer, TEXTS, **OPTIONS) == pytest.approx(figures, rel=1e-5)
 
 
-def test_evaluating_leaves_no_trace():
+def test_evaluating_changes_nothing():
     model, tokenizer = small_model(), tiny_tokenizer()
     model.train()
     model.model.norm.eval()
@@ -176,7 +176,7 @@ def test_evaluating_leaves_no_trace():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("size", [2, 3, 8])  # of five rows: even more processes than rows
+@pytest.mark.parametrize("size", [2, 3, 8])  # five rows: one case has more processes than rows
 def test_processes_share_the_rows_and_get_the_same_figures(size):
     model, tokenizer = small_model(), tiny_tokenizer()
     passes, parts = [0] * size, []
@@ -198,7 +198,7 @@ def test_processes_share_the_rows_and_get_the_same_figures(size):
     assert figures == pytest.approx(held_out_figures(model, tokenizer, CHATS, **options), rel=1e-5)
 
 
-def test_the_first_rows_are_taken():
+def test_max_batches_takes_the_first_rows():
     model, tokenizer = small_model(), tiny_tokenizer()
     figures = held_out_figures(model, tokenizer, Dataset.from_list(TEXTS), max_batches=2, **OPTIONS)
     assert figures == pytest.approx(held_out_figures(model, tokenizer, TEXTS[:6], **OPTIONS))
@@ -216,7 +216,7 @@ def test_rows_without_a_target_are_counted():
     assert figures == pytest.approx(alone | {"eval_rows_without_target": 1}, rel=1e-5)
 
 
-def test_bfloat16_is_near():
+def test_bfloat16_figures_are_close():
     figures, rough = (
         held_out_figures(small_model(), tiny_tokenizer(), TEXTS, bf16=bf16, **OPTIONS)["eval_loss"]
         for bf16 in (False, True)
@@ -225,7 +225,7 @@ def test_bfloat16_is_near():
 
 
 def test_bytes_of_tokens():
-    """Text that no special token stands in has the bytes of its tokens."""
+    """Text without special tokens has as many bytes as its tokens together."""
     tokenizer = tiny_tokenizer()
     lengths = token_byte_lengths(tokenizer)
     for text in ("words: cat", "Ä 猫 🐈\n", "<think>\nhm</think>"):

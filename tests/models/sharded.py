@@ -1,4 +1,4 @@
-"""Trains a small model for some steps in all processes that it is started in, and saves whole weights.
+"""Train a small model for a few steps in every process that runs this script, and save unsharded weights.
 
 Arguments: kind, folder. More than one process shards the model with torch's fully_shard, over gloo.
 """
@@ -23,7 +23,7 @@ STEPS, ROWS, LENGTH = 3, 4, 12
 def main(kind: str, folder: Path) -> None:
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     torch.manual_seed(0)
-    # Without the balancing loss, which is each process's own: of its rows, not of all.
+    # Without the balancing loss: each process computes it over its own rows only.
     options = {"router_aux_loss_coef": 0.0} if kind.startswith("moe") else {}
     model = MiniMindForCausalLM(small_config(kind, **options)).train()
     batches = torch.randint(0, model.config.vocab_size, (STEPS, ROWS, LENGTH))
@@ -35,7 +35,7 @@ def main(kind: str, folder: Path) -> None:
                 fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)
         assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
-    # AdamW would take rounding errors, where a gradient is next to nothing, for directions to go in.
+    # AdamW would amplify rounding errors in gradients that are almost zero.
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     losses = []
     for batch in batches:

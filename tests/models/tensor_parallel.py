@@ -1,4 +1,4 @@
-"""Loads a checkpoint with `tp_plan="auto"` in all processes that it is started in, and saves its logits.
+"""Load a checkpoint with `tp_plan="auto"` in every process that runs this script, and save its logits.
 
 Arguments: checkpoint, file.
 """
@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
-import minimind_trl  # noqa: F401
+from minimind_trl import InputError  # noqa: F401  # any name of the package registers the Auto classes
 
 
 def main(checkpoint: str, file: str) -> None:

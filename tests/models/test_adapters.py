@@ -1,4 +1,4 @@
-"""Adapters of PEFT: made by the recipes' options, and taken wherever a checkpoint is."""
+"""PEFT adapters: created from the recipes' options, and accepted wherever a checkpoint is."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ from minimind_trl.models import (
     save_native,
     to_twin,
 )
-from minimind_trl.models.adapters import base_of, leaves_experts_out, lora_config
+from minimind_trl.models.adapters import base_checkpoint, leaves_experts_out, lora_config
 from minimind_trl.models.checkpoints import architecture_of, load_tokenizer_of, tokenizer_folder
 from minimind_trl.rewards import RewardModel, load_rewards
 from minimind_trl.run import RecipeArguments
@@ -33,7 +33,7 @@ IDS = torch.arange(3, 15)[None]
 
 
 def save_adapter(model, folder, **options):
-    """An adapter that changes what its base model computes, and what the two compute together."""
+    """Save an adapter that changes its base model's outputs; returns the outputs with the adapter."""
     torch.manual_seed(1)
     options = {"r": 4, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": False} | options
     adapted = get_peft_model(model, LoraConfig(**options)).eval()
@@ -49,21 +49,21 @@ def logits(model):
 
 @pytest.fixture
 def adapter(checkpoints, tmp_path):
-    """Of a language model; it brings no tokenizer."""
+    """An adapter of a language model, without a tokenizer."""
     expected = save_adapter(load_model(checkpoints["dense3"]), tmp_path / "adapter", task_type="CAUSAL_LM")
     return tmp_path / "adapter", expected
 
 
 @pytest.fixture
 def reward_adapter(checkpoints, tmp_path):
-    """Of a reward model whose body is a language model's, as recipes/reward.py makes it."""
+    """An adapter of a reward model on a language model's backbone, as recipes/reward.py makes it."""
     torch.manual_seed(2)
     model = load_model(checkpoints["dense3"], MiniMindForSequenceClassification, num_labels=1)
     expected = save_adapter(model, tmp_path / "reward", task_type="SEQ_CLS")
     return tmp_path / "reward", expected
 
 
-# --- making one -------------------------------------------------------------------------------------------------------
+# --- making an adapter ------------------------------------------------------------------------------------------------
 
 
 def options(**given) -> ModelConfig:
@@ -73,12 +73,12 @@ def options(**given) -> ModelConfig:
     return lora
 
 
-def test_without_use_peft_there_is_none():
+def test_no_adapter_without_use_peft():
     assert lora_config(ModelConfig(), MiniMindForCausalLM(small_config("dense3"))) is None
 
 
 @pytest.mark.parametrize("asked", [["all-linear"], "all-linear", ["ALL-LINEAR"]])
-def test_all_linear_is_not_a_name_but_all_linear_layers(asked):
+def test_all_linear_means_all_linear_layers(asked):
     model = MiniMindForCausalLM(small_config("dense3"))
     adapted = get_peft_model(model, lora_config(options(lora_target_modules=asked), model))
     names = {name.split(".")[-2] for name, _ in adapted.named_modules() if name.endswith("lora_A")}
@@ -94,7 +94,7 @@ def test_all_linear_is_not_a_name_but_all_linear_layers(asked):
         ([r".*\.(q|o)_proj"], {"q_proj", "o_proj"}),
     ],
 )
-def test_modules_are_named_by_their_ends_or_by_a_regular_expression(asked, adapted):
+def test_target_modules_are_suffixes_or_a_regular_expression(asked, adapted):
     model = MiniMindForCausalLM(small_config("dense3"))
     peft = get_peft_model(model, lora_config(options(lora_target_modules=asked), model))
     assert {name.split(".")[-2] for name, _ in peft.named_modules() if name.endswith("lora_A")} == adapted
@@ -106,20 +106,20 @@ def test_modules_are_named_by_their_ends_or_by_a_regular_expression(asked, adapt
         ({"lora_target_modules": ["q_prj"]}, "--lora_target_modules: the model has no q_prj; did you mean 'q_proj'?"),
         ({"lora_target_modules": ["q_proj", "w1"]}, "the model has no w1"),
         ({"lora_target_modules": ["al-linear"]}, "did you mean 'all-linear'?"),
-        ({"lora_target_modules": ["(q"]}, "no regular expression"),
+        ({"lora_target_modules": ["(q"]}, "not a regular expression"),
         ({"lora_target_modules": ["q.*never"]}, "matches no module"),
         ({"lora_modules_to_save": ["lm_haed"]}, "--lora_modules_to_save: the model has no lm_haed"),
         ({"lora_target_parameters": ["experts.gate_up"]}, "--lora_target_parameters: the model has no experts.gate_up"),
         ({"lora_task_type": "SEQ_CLS"}, "--lora_task_type SEQ_CLS: this recipe trains a MiniMindForCausalLM"),
     ],
 )
-def test_what_the_model_has_not_is_refused(given, message):
+def test_modules_that_the_model_lacks_are_refused(given, message):
     with pytest.raises(InputError) as error:
         lora_config(options(**given), MiniMindForCausalLM(small_config("dense3")))
     assert message in str(error.value)
 
 
-def test_the_task_is_that_of_the_model():
+def test_the_task_type_is_that_of_the_model():
     assert lora_config(options(), MiniMindForCausalLM(small_config("dense3"))).task_type == "CAUSAL_LM"
     reward = MiniMindForSequenceClassification(small_config("dense3", num_labels=1))
     config = lora_config(options(lora_target_modules=["all-linear"]), reward)
@@ -128,7 +128,7 @@ def test_the_task_is_that_of_the_model():
     assert any("score.modules_to_save" in name for name in trained)
 
 
-def test_experts_that_all_linear_leaves_out_are_told():
+def test_experts_that_all_linear_misses_are_reported():
     model = MiniMindForCausalLM(small_config("moe3"))
     assert leaves_experts_out(lora_config(options(lora_target_modules=["all-linear"]), model), model)
     experts = {"lora_target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"], "lora_dropout": 0.0}
@@ -138,7 +138,7 @@ def test_experts_that_all_linear_leaves_out_are_told():
     assert any("experts" in name for name in trained)
 
 
-# --- loading one ------------------------------------------------------------------------------------------------------
+# --- loading an adapter -----------------------------------------------------------------------------------------------
 
 
 def test_an_adapter_is_merged_into_its_base_model(adapter):
@@ -146,14 +146,14 @@ def test_an_adapter_is_merged_into_its_base_model(adapter):
     model = load_model(folder)
     assert type(model) is MiniMindForCausalLM and model.name_or_path == str(folder)
     torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=0)
-    assert all(part.requires_grad for part in model.parameters())  # training goes on in all of them
+    assert all(part.requires_grad for part in model.parameters())  # all parameters are trainable
     apart = load_model(folder, merge=False)
     assert isinstance(apart, PeftModel)
     torch.testing.assert_close(logits(apart), expected)
 
 
 @pytest.mark.parametrize("kind", ["moe3"])
-def test_of_a_mixture_of_experts_too(checkpoints, tmp_path, kind):
+def test_an_adapter_of_a_mixture_of_experts_is_merged(checkpoints, tmp_path, kind):
     experts = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
     expected = save_adapter(
         load_model(checkpoints[kind]), tmp_path / "a", task_type="CAUSAL_LM", target_parameters=experts
@@ -162,18 +162,18 @@ def test_of_a_mixture_of_experts_too(checkpoints, tmp_path, kind):
 
 
 @pytest.mark.parametrize("base", ["native", "twin"])
-def test_its_base_model_may_be_of_any_kind(checkpoints, tmp_path, base):
+def test_the_base_model_may_be_any_kind_of_checkpoint(checkpoints, tmp_path, base):
     model = load_model(checkpoints["dense3"])
     if base == "native":
         save_native(model, tmp_path / "base.pth", torch.float32)
     else:
         to_twin(model).save_pretrained(tmp_path / "base.pth")
     expected = save_adapter(load_model(tmp_path / "base.pth"), tmp_path / "adapter", task_type="CAUSAL_LM")
-    assert base_of(tmp_path / "adapter") == str(tmp_path / "base.pth")
+    assert base_checkpoint(tmp_path / "adapter") == str(tmp_path / "base.pth")
     torch.testing.assert_close(logits(load_model(tmp_path / "adapter")), expected, atol=1e-5, rtol=0)
 
 
-def test_heads_that_a_native_base_does_not_tell_can_be_given(tmp_path):
+def test_the_head_count_of_a_native_base_can_be_given(tmp_path):
     model = MiniMindForCausalLM(small_config("dense2"))
     save_native(model, tmp_path / "base.pth", torch.float32)
     heads = {"num_attention_heads": 4}
@@ -185,13 +185,13 @@ def test_heads_that_a_native_base_does_not_tell_can_be_given(tmp_path):
     assert args.num_attention_heads == 4
 
 
-def test_an_adapter_of_an_adapter(adapter, tmp_path):
+def test_an_adapter_of_an_adapter_is_merged(adapter, tmp_path):
     first, _ = adapter
     expected = save_adapter(load_model(first), tmp_path / "second", task_type="CAUSAL_LM", target_modules=["up_proj"])
     torch.testing.assert_close(logits(load_model(tmp_path / "second")), expected, atol=1e-5, rtol=0)
 
 
-def test_a_head_that_is_tied_to_the_embeddings_leaves_them_alone(checkpoints, tmp_path):
+def test_adapting_a_tied_head_leaves_the_embeddings_alone(checkpoints, tmp_path):
     model = load_model(checkpoints["dense3"])
     expected = save_adapter(model, tmp_path / "adapter", task_type="CAUSAL_LM", target_modules=["lm_head", "q_proj"])
     merged = load_model(tmp_path / "adapter")
@@ -200,7 +200,7 @@ def test_a_head_that_is_tied_to_the_embeddings_leaves_them_alone(checkpoints, tm
     torch.testing.assert_close(logits(load_model(tmp_path / "saved")), expected, atol=1e-5, rtol=0)
 
 
-def test_the_tokenizer_is_the_base_model_s_where_the_adapter_has_none(adapter, checkpoints):
+def test_an_adapter_without_a_tokenizer_uses_its_base_model_s(adapter, checkpoints):
     folder, _ = adapter
     assert tokenizer_folder(folder) == str(checkpoints["dense3"])
     assert load_tokenizer_of(folder).get_vocab() == tiny_tokenizer().get_vocab()
@@ -208,8 +208,8 @@ def test_the_tokenizer_is_the_base_model_s_where_the_adapter_has_none(adapter, c
     assert tokenizer_folder(folder) == str(folder)
 
 
-def test_the_base_model_is_looked_for_above_the_adapter(checkpoints, tmp_path, monkeypatch):
-    """Made in the repository, loaded from elsewhere."""
+def test_a_relative_base_model_is_found_above_the_adapter(checkpoints, tmp_path, monkeypatch):
+    """The adapter was made in the repository and is loaded from elsewhere."""
     shutil.copytree(checkpoints["dense3"], tmp_path / "runs" / "sft")
     monkeypatch.chdir(tmp_path)
     expected = save_adapter(load_model("runs/sft"), tmp_path / "runs" / "lora", task_type="CAUSAL_LM")
@@ -219,7 +219,7 @@ def test_the_base_model_is_looked_for_above_the_adapter(checkpoints, tmp_path, m
 
 
 def in_cache(cache, name: str, files) -> str:
-    """A repository of the Hub as its cache holds it."""
+    """A Hub repository in the layout of the Hub cache."""
     folder = cache / f"models--{name.replace('/', '--')}"
     (folder / "refs").mkdir(parents=True)
     (folder / "refs" / "main").write_text("0" * 40)
@@ -227,13 +227,13 @@ def in_cache(cache, name: str, files) -> str:
     return name
 
 
-def test_models_and_adapters_of_the_hub(adapter, checkpoints, tmp_path):
+def test_models_and_adapters_load_from_the_hub_cache(adapter, checkpoints, tmp_path):
     cache = {"cache_dir": str(tmp_path / "cache")}
     folder, expected = adapter
     whole = in_cache(tmp_path / "cache", "owner/whole", checkpoints["dense3"])
     torch.testing.assert_close(logits(load_model(whole, **cache)), logits(load_model(checkpoints["dense3"])))
     lora = in_cache(tmp_path / "cache", "owner/lora", folder)
-    assert base_of(lora, **cache) == str(checkpoints["dense3"])
+    assert base_checkpoint(lora, **cache) == str(checkpoints["dense3"])
     torch.testing.assert_close(logits(load_model(lora, **cache)), expected, atol=1e-5, rtol=0)
     load_model(checkpoints["moe3"]).save_pretrained(tmp_path / "shards", max_shard_size="100KB")
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
@@ -242,7 +242,7 @@ def test_models_and_adapters_of_the_hub(adapter, checkpoints, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["owner/nothing", "runs/sft/mistyped"])
-def test_what_is_neither_here_nor_to_be_had_is_not_said_to_lack_a_tokenizer(name):
+def test_an_unreachable_hub_id_is_assumed_to_have_a_tokenizer(name):
     assert tokenizer_folder(name) == name
     with pytest.raises(CheckpointError, match=f"{name}: no such "):
         load_tokenizer_of(name)
@@ -250,7 +250,7 @@ def test_what_is_neither_here_nor_to_be_had_is_not_said_to_lack_a_tokenizer(name
         load_model(name)
 
 
-# --- wherever a checkpoint is -----------------------------------------------------------------------------------------
+# --- in place of a checkpoint -----------------------------------------------------------------------------------------
 
 
 def test_a_recipe_starts_from_an_adapter(adapter):
@@ -261,7 +261,7 @@ def test_a_recipe_starts_from_an_adapter(adapter):
     assert lora_config(options(), model).task_type == "CAUSAL_LM"
 
 
-def test_convert_writes_an_adapter_as_a_whole_model(adapter, tmp_path):
+def test_convert_merges_an_adapter(adapter, tmp_path):
     folder, expected = adapter
     for to, destination in (("hf", "hf"), ("qwen3", "qwen3"), ("native", "a.pth")):
         assert main(["convert", str(folder), str(tmp_path / destination), "--to", to, "--dtype", "float32"]) == 0
@@ -298,12 +298,12 @@ def test_a_critic_may_be_an_adapter(reward_adapter):
 
 
 @pytest.mark.parametrize("load", [load_model, lambda name: load_teacher(name, None)])
-def test_a_reward_model_s_adapter_is_no_language_model(reward_adapter, load):
-    with pytest.raises(CheckpointError, match="MiniMindForSequenceClassification, which does not give words"):
+def test_a_reward_model_s_adapter_is_refused_as_a_language_model(reward_adapter, load):
+    with pytest.raises(CheckpointError, match="MiniMindForSequenceClassification, which generates no text"):
         load(str(reward_adapter[0]))
 
 
-def test_a_language_model_s_adapter_is_no_reward_model(adapter):
+def test_a_language_model_s_adapter_is_refused_as_a_reward_model(adapter):
     folder, _ = adapter
     tiny_tokenizer().save_pretrained(folder)
     with pytest.raises(InputError, match=r"is a MiniMindForCausalLM: train a reward model with recipes/reward\.py"):
@@ -312,7 +312,7 @@ def test_a_language_model_s_adapter_is_no_reward_model(adapter):
         make_critic(MiniMindForCausalLM(small_config("dense3")), str(folder))
 
 
-# --- what is wrong with one -------------------------------------------------------------------------------------------
+# --- damaged adapters -------------------------------------------------------------------------------------------------
 
 
 def rewrite(folder, **changes) -> None:
@@ -323,8 +323,8 @@ def rewrite(folder, **changes) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"base_model_name_or_path": None}, "does not tell its base model"),
-        ({"base_model_name_or_path": ""}, "does not tell its base model"),
+        ({"base_model_name_or_path": None}, "does not name its base model"),
+        ({"base_model_name_or_path": ""}, "does not name its base model"),
         ({"base_model_name_or_path": "/no/such/model"}, "the adapter's base model: /no/such/model: no such checkpoint"),
         ({"r": 10**9}, "r is 1000000000, the weights have 4"),
         ({"r": "4"}, "r is '4', the weights have 4"),
@@ -336,7 +336,7 @@ def rewrite(folder, **changes) -> None:
         ({"target_modules": ["nothing"]}, "does not fit its base model"),
     ],
 )
-def test_an_adapter_s_config_that_does_not_fit_is_refused(adapter, changes, message):
+def test_an_adapter_config_that_does_not_fit_is_refused(adapter, changes, message):
     folder, _ = adapter
     rewrite(folder, **changes)
     with pytest.raises(CheckpointError) as error:
@@ -345,7 +345,7 @@ def test_an_adapter_s_config_that_does_not_fit_is_refused(adapter, changes, mess
 
 
 @pytest.mark.parametrize("text", ["[]", "{", '"text"'])
-def test_an_adapter_s_config_that_is_no_object_is_refused(adapter, text):
+def test_an_adapter_config_that_is_not_an_object_is_refused(adapter, text):
     folder, _ = adapter
     (folder / "adapter_config.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"adapter_config\.json: (holds|not readable JSON)"):
@@ -370,7 +370,7 @@ def test_an_adapter_of_another_size_is_refused(adapter, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_an_adapter_that_is_not_finite_is_found(adapter):
+def test_an_adapter_with_values_that_are_not_finite_is_refused(adapter):
     folder, _ = adapter
     state = load_file(folder / "adapter_model.safetensors")
     next(iter(state.values()))[0, 0] = float("nan")
@@ -391,6 +391,6 @@ def test_a_learned_prompt_is_measured_but_not_merged(checkpoints, tmp_path):
         load_model(checkpoints["dense3"]), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     )
     model.save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="a PROMPT_TUNING adapter is no change of the weights"):
+    with pytest.raises(CheckpointError, match="a PROMPT_TUNING adapter does not change the weights"):
         load_model(tmp_path)
     assert isinstance(load_model(tmp_path, merge=False), PeftModel)

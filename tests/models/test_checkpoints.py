@@ -1,4 +1,4 @@
-"""Upstream's files in and out, stock twins both ways, and what happens to damaged or hostile files."""
+"""Upstream's files, conversion to and from the stock twins, and damaged or hostile files."""
 
 import errno
 import json
@@ -22,11 +22,12 @@ from minimind_trl.models import (
     to_twin,
 )
 from minimind_trl.models.checkpoints import read_native_state
+from minimind_trl.tokenization import inference_template, training_template
 from tests.conftest import small_config
 
 NATIVE = ["minimind2/full_sft_64", "minimind2/full_sft_64_moe", "minimind3/full_sft_64", "minimind3/full_sft_64_moe"]
 TWINS = {"dense2": "llama", "dense3": "qwen3", "moe3": "qwen3_moe"}
-# What a MiniMind2 file cannot tell about the small models here, which have 4 heads where upstream's have 8.
+# A MiniMind2 file does not store the head count: 4 in the small models here, 8 upstream.
 HEADS = {"num_attention_heads": 4}
 
 
@@ -68,21 +69,22 @@ def test_the_config_is_inferred_from_the_shapes(native, model, kind):
             assert getattr(loaded.config, field) == value, field
 
 
-def test_what_the_file_cannot_tell_is_printed(native, kind, capsys):
+def test_assumed_fields_are_printed_when_a_native_file_is_loaded(native, kind, capsys):
     load_native(native)
     printed = capsys.readouterr().out
     assert ("num_attention_heads=8" in printed) == kind.endswith("2")
     assert ("num_experts_per_tok" in printed) == kind.startswith("moe")
 
 
-def test_what_a_file_will_not_tell_is_printed_when_it_is_written(tmp_path, capsys):
+def test_unstored_fields_are_printed_when_a_native_file_is_written(tmp_path, capsys):
     usual = MiniMindForCausalLM(small_config("moe3"))
     save_native(usual, tmp_path / "usual.pth")
     assert capsys.readouterr().out == ""
     other = MiniMindForCausalLM(small_config("moe3", num_experts_per_tok=2, rope_theta=1e4))
     save_native(other, tmp_path / "other.pth")
     assert (
-        "does not tell rope_parameters={" in (printed := capsys.readouterr().out) and "num_experts_per_tok=2" in printed
+        "does not store rope_parameters={" in (printed := capsys.readouterr().out)
+        and "num_experts_per_tok=2" in printed
     )
 
 
@@ -99,7 +101,7 @@ def test_native_files_are_float16_and_load_as_float32(native):
     assert load_native(native, dtype="bfloat16").dtype == torch.bfloat16
 
 
-def test_every_damaged_tensor_is_named(native, model):
+def test_all_damaged_tensors_are_listed(native, model):
     state = read_native_state(native)
     del state["model.layers.0.self_attn.q_proj.weight"]
     state["model.layers.1.attention_norm.weight"] = state.pop("model.layers.1.input_layernorm.weight")
@@ -123,7 +125,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("what", DAMAGED)
-def test_one_damaged_tensor_is_named_without_a_config(native, what, kind):
+def test_a_damaged_tensor_is_reported_without_a_config(native, what, kind):
     state = read_native_state(native)
     key, state[key] = DAMAGED[what][0], DAMAGED[what][1]
     torch.save(state, native)
@@ -133,7 +135,7 @@ def test_one_damaged_tensor_is_named_without_a_config(native, what, kind):
 
 
 def test_unknown_overrides_are_refused(native):
-    with pytest.raises(CheckpointError, match="num_atention_heads is no field"):
+    with pytest.raises(CheckpointError, match="not a field of MiniMindConfig: num_atention_heads"):
         load_native(native, num_atention_heads=4)
 
 
@@ -202,7 +204,7 @@ def test_twins_compute_the_same_and_come_back_bit_for_bit(model, twin):
 
 
 @pytest.mark.parametrize(("kind", "twin"), TWINS.items(), indirect=["kind"])
-def test_a_twin_directory_is_a_path_like_any_other(model, twin, tmp_path):
+def test_a_twin_directory_loads(model, twin, tmp_path):
     stock = to_twin(model)
     stock.generation_config.temperature = 0.3
     stock.generation_config.do_sample = True
@@ -228,7 +230,7 @@ def test_minimind2_moe_has_no_twin():
         to_twin(MiniMindForCausalLM(small_config("moe2")))
 
 
-def test_a_llama_with_more_than_a_minimind_has_is_refused():
+def test_a_llama_with_unsupported_features_is_refused():
     config = LlamaConfig(
         vocab_size=9, hidden_size=16, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, mlp_bias=True
     )
@@ -240,7 +242,7 @@ def test_a_llama_with_more_than_a_minimind_has_is_refused():
 
 
 @pytest.mark.parametrize(("kind", "twin"), TWINS.items(), indirect=["kind"])
-def test_convert_there_and_back_again(native, tmp_path, twin, kind):
+def test_convert_to_a_twin_and_back(native, tmp_path, twin, kind):
     heads = ["--num_attention_heads", "4"] if kind == "dense2" else []
     to = twin.removesuffix("_moe")
     assert main(["convert", str(native), str(tmp_path / "hf"), "--to", "hf", *heads]) == 0
@@ -256,9 +258,12 @@ def test_convert_to_native_in_float32(checkpoints, tmp_path):
     assert {value.dtype for value in read_native_state(path).values()} == {torch.float32}
 
 
-def test_convert_takes_the_tokenizer_along(checkpoints, tmp_path):
-    assert main(["convert", str(checkpoints["dense3"]), str(tmp_path / "qwen3"), "--to", "qwen3"]) == 0
-    assert (tmp_path / "qwen3" / "tokenizer.json").is_file()
+@pytest.mark.parametrize(("to", "template"), [("hf", training_template), ("qwen3", inference_template)])
+def test_convert_copies_the_tokenizer(checkpoints, tmp_path, to, template):
+    """With the markers that TRL needs, or without them for engines that support only plain Jinja."""
+    assert main(["convert", str(checkpoints["dense3"]), str(tmp_path / to), "--to", to]) == 0
+    assert (tmp_path / to / "tokenizer.json").is_file()
+    assert (tmp_path / to / "chat_template.jinja").read_text() == template("minimind3")
 
 
 @pytest.mark.parametrize(
@@ -269,7 +274,7 @@ def test_convert_takes_the_tokenizer_along(checkpoints, tmp_path):
         (["nothing/nowhere", "{new}", "--to", "hf"], "no such folder here, and it is not in the cache"),
         (["{empty}", "{new}", "--to", "hf"], "cannot be loaded"),
         (["{corrupt}", "{new}", "--to", "hf"], "cannot be loaded"),
-        (["{dense3}", "{new}", "--to", "hf", "--num_attention_heads", "2"], "for a native .pth file only"),
+        (["{dense3}", "{new}", "--to", "hf", "--num_attention_heads", "2"], "for native .pth files only"),
         (["{dense3}", "{new}", "--to", "llama"], "use --to qwen3"),
         (["{dense3}", "{new}", "--to", "gguf"], "--to gguf: choose one of hf, native, llama, qwen3"),
         (["{moe2}", "{new}", "--to", "qwen3"], "no stock twin"),
@@ -293,7 +298,7 @@ def test_convert_refuses_in_one_line(checkpoints, tmp_path, capsys, arguments, m
 
 
 @pytest.mark.parametrize("kind", ["dense3"], indirect=True)
-def test_a_pth_works_wherever_a_path_does(native, model):
+def test_a_pth_works_wherever_a_directory_does(native, model):
     assert_same_tensors(load_model(native).half().state_dict(), model.half().state_dict())
     reward = load_model(native, MiniMindForSequenceClassification, num_labels=1)
     assert torch.equal(reward.model.norm.weight.half(), model.half().model.norm.weight)
@@ -301,7 +306,7 @@ def test_a_pth_works_wherever_a_path_does(native, model):
 
 @pytest.mark.parametrize("kind", ["moe2", "moe3"], indirect=True)
 def test_upstreams_own_directory_of_a_moe_loads(native, model, tmp_path):
-    """Its config has the old keys, its tensors keep the experts apart, and the tied head is stored once."""
+    """The config has old keys, experts are stored separately, and the tied head is stored once."""
     folder = tmp_path / "upstream"
     folder.mkdir()
     state = read_native_state(native)
@@ -328,7 +333,7 @@ def test_an_incomplete_directory_is_refused(model, tmp_path):
 
 @pytest.mark.parametrize("to", ["hf", "native", "qwen3"])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
-def test_a_full_disk_in_convert_is_one_line(checkpoints, tmp_path, monkeypatch, capsys, to, number):
+def test_convert_reports_a_full_disk_in_one_line(checkpoints, tmp_path, monkeypatch, capsys, to, number):
     def full(*_, **__):
         raise OSError(number, os.strerror(number))
 

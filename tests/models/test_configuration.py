@@ -1,4 +1,4 @@
-"""MiniMindConfig: transformers' names, upstream's as aliases, contradictions refused."""
+"""MiniMindConfig: transformers' names, upstream's names as aliases, refused contradictions."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def test_keys_of_a_minimind2_config_are_aliases():
 def test_a_dense_upstream_config_lists_experts_that_it_does_not_use():
     config = MiniMindConfig(use_moe=False, num_experts=4, num_experts_per_tok=1, router_aux_loss_coef=5e-4)
     assert config.num_experts == 0
-    # what TRL takes for the mark of a mixture of experts
+    # TRL treats a config with it as a mixture of experts
     assert not hasattr(config, "output_router_logits") and config.num_experts_per_tok is None
 
 
@@ -100,6 +100,6 @@ def test_contradictions_are_refused(fields, message):
         MiniMindConfig(**fields)
 
 
-def test_all_contradictions_come_in_one_error():
+def test_one_error_lists_all_contradictions():
     with pytest.raises(ValueError, match=r"num_key_value_heads=4.*num_experts_per_tok=9"):
         MiniMindConfig(num_attention_heads=6, num_key_value_heads=4, head_dim=64, num_experts=2, num_experts_per_tok=9)

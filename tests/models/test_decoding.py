@@ -1,4 +1,4 @@
-"""The CPU's decoding loop against transformers' own."""
+"""The decoding loop for CPUs, compared with transformers' own."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ LENGTHS = torch.tensor([1, 9, 90, 4, 30])  # of the completions: rows end at dif
 
 
 class EndsAtItsLength(LogitsProcessor):
-    """Ends a row when it has as many new tokens as the last token of its prompt says."""
+    """Ends a row after as many new tokens as the id of its prompt's last token."""
 
     def __init__(self, prompt_length: int):
         self.prompt_length = prompt_length
@@ -52,13 +52,13 @@ def random_model(kind):
     return model
 
 
-def test_greedily_it_says_what_transformers_says(random_model):
+def test_greedy_answers_equal_those_of_transformers(random_model):
     expected = generate(random_model, None, do_sample=False)
     torch.testing.assert_close(generate(random_model, sample, do_sample=False), expected)
     assert (expected[:, 12:] == END).int().argmax(1).tolist() == (LENGTHS - 1).tolist()
 
 
-def test_an_adapter_is_heard(random_model):
+def test_an_adapter_is_applied(random_model):
     plain = generate(random_model, sample, do_sample=False)
     adapted = get_peft_model(random_model, LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False))
     heard = generate(adapted, sample, do_sample=False)
@@ -76,7 +76,7 @@ def test_a_llama_with_biases():
 
 
 def test_answers_are_drawn_from_the_same_distribution(random_model):
-    """Two thousand second tokens, after a first one that is drawn too, within what chance explains."""
+    """Two thousand samples of the second token, after a sampled first one, agree within chance."""
     ids = torch.arange(100, 108).repeat(2000, 1)
     config = GenerationConfig(max_new_tokens=2, do_sample=True, temperature=0.7, top_k=8, pad_token_id=0)
     torch.manual_seed(0)
@@ -94,7 +94,7 @@ def test_answers_are_drawn_from_the_same_distribution(random_model):
         assert torch.isin(seconds, best.indices).all()
 
 
-def test_a_seed_gives_the_same_answers_and_another_one_others(random_model):
+def test_answers_depend_on_the_seed(random_model):
     def drawn(seed):
         torch.manual_seed(seed)
         return generate(random_model, sample, do_sample=True)
@@ -103,7 +103,7 @@ def test_a_seed_gives_the_same_answers_and_another_one_others(random_model):
     assert not torch.equal(drawn(0), drawn(1))
 
 
-def test_the_weights_are_as_before(random_model):
+def test_the_weights_are_unchanged_afterwards(random_model):
     before = {name: tensor.clone() for name, tensor in random_model.state_dict().items()}
     expected = random_model(prompts()[0]).logits
     generate(random_model, sample, do_sample=True)
@@ -112,16 +112,16 @@ def test_the_weights_are_as_before(random_model):
     assert torch.equal(random_model(prompts()[0]).logits, expected)
 
 
-def test_under_autocast_it_computes_in_its_type(random_model):
+def test_products_under_autocast_have_its_dtype(random_model):
     with torch.autocast("cpu", torch.bfloat16):
         said = generate(random_model, sample, do_sample=False)
         expected = generate(random_model, None, do_sample=False)
     first = said[:, 12] == expected[:, 12]
-    assert first.float().mean() >= 0.8  # rounding may turn a near tie
+    assert first.float().mean() >= 0.8  # rounding may flip a near tie
     assert (said == END).int().argmax(1).tolist() == (expected == END).int().argmax(1).tolist()
 
 
 @pytest.mark.parametrize("options", [{"num_beams": 2}, {"penalty_alpha": 0.6, "top_k": 4}])
-def test_it_leaves_to_transformers_what_it_does_not_do(kind, options):
+def test_unsupported_modes_are_left_to_transformers(kind, options):
     assert can_sample(small_config(kind), GenerationConfig(do_sample=True))
     assert not can_sample(small_config(kind), GenerationConfig(**options))

@@ -1,4 +1,4 @@
-"""What makes a MiniMind a real transformers model."""
+"""MiniMind has the features of transformers' own models."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def random_ids(*shape: int) -> torch.Tensor:
 @pytest.mark.parametrize("use_cache", [True, False])
 @pytest.mark.parametrize("with_mask", [True, False])
 @torch.no_grad()
-def test_packed_sequences_do_not_see_each_other(kind, implementation, use_cache, with_mask):
+def test_packed_sequences_do_not_attend_to_each_other(kind, implementation, use_cache, with_mask):
     torch.manual_seed(0)
     model = MiniMindForCausalLM(small_config(kind, attn_implementation=implementation)).eval()
     a, b = random_ids(1, 12), random_ids(1, 9)
@@ -96,8 +96,8 @@ def test_left_padding_is_not_packing():
     assert packed_sequences(positions).tolist() == [[0, 1, 2, 2, 2]]
 
 
-def test_flash_attention_refuses_packing_that_it_would_leak():
-    # No flash attention on a CPU: the check runs before any kernel, on a model that was told to use one.
+def test_flash_attention_refuses_packed_rows_that_would_leak():
+    # A CPU has no flash attention, but the check runs before any kernel on a model that is set to use it.
     model = MiniMindForCausalLM(small_config("dense3")).eval()
     model.config._attn_implementation = "flash_attention_2"
     positions = torch.tensor([[0, 1, 2, 0, 1]]).expand(2, -1)
@@ -109,7 +109,7 @@ def test_flash_attention_refuses_packing_that_it_would_leak():
 
 
 def test_generation_paths_agree(model):
-    """Dynamic, static and no cache, embeddings in place of ids, assisted decoding: one greedy answer."""
+    """Dynamic, static and no cache, embeddings instead of ids, assisted decoding: the same greedy answer."""
     ids = random_ids(2, 5)
     mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
     answer = model.generate(ids, attention_mask=mask, **GREEDY)
@@ -123,7 +123,7 @@ def test_generation_paths_agree(model):
     assert torch.equal(alone, model.generate(ids[1:], assistant_model=model, **GREEDY))
 
 
-def test_beam_search_finds_what_is_at_least_as_likely(model):
+def test_beam_search_finds_an_answer_at_least_as_likely(model):
     ids = random_ids(1, 5)
 
     def log_likelihood(sequence):
@@ -144,7 +144,7 @@ def gradients(model, ids) -> dict[str, torch.Tensor]:
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
-def test_dropout_can_be_switched_off_as_trainers_do_it(kind):
+def test_trl_can_disable_dropout(kind):
     """TRL's `--disable_dropout` looks for modules."""
     model = MiniMindForCausalLM(small_config(kind, attention_dropout=0.5)).train()
     ids = torch.arange(20)[None]
@@ -164,8 +164,8 @@ def test_gradient_checkpointing_gives_the_same_gradients(model):
         torch.testing.assert_close(checkpointed[name], gradient, msg=name)
 
 
-def test_every_parameter_is_in_the_graph_even_if_no_token_chose_its_expert(model):
-    """What DDP asks for: no parameter without a gradient, here with a single token for four experts."""
+def test_every_parameter_gets_a_gradient_even_without_tokens_for_its_expert(model):
+    """DDP needs a gradient for every parameter; here a single token has four experts."""
     assert all(gradient is not None for gradient in gradients(model.train(), random_ids(1, 2)).values())
 
 
@@ -212,8 +212,8 @@ def test_bf16_trains(kind):
 
 
 @pytest.mark.parametrize(("loss_type", "balanced"), [("sequence", 1.0), ("token", 1.0), ("global", 2.0)])
-def test_load_balancing_loss_of_even_and_of_one_sided_routing(loss_type, balanced):
-    """Perfectly balanced routing gives the formula's minimum, all tokens on the same experts E / k times as much."""
+def test_load_balancing_loss_of_balanced_and_collapsed_routing(loss_type, balanced):
+    """Balanced routing gives the formula's minimum; with all tokens on the same experts it is E / k times as large."""
     config = small_config("moe3", num_experts_per_tok=2, router_aux_loss_type=loss_type)
     even = torch.full((1, 8, 4), -20.0)
     for token in range(8):
@@ -226,7 +226,7 @@ def test_load_balancing_loss_of_even_and_of_one_sided_routing(loss_type, balance
 
 
 @pytest.mark.parametrize("loss_type", ["sequence", "token", "global"])
-def test_padding_does_not_count_in_the_load_balancing_loss(loss_type):
+def test_the_load_balancing_loss_ignores_padding(loss_type):
     config = small_config("moe3", router_aux_loss_type=loss_type)
     logits = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0))
     padded = torch.cat([logits, torch.full((2, 3, 4), 9.0)], dim=1)
@@ -247,8 +247,8 @@ def test_the_evaluation_loss_is_plain_cross_entropy(model):
     torch.testing.assert_close(asked.loss, training.loss)
 
 
-def test_the_first_of_a_tuple_of_outputs_is_the_logits(model):
-    """As of stock models; with router logits asked for, transformers puts the auxiliary loss before them."""
+def test_logits_come_first_in_a_tuple_of_outputs(model):
+    """As in stock models. With router logits, transformers puts the auxiliary loss first."""
     ids = random_ids(2, 9)
     assert torch.equal(model(ids, return_dict=False)[0], model(ids).logits)
 
@@ -264,7 +264,7 @@ def test_auto_classes_know_the_models(checkpoints, kind):
 
 
 @torch.no_grad()
-def test_reward_is_read_at_the_last_token_and_values_at_every_token(checkpoints, kind):
+def test_rewards_are_of_the_last_token_and_values_of_every_token(checkpoints, kind):
     reward = AutoModelForSequenceClassification.from_pretrained(checkpoints[kind], num_labels=1).eval()
     value = AutoModelForTokenClassification.from_pretrained(checkpoints[kind], num_labels=1).eval()
     ids = random_ids(1, 6)
@@ -306,7 +306,7 @@ def test_lora_trains_saves_reloads_and_merges(model, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["dense3"], indirect=True)
-def test_lora_knows_where_to_go(model):
+def test_lora_has_default_target_modules(model):
     adapted = {name for name, _ in get_peft_model(model, LoraConfig()).named_modules() if name.endswith("_proj.lora_A")}
     assert {name.split(".")[-2] for name in adapted} == {"q_proj", "v_proj"}
 

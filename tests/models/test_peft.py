@@ -1,4 +1,4 @@
-"""PEFT's methods on our models: without being told where to go, they find the layers that they find in Qwen3."""
+"""PEFT's methods on our models: by default they adapt the same layers as in Qwen3."""
 
 import peft
 import pytest
@@ -28,14 +28,14 @@ PREFIX = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
 
 
 def adapted_parts(model) -> set[str]:
-    """Names of the layers that have trainable parameters, without what PEFT puts before and behind them."""
+    """Names of the layers with trainable parameters, without PEFT's prefixes and suffixes."""
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     kinds = ("q_proj", "k_proj", "v_proj", "o_proj", "down_proj", "input_layernorm", "post_attention_layernorm")
     return {part for name in trained for part in name.split(".") if part in kinds}
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_goes_where_it_goes_in_qwen3_and_moves_the_output(method):
+def test_a_method_adapts_the_same_layers_as_in_qwen3_and_changes_the_output(method):
     config = small_config("dense3")
     sizes = {name: getattr(config, name) for name in ("vocab_size", "hidden_size", "intermediate_size", "head_dim")}
     sizes |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -54,7 +54,7 @@ def test_a_method_goes_where_it_goes_in_qwen3_and_moves_the_output(method):
 
 
 @pytest.mark.parametrize("kind", ["moe2", "moe3"])
-def test_experts_take_part_where_they_are_named(kind):
+def test_experts_are_adapted_if_target_parameters_names_them(kind):
     """PEFT's `all-linear` means linear layers; experts are stacked parameters, which `target_parameters` names."""
     experts = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
     config = peft.LoraConfig(r=4, target_modules="all-linear", target_parameters=experts)

@@ -39,7 +39,7 @@ for folder in sys.argv[1:]:
 
 @pytest.fixture(scope="module")
 def elsewhere(checkpoints, tmp_path_factory) -> Path:
-    """Where an interpreter without the package has used a checkpoint of every kind."""
+    """A folder in which an interpreter without the package has used every kind of checkpoint."""
     folder = tmp_path_factory.mktemp("elsewhere")
     for kind, checkpoint in checkpoints.items():
         (folder / kind).symlink_to(checkpoint)

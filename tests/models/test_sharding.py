@@ -1,4 +1,4 @@
-"""The models in two processes, over gloo: under torch's fully_shard, which is what FSDP2 runs, and tensor parallel."""
+"""The models in two processes over gloo: with torch's fully_shard, which FSDP2 uses, and tensor parallelism."""
 
 import json
 import re
@@ -25,8 +25,8 @@ def test_every_rule_of_the_tensor_parallel_plan_has_its_layers(kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dense3", "moe3"])
-def test_sharded_over_two_processes_it_trains_as_in_one(kind, tmp_path):
-    """Equal losses and weights; the whole weights that it saves load without an engine."""
+def test_two_sharded_processes_train_as_one_process_does(kind, tmp_path):
+    """Losses and weights are equal, and the saved unsharded weights load without an engine."""
     alone, two = tmp_path / "alone", tmp_path / "two"
     for folder, processes in ((alone, 1), (two, 2)):
         done = run("tests/models/sharded.py", [kind, folder], processes=processes)
@@ -34,16 +34,16 @@ def test_sharded_over_two_processes_it_trains_as_in_one(kind, tmp_path):
     losses = [json.loads((folder / "losses.json").read_text()) for folder in (alone, two)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
     expected, found = (load_file(folder / "model.safetensors") for folder in (alone, two))
-    assert set(found) - set(expected) <= {"lm_head.weight"}  # gathered apart from the embedding that it is
+    assert set(found) - set(expected) <= {"lm_head.weight"}  # gathered separately, though tied to the embedding
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], atol=1e-5, rtol=1e-4)
-    model, told = AutoModelForCausalLM.from_pretrained(two, output_loading_info=True)
-    assert not any(told[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    model, info = AutoModelForCausalLM.from_pretrained(two, output_loading_info=True)
+    assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert sum(parameter.numel() for parameter in model.parameters()) > 10_000
 
 
 @pytest.mark.slow
-def test_tensor_parallel_models_give_the_logits_of_whole_ones(checkpoints, kind, tmp_path):
+def test_tensor_parallel_models_have_the_same_logits(checkpoints, kind, tmp_path):
     """`from_pretrained(..., tp_plan="auto")`: attention, feed-forward, experts and shared experts are split."""
     done = run("tests/models/tensor_parallel.py", [checkpoints[kind], tmp_path / "sharded.pt"], processes=2)
     assert done.returncode == 0, done.stderr

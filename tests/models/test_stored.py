@@ -1,4 +1,4 @@
-"""Checkpoints whose files lie, are damaged or hold code: refused in one line, before anything is built of them."""
+"""Checkpoints that are inconsistent, damaged or hold code are refused in one line before a model is built."""
 
 import ast
 import json
@@ -29,7 +29,7 @@ from tests.conftest import REPOSITORY, small_config
 
 
 class Hostile:
-    """Unpickled, it makes a folder."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, folder):
         self.folder = str(folder)
@@ -80,7 +80,7 @@ LIES = [
     ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
     ({"rope_parameters": "yarn"}, "rope"),
     ({"rope_parameters": {"rope_type": "default", "rope_theta": float("inf")}}, "rope_parameters: rope_theta is inf"),
-    ({"dtype": "float99"}, "dtype is 'float99', not one such as 'float32'"),
+    ({"dtype": "float99"}, "dtype is 'float99', not a float type such as 'float32'"),
     ({"dtype": "ones"}, "dtype is 'ones'"),
     ({"dtype": "int8"}, "dtype is 'int8'"),
     ({"torch_dtype": 5, "dtype": None}, "dtype is 5"),
@@ -91,19 +91,19 @@ LIES = [
 
 
 @pytest.mark.parametrize(("changes", "message"), LIES, ids=[str(changes)[:50] for changes, _ in LIES])
-def test_a_config_that_lies_is_refused_before_anything_is_built(copied, monkeypatch, changes, message):
+def test_a_wrong_config_is_refused_before_anything_is_built(copied, monkeypatch, changes, message):
     folder = copied()
     rewrite_config(folder, **changes)
     monkeypatch.setattr(MiniMindForCausalLM, "__init__", lambda *_, **__: pytest.fail("a model is built"))
     with pytest.raises(CheckpointError) as error:
         load_model(folder)
     assert message in str(error.value) and "\n" not in str(error.value)
-    with suppress(CheckpointError):  # transformers reads the config for the tokenizer's class, too
+    with suppress(CheckpointError):  # transformers also reads the config to find the tokenizer's class
         load_tokenizer_of(folder)
 
 
 @pytest.mark.parametrize("text", ["[]", '"text"', "12", "null", "{", "", "[" * 100_000])
-def test_a_config_that_is_no_object_is_refused(copied, text):
+def test_a_config_that_is_not_an_object_is_refused(copied, text):
     folder = copied()
     (folder / "config.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"config\.json: (holds|not readable JSON)"):
@@ -118,7 +118,7 @@ def test_a_config_that_is_no_object_is_refused(copied, text):
         ("moe2", {"moe_intermediate_size": 10**9}, "moe_intermediate_size is 1000000000, the weights have 128"),
     ],
 )
-def test_experts_that_are_not_there_are_refused(copied, kind, changes, message):
+def test_missing_experts_are_refused(copied, kind, changes, message):
     folder = copied(kind)
     rewrite_config(folder, **changes)
     with pytest.raises(CheckpointError) as error:
@@ -127,15 +127,15 @@ def test_experts_that_are_not_there_are_refused(copied, kind, changes, message):
 
 
 @pytest.mark.parametrize("kind", ["dense2", "dense3", "moe3"], indirect=True)
-def test_a_twin_that_lies_is_refused(model, tmp_path):
+def test_a_twin_with_a_wrong_config_is_refused(model, tmp_path):
     to_twin(model).save_pretrained(tmp_path)
     assert load_model(tmp_path).num_parameters() == model.num_parameters()
-    rewrite_config(tmp_path, num_hidden_layers=10**12)  # of which stock configs make a list
+    rewrite_config(tmp_path, num_hidden_layers=10**12)  # stock configs build a list of that length
     with pytest.raises(CheckpointError, match="num_hidden_layers is 1000000000000, the weights have 2"):
         load_model(tmp_path)
 
 
-def test_a_reward_model_and_a_critic_that_lie_are_refused(tmp_path):
+def test_reward_models_and_critics_with_a_wrong_config_are_refused(tmp_path):
     config = small_config("dense3", num_labels=1)
     MiniMindForSequenceClassification(config).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
@@ -147,7 +147,7 @@ def test_a_reward_model_and_a_critic_that_lie_are_refused(tmp_path):
         make_critic(MiniMindForCausalLM(small_config("dense3")), str(tmp_path))
 
 
-def test_a_reward_model_of_another_family_is_refused_what_cannot_be(tmp_path):
+def test_impossible_sizes_of_another_model_type_are_refused(tmp_path):
     tiny_tokenizer().save_pretrained(tmp_path)
     config = {"model_type": "gpt2", "architectures": ["GPT2ForSequenceClassification"], "num_hidden_layers": 10**7}
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -156,7 +156,7 @@ def test_a_reward_model_of_another_family_is_refused_what_cannot_be(tmp_path):
         RewardModel(str(tmp_path))
 
 
-def test_a_reward_model_without_its_head_is_not_given_a_random_one(tmp_path):
+def test_a_reward_model_without_its_head_is_refused(tmp_path):
     reward = MiniMindForSequenceClassification(small_config("dense3", num_labels=1))
     state = {name: value for name, value in reward.state_dict().items() if name != "score.weight"}
     reward.save_pretrained(tmp_path, state_dict=state)
@@ -164,15 +164,15 @@ def test_a_reward_model_without_its_head_is_not_given_a_random_one(tmp_path):
         load_model(tmp_path, MiniMindForSequenceClassification, num_labels=1)
 
 
-def test_a_reward_model_is_no_language_model(tmp_path):
+def test_a_reward_model_is_refused_as_a_language_model(tmp_path):
     MiniMindForSequenceClassification(small_config("dense3", num_labels=1)).save_pretrained(tmp_path / "reward")
-    with pytest.raises(CheckpointError, match="MiniMindForSequenceClassification, which does not give words"):
+    with pytest.raises(CheckpointError, match="MiniMindForSequenceClassification, which generates no text"):
         load_model(tmp_path / "reward")
     assert main(["convert", str(tmp_path / "reward"), str(tmp_path / "out"), "--to", "hf"]) == 2
     assert not (tmp_path / "out").exists()
 
 
-def test_code_that_comes_with_a_checkpoint_is_not_run_nor_asked_about(copied, monkeypatch):
+def test_remote_code_is_neither_run_nor_asked_about(copied, monkeypatch):
     folder = copied()
     rewrite_config(folder, model_type="foreign", auto_map={"AutoConfig": "foreign.Config"})
     (folder / "foreign.py").write_text("raise SystemExit('code was run')\n")
@@ -183,8 +183,8 @@ def test_code_that_comes_with_a_checkpoint_is_not_run_nor_asked_about(copied, mo
     assert load_tokenizer_of(folder).get_vocab() == tiny_tokenizer().get_vocab()
 
 
-def test_no_auto_class_is_left_to_ask_whether_code_may_run():
-    """It would wait for an answer; every call says what it wants, by name or in options passed on."""
+def test_every_auto_class_call_sets_trust_remote_code():
+    """Without it, transformers asks on the terminal. The argument is given by name or in passed-on options."""
     silent = []
     for folder in ("minimind_trl", "recipes", "benchmarks"):
         for file in (REPOSITORY / folder).rglob("*.py"):
@@ -193,8 +193,8 @@ def test_no_auto_class_is_left_to_ask_whether_code_may_run():
                     continue
                 is_auto = isinstance(call.func.value, ast.Name) and call.func.value.id.startswith("Auto")
                 if call.func.attr == "from_pretrained" and is_auto:
-                    told = {keyword.arg for keyword in call.keywords} & {"trust_remote_code", None}
-                    silent += [] if told else [f"{file}:{call.lineno}"]
+                    given = {keyword.arg for keyword in call.keywords} & {"trust_remote_code", None}
+                    silent += [] if given else [f"{file}:{call.lineno}"]
     assert not silent
 
 
@@ -222,13 +222,13 @@ def test_a_pickled_checkpoint_of_tensors_loads(copied, checkpoints):
 
 @pytest.mark.parametrize("name", ["native.pth", "damaged/pytorch_model.bin"])
 def test_a_tensor_that_claims_more_than_is_stored_is_refused(copied, tmp_path, name):
-    """One value, said to be a matrix of ten million by ten million."""
+    """One stored value with the shape of a matrix of ten million by ten million."""
     folder = copied()
     state = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     state["model.embed_tokens.weight"] = torch.zeros(1, 1).expand(10**7, 10**7)
     torch.save(state, tmp_path / name)
-    with pytest.raises(CheckpointError, match=r"model\.embed_tokens\.weight claims \(10000000, 10000000\) values"):
+    with pytest.raises(CheckpointError, match=r"model\.embed_tokens\.weight claims shape \(10000000, 10000000\)"):
         load_model(tmp_path / name if name.endswith(".pth") else folder)
 
 
@@ -248,7 +248,7 @@ def test_a_native_file_of_one_layer_with_a_huge_number_is_refused(tmp_path):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("kind", ["dense3", "moe3"])
-def test_weights_that_are_not_finite_are_found_by_whoever_loads_them(copied, tmp_path, capsys, monkeypatch, kind, bad):
+def test_every_loader_refuses_weights_that_are_not_finite(copied, tmp_path, capsys, monkeypatch, kind, bad):
     folder = copied(kind)
     state = load_file(folder / "model.safetensors")
     state["model.layers.1.self_attn.q_proj.weight"][3, 5] = bad
@@ -274,7 +274,7 @@ def test_weights_that_are_not_finite_are_found_by_whoever_loads_them(copied, tmp
         assert message in str(error.value)
 
 
-def test_a_reward_model_and_a_critic_that_are_not_finite_are_found(tmp_path):
+def test_reward_models_and_critics_that_are_not_finite_are_refused(tmp_path):
     reward = MiniMindForSequenceClassification(small_config("dense3", num_labels=1))
     with torch.no_grad():
         reward.score.weight[0, 0] = float("nan")
@@ -303,13 +303,13 @@ def test_a_native_file_with_the_prefixes_of_wrappers_loads(model, tmp_path, pref
         assert loaded.keys() == expected.keys() and all(torch.equal(loaded[key], expected[key]) for key in loaded)
 
 
-def test_layers_that_were_compiled_one_by_one_load_and_twice_the_same_is_refused(tmp_path):
+def test_compiled_layers_load_and_duplicate_tensors_are_refused(tmp_path):
     save_native(MiniMindForCausalLM(small_config("dense3")), tmp_path / "plain.pth")
     plain = read_native_state(tmp_path / "plain.pth")
     torch.save({key.replace("layers.0.", "layers.0._orig_mod."): plain[key] for key in plain}, tmp_path / "a.pth")
     assert read_native_state(tmp_path / "a.pth").keys() == plain.keys()
     torch.save(plain | {"module.model.norm.weight": plain["model.norm.weight"]}, tmp_path / "b.pth")
-    with pytest.raises(CheckpointError, match=r"holds model\.norm\.weight twice"):
+    with pytest.raises(CheckpointError, match=r"has model\.norm\.weight twice"):
         read_native_state(tmp_path / "b.pth")
 
 
@@ -317,7 +317,7 @@ def test_layers_that_were_compiled_one_by_one_load_and_twice_the_same_is_refused
 
 
 @pytest.mark.parametrize("source", ["its own", "another"])
-def test_convert_refuses_a_tokenizer_that_the_model_has_no_rows_for(tmp_path, capsys, source):
+def test_convert_refuses_a_tokenizer_with_more_tokens_than_the_model(tmp_path, capsys, source):
     size = len(tiny_tokenizer())
     MiniMindForCausalLM(small_config("dense3", vocab_size=size - 1)).save_pretrained(tmp_path / "small")
     tiny_tokenizer().save_pretrained(tmp_path / ("small" if source == "its own" else "tokenizer"))
@@ -327,8 +327,8 @@ def test_convert_refuses_a_tokenizer_that_the_model_has_no_rows_for(tmp_path, ca
     assert not (tmp_path / "out").exists()
 
 
-def test_a_token_beyond_the_count_of_tokens_is_seen(tmp_path):
-    """One id far above the others, as of a vocabulary with a hole."""
+def test_an_id_beyond_the_number_of_tokens_is_detected(tmp_path):
+    """One id is far above the others, as in a vocabulary with a gap."""
     tokenizer = tiny_tokenizer()
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     content["model"]["vocab"] |= {"far": 5000}
@@ -338,7 +338,7 @@ def test_a_token_beyond_the_count_of_tokens_is_seen(tmp_path):
     assert main(["convert", str(tmp_path / "model"), str(tmp_path / "out"), "--to", "hf"]) == 2
 
 
-def test_convert_does_not_drop_a_tokenizer_that_was_asked_for(checkpoints, tmp_path, capsys):
+def test_convert_refuses_a_tokenizer_that_it_would_not_write(checkpoints, tmp_path, capsys):
     options = ["--to", "native", "--tokenizer", str(checkpoints["dense3"])]
     assert main(["convert", str(checkpoints["dense3"]), str(tmp_path / "a.pth"), *options]) == 2
-    assert "is not written beside a .pth" in capsys.readouterr().err
+    assert "no tokenizer is written beside a .pth" in capsys.readouterr().err

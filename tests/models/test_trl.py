@@ -1,4 +1,4 @@
-"""TRL's trainers take our models as they are: from a path, which loads them by name, and as an object."""
+"""TRL's own trainers accept our models, given as a path or as an object."""
 
 import pytest
 import torch
@@ -81,7 +81,7 @@ def test_two_steps(checkpoints, kind, name, given_as, tmp_path):
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.train()
     assert trainer.state.global_step == 2
-    if name != "grpo":  # whose advantages are zero where both completions are of one length
+    if name != "grpo":  # advantages are zero if both completions have the same length
         assert any(not torch.equal(value, before[key]) for key, value in trainer.model.state_dict().items())
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from minimind_trl.commands.plan import make_plan
 from minimind_trl.errors import InputError
 from minimind_trl.run import SFTRecipeConfig, parse_arguments
 from minimind_trl.run.config_files import found_from
 from minimind_trl.run.distill_config import DistillRecipeConfig
+from minimind_trl.run.memory_plan import make_plan
 from minimind_trl.run.online_configs import GRPORecipeConfig
 from tests.conftest import REPOSITORY
 from tests.test_yaml_files import BOMBS

@@ -165,6 +165,6 @@ def test_one_of_two_processes_dies_and_the_job_ends_with_a_message(model, tmp_pa
     process = start("recipes/sft.py", options("sft", model, folder), stdout=alone)
     process.join(LIMIT)
     assert process.exitcode == 2, alone.read_text()
-    assert "processes was 2 and is 1. Resume with what it had" in alone.read_text()
+    assert "processes was 2 and is 1. Resume with its settings" in alone.read_text()
     assert launch_two("sft", model, folder, log).wait() == 0, log.read_text()
     assert_same_end(folder, whole)

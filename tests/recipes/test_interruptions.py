@@ -14,10 +14,10 @@ import transformers.integrations.integration_utils as integrations
 import yaml
 from filelock import FileLock
 
-from minimind_trl.imports import imported
+from minimind_trl.imports import import_function
 from minimind_trl.run import services
 from minimind_trl.run.output_folder import RUN_LOCK
-from minimind_trl.trainers import callbacks
+from minimind_trl.trainers import signals
 from minimind_trl.trainers.safe_checkpoints import checkpoint_problem, checkpoints_in
 from tests.recipes.launching import as_options, weights
 from tests.recipes.run_many import run
@@ -33,7 +33,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     monkeypatch.syspath_prepend(tmp_path)
     known = set(sys.modules)
     yield tmp_path
-    imported.cache_clear()
+    import_function.cache_clear()
     for name in set(sys.modules) - known:
         if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]
@@ -179,16 +179,16 @@ def signalled(folder: Path, moment: str, number: int) -> dict:
 
 
 @pytest.mark.parametrize("moment", ["data", "trial"])
-@pytest.mark.parametrize("number", callbacks.SIGNALS)
+@pytest.mark.parametrize("number", signals.SIGNALS)
 def test_a_signal_before_the_first_step_ends_in_one_line_and_leaves_nothing(folder, moment, number):
-    handlers = [signal.getsignal(each) for each in callbacks.SIGNALS]
+    handlers = [signal.getsignal(each) for each in signals.SIGNALS]
     result = signalled(folder, moment, number)
     assert result["code"] == 128 + number
     assert result["err"].splitlines()[-1:] == [
         f"stopped by {signal.Signals(number).name} before the first step; there was nothing to save"
     ]
     assert "Traceback" not in result["err"] and not (folder / "run").exists()
-    assert [signal.getsignal(each) for each in callbacks.SIGNALS] == handlers
+    assert [signal.getsignal(each) for each in signals.SIGNALS] == handlers
 
 
 def test_a_signal_while_the_model_is_saved_waits_until_all_is(folder, monkeypatch):
@@ -336,7 +336,7 @@ def test_a_terminal_that_went_away_is_left():
         os.close(reader)
         with pytest.raises(BrokenPipeError):
             os.write(1, b"lost")
-        callbacks.leave_dead_terminal()
+        signals.leave_dead_terminal()
         assert os.write(1, b"nowhere") == 7
     finally:
         os.dup2(kept, 1)

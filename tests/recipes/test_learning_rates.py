@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from minimind_trl.commands.plan import make_plan
 from minimind_trl.run import DPORecipeConfig, LoraArguments, PretrainRecipeConfig, RewardRecipeConfig, SFTRecipeConfig
 from minimind_trl.run.distill_config import DistillRecipeConfig
 from minimind_trl.run.learning_rates import RATES, set_learning_rate, usual_rate
+from minimind_trl.run.memory_plan import make_plan
 from minimind_trl.run.online_configs import GRPORecipeConfig, PPORecipeConfig, SPORecipeConfig
 from tests.conftest import REPOSITORY
 

@@ -12,7 +12,7 @@ from minimind_trl.run.online_configs import GRPORecipeConfig, PPORecipeConfig, S
 from minimind_trl.run.rl_flight_check import reward_problem, rl_flight_check
 from minimind_trl.run.rl_run import _tokenized, _with_thinking, _with_tools
 from minimind_trl.tokenization import inference_template, tiny_tokenizer
-from minimind_trl.trainers import RolloutTrainer
+from minimind_trl.trainers import MiniMindGRPOTrainer
 from tests.conftest import REPOSITORY
 from tests.trainers.online import QUICK, bandit_model, prompts
 
@@ -56,7 +56,7 @@ def checked(folder, reward: Reward, columns: dict | None = None, **options) -> s
     data = DatasetDict(train=Dataset.from_list(rows), validation=Dataset.from_list([held_out]))
     options = {**QUICK, "num_generations": 4, "gradient_accumulation_steps": 1, **options}
     config = GRPORecipeConfig(output_dir=str(folder), **options)
-    trainer = RolloutTrainer(
+    trainer = MiniMindGRPOTrainer(
         bandit_model(), [reward], config, train_dataset=data["train"], processing_class=tiny_tokenizer()
     )
     args, mixer = SimpleNamespace(tokenizer=None, from_weight=None), SimpleNamespace(report=None)

@@ -24,7 +24,7 @@ from transformers import TrainingArguments
 from wandb.sdk import wandb_setup
 
 from minimind_trl.errors import InputError, first_line, raise_all
-from minimind_trl.models.names import check_name, has_path_form
+from minimind_trl.models.names import check_name, looks_like_path
 from minimind_trl.run import (
     DPORecipeConfig,
     LoraArguments,
@@ -279,7 +279,7 @@ NO_USE = [
     ("grpo", '--generation_kwargs {"num_beam":2}', "'num_beam' is not known; did you mean 'num_beams'?"),
     ("grpo", '--generation_kwargs {"num_beams":2}', "num_beams has no place here"),
     ("grpo", '--generation_kwargs {"stop_strings":["a"]}', "stop_strings needs the tokenizer"),
-    ("ppo", "--load_best_model_at_end", "--load_best_model_at_end would not bring the critic back"),
+    ("ppo", "--load_best_model_at_end", "--load_best_model_at_end would not load the critic"),
 ]
 
 
@@ -389,17 +389,17 @@ def test_a_name_with_a_paths_form_is_not_looked_up(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     for name in ("/a/b", "./sft", "../sft", "~/sft", "runs/sft", "a/b/c", "a/", "a\\b"):
-        assert has_path_form(name)
+        assert looks_like_path(name)
         with pytest.raises(InputError, match="no such file or directory"):
             check_name(name, "--from_weight")
-    assert not has_path_form("jingyaogong/MiniMind2") and not has_path_form("gpt2")
+    assert not looks_like_path("jingyaogong/MiniMind2") and not looks_like_path("gpt2")
     check_name("runs")
 
 
 def test_a_name_that_is_nowhere_is_one_line(monkeypatch):
     with pytest.raises(InputError, match="--from_weight no/such: no such folder here, and it is not in the cache"):
         check_name("no/such", "--from_weight")
-    with pytest.raises(InputError, match="no model of the Hub can have this name"):
+    with pytest.raises(InputError, match="this is not a valid name of a Hub model"):
         check_name("what is this?")
 
 

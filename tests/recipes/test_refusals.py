@@ -69,7 +69,7 @@ REFUSED = [
     ("grpo", [*MATCH, "--per_device_train_batch_size", "5000"], "answers 5000 prompts, and there are 1395"),
     ("grpo", ["--from_weight", "{model}", *SFT, "--reward_funcs", "exact_match"], "but this recipe trains rlaif"),
     ("grpo", [*MATCH, "--loss_type", "cipso"], "--loss_type 'cipso' is not known; did you mean 'cispo'?"),
-    ("ppo", [*MATCH, "--num_generations", "4"], "--num_generations 4: this method samples one completion per prompt"),
+    ("spo", [*MATCH, "--num_generations", "4"], "--num_generations 4: SPO samples one completion per prompt"),
     ("ppo", [*MATCH, "--epsilon", "0.1"], "--epsilon is set by --cliprange"),
     (
         "ppo",
@@ -97,7 +97,7 @@ REFUSED = [
     ("sft", ["--preset", "minimind3", *SFT], "minimind3 brings no tokenizer; give --tokenizer"),
     ("sft", ["--from_weight", "{new}/nothing", *SFT], "nothing: no such file or directory"),
     ("sft", ["--from_weight", "{new}.pth", *SFT], "new.pth: no such file"),
-    ("sft", ["--from_weight", "{reward}", *SFT], "is a MiniMindForSequenceClassification, which does not give words"),
+    ("sft", ["--from_weight", "{reward}", *SFT], "is a MiniMindForSequenceClassification, which generates no text"),
     ("sft", ["--from_weight", "{small}", "--tokenizer", "{model}", *SFT], "the tokenizer has 556 tokens, "),
     ("sft", [*LOADED, "--tokenizer", "{other_words}"], "has another vocabulary than"),
     ("sft", [*LOADED, "--tokenizer", "{no_template}"], "has no chat template"),
@@ -130,7 +130,7 @@ REFUSED = [
     ("sft", mixture("few"), "validation"),
     ("sft", mixture("both"), "train"),
     ("dpo", mixture("same"), "line 1: chosen equals rejected"),
-    ("sft", mixture("streaming"), "a streaming mixture has no end that is known: set --max_steps"),
+    ("sft", mixture("streaming"), "a streaming mixture has no known end: set --max_steps"),
     (
         "sft",
         [*LOADED, "--packing", "false", "--per_device_train_batch_size", "6000"],
@@ -143,7 +143,7 @@ REFUSED = [
     (
         "sft",
         [*SCRATCH[:4], "--output_dir", "{torn}", *SHORT, "--resume", "auto"],
-        "/checkpoint-2 is passed over: optimizer.pt has 9 bytes of ",
+        "/checkpoint-2 is skipped: optimizer.pt has 9 bytes of ",
     ),
     (
         "sft",
@@ -153,7 +153,7 @@ REFUSED = [
     (
         "sft",
         [*SCRATCH[:4], "--output_dir", "{run}", *SHORT, "--resume", "auto", "--learning_rate", "1e-3"],
-        "learning_rate was 0.003 and is 0.001. Resume with what it had, or start a new run from it: --from_weight",
+        "learning_rate was 0.003 and is 0.001. Resume with its settings, or start a new run: --from_weight",
     ),
     (
         "sft",

@@ -1,4 +1,4 @@
-"""What `math_accuracy` reads as the answer of a row and of a model: right answers get 1, wrong ones 0."""
+"""`math_accuracy` finds the answers of rows and models: right answers get 1, wrong ones 0."""
 
 import threading
 
@@ -72,7 +72,7 @@ def test_right_answers_get_1_and_wrong_ones_0(gold, right, wrong):
 
 
 @pytest.mark.parametrize("gold", ["no idea", "", "Evelyn", "yes", "?", None])
-def test_an_answer_that_is_no_mathematics_is_known_beforehand_and_gives_no_reward(gold):
+def test_an_answer_without_mathematics_is_detected_beforehand_and_gives_no_reward(gold):
     [reward], _ = load_rewards(["math_accuracy"])
     assert reward(prompts=["?"], completions=["42"], answer=[gold]) == [None]
     rows = [{"answer": gold}, {"answer": "42"}, {"answer": 7}]
@@ -89,13 +89,13 @@ def test_an_answer_that_is_no_mathematics_is_known_beforehand_and_gives_no_rewar
         ("?", "<think>\n42", 0),
     ],
 )
-def test_reasoning_that_does_not_end_is_no_answer(prompt, said, expected):
+def test_unfinished_reasoning_scores_0(prompt, said, expected):
     [reward], _ = load_rewards(["math_accuracy"])
     assert reward(prompts=[prompt], completions=[said], answer=["42"]) == [expected]
 
 
-def test_it_scores_outside_of_the_main_thread_too():
-    """Where math_verify's time limit, a signal, cannot be had."""
+def test_scoring_works_outside_the_main_thread():
+    """math_verify's time limit is a signal, which only the main thread can receive."""
     [reward], _ = load_rewards(["math_accuracy"])
     scores = []
 

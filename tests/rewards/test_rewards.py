@@ -1,4 +1,4 @@
-"""Rewards by name, from models and of one's own, and what becomes of those that fail."""
+"""Rewards by name, from models and from user functions, and how failures are handled."""
 
 import json
 import math
@@ -84,8 +84,8 @@ FORM = "regex:pattern='<think>.*</think>\\s*\\d'"
         ("thinking:low=2,high=9", OPEN, "hmm</think>4", 1.25),
     ],
 )
-def test_the_form_may_begin_in_the_prompt(spec, prompt, text, expected):
-    """As text, or as messages of which the trainer tells how the model reads them."""
+def test_the_think_block_may_begin_in_the_prompt(spec, prompt, text, expected):
+    """The prompt is text, or messages with the trainer's `rendered_prompts`."""
     [reward], _ = load_rewards([spec])
     shown = {"completions": [said(text)], "completion_ids": [[1]]}
     assert reward(prompts=[prompt], **shown) == [expected]
@@ -107,7 +107,7 @@ def test_reasoning_gym_scores_its_own_tasks():
     assert values("reasoning_gym", row["answer"], "no idea", **columns) == [1, 0]
 
 
-def test_values_stay_within_what_is_declared():
+def test_values_stay_within_the_declared_range():
     """Every named reward on texts of all kinds; `Reward` itself checks the range."""
     texts = ["", "<think>", "a " * 50, f"{CALL}", "<think>x</think><answer>1</answer>", "\\boxed{1}", "1 2 1 2 1 2 1 2"]
     columns = {"answer": ["1"] * len(texts), "gt": [["1"]] * len(texts)}
@@ -134,7 +134,7 @@ def test_values_stay_within_what_is_declared():
         (["/no/such/folder,clip=2"], None, "reward"),
     ],
 )
-def test_what_cannot_be_a_reward_is_refused(specs, weights, message):
+def test_invalid_specs_are_refused(specs, weights, message):
     if message is None:
         with pytest.raises(InputError, match="is not a regular expression"):
             values(specs[0], "x")
@@ -154,14 +154,14 @@ def test_what_cannot_be_a_reward_is_refused(specs, weights, message):
         (lambda n: [5.0] * n, "reward mine returned 5, outside its range [0, 1]"),
     ],
 )
-def test_what_is_no_reward_is_an_error_that_names_the_function(answer, message):
+def test_an_invalid_result_is_an_error_that_names_the_function(answer, message):
     reward = Reward(lambda prompts, completions, **_: answer(len(prompts)), "mine", 0, 1)
     with pytest.raises(InputError) as error:
         reward(prompts=["p", "q"], completions=["c", "d"])
     assert message in str(error.value)
 
 
-def test_a_function_that_raises_on_one_row_names_it():
+def test_an_error_names_the_row_on_which_the_function_raised():
     def mine(prompts, completions, answer, **_):
         return [1 / int(right) for right in answer]
 
@@ -175,8 +175,8 @@ def test_a_function_that_raises_on_one_row_names_it():
     ("on_error", "scores", "noted"),
     [("note", [None] * 3, ["'two' of 'say 3'"]), ("none", [None, 1.0, None], ["'one' of 'say 1'", "'two' of 'say 3'"])],
 )
-def test_what_fails_can_be_noted_instead(on_error, scores, noted):
-    """For the whole batch, or completion by completion: one gives NaN, one ends the program."""
+def test_failures_can_be_noted_instead_of_raised(on_error, scores, noted):
+    """For the whole batch or per completion; one completion gives NaN, one calls exit."""
 
     def mine(prompts, completions, answer, **_):
         return [float("nan") if right == "?" else exit(0) if right == "!" else float(right) for right in answer]
@@ -201,7 +201,7 @@ def folders(tmp_path_factory):
     return folder
 
 
-def test_a_reward_model_scores_what_its_trainer_showed_it(folders):
+def test_a_reward_model_renders_conversations_as_its_trainer_did(folders):
     [reward], _ = load_rewards([str(folders / "good")])
     prompts = [[{"role": "user", "content": text}] for text in ("sort: 2 1", "a much longer question: 1 2 3?")]
     completions = [said(" 1 2"), said(" 3")]
@@ -213,7 +213,7 @@ def test_a_reward_model_scores_what_its_trainer_showed_it(folders):
         assert score == pytest.approx(max(-3, min(3, expected)), abs=1e-5)
 
 
-def test_scores_are_clipped_and_an_answer_may_count_by_itself(folders):
+def test_scores_are_clipped_and_answer_share_scores_the_answer_alone(folders):
     prompt, whole = [[{"role": "user", "content": "?"}]], said("<think>x</think><answer>4</answer>")
     plain, only = RewardModel(str(folders / "good")), RewardModel(str(folders / "good"), answer_share=1.0)
     assert only(prompt, [whole]) == pytest.approx(plain(prompt, [said("4")]))
@@ -230,13 +230,13 @@ def test_scores_are_clipped_and_an_answer_may_count_by_itself(folders):
         ("nothing", "reward model"),
     ],
 )
-def test_what_is_no_reward_model_is_refused(folders, name, message):
+def test_other_models_are_refused_as_reward_models(folders, name, message):
     with pytest.raises(InputError) as error:
         load_rewards([f"reward_model:{folders / name}"])
     assert message in str(error.value)
 
 
-def test_a_model_with_a_get_score_of_its_own_runs_its_code_on_request_only(tmp_path):
+def test_a_get_score_in_remote_code_runs_only_on_request(tmp_path):
     """As InternLM's reward models do."""
     (tmp_path / "modeling_counting.py").write_text(
         "import torch\n"
@@ -282,7 +282,7 @@ def test_a_preset_is_minimind_s_own_mix(folders):
 
 
 @pytest.mark.parametrize("value", [10**400, -(10**400), 10**5000], ids=["large", "low", "more digits than shown"])
-def test_a_whole_number_that_no_float_holds_is_told_like_any_that_is_not_finite(value):
+def test_an_integer_too_large_for_a_float_is_not_finite(value):
     reward = Reward(lambda prompts, completions, **_: [value], "huge")
     with pytest.raises(
         InputError, match=r"reward huge returned .*, not a finite number or None, for the completion 'a'"
@@ -293,25 +293,25 @@ def test_a_whole_number_that_no_float_holds_is_told_like_any_that_is_not_finite(
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("os:system", "os:system is a function of Python's own .*, no reward: .*prompts=..., completions=..."),
-        ("builtins:max", "builtins:max is a function of Python's own"),
-        ("minimind_trl.data.quality:quality_score", "does not take what it is not named: a reward is called as"),
+        ("os:system", "os:system is part of Python .*, not a reward: .*prompts=..., completions=..."),
+        ("builtins:max", "builtins:max is part of Python"),
+        ("minimind_trl.data.quality:quality_score", "does not accept further columns .*: a reward is called as"),
     ],
 )
-def test_a_function_that_is_no_reward_is_refused(spec, message):
+def test_a_function_that_is_not_a_reward_is_refused(spec, message):
     with pytest.raises(InputError, match=message):
         load_rewards([spec])
 
 
-def test_a_regular_expression_that_backtracks_for_ever_is_stopped(monkeypatch):
+def test_a_regular_expression_that_backtracks_endlessly_is_stopped(monkeypatch):
     monkeypatch.setattr("minimind_trl.patterns.SECONDS", 0.1)
     [reward], _ = load_rewards([r"regex:pattern='(a|aa)+b?'"])
-    with pytest.raises(InputError, match=r"\(a\|aa\)\+b\?.*not done with a completion of 61 characters after 0.1 s"):
+    with pytest.raises(InputError, match=r"\(a\|aa\)\+b\?.*takes longer than 0.1 s on a completion of 61 characters"):
         reward(prompts=["?"], completions=["a" * 60 + "!"])
     assert reward(prompts=["?"], completions=["aab"]) == [1.0]
 
 
 @pytest.mark.parametrize("value", ["[", "*b", "2024-13-01"])
-def test_a_parameter_that_is_no_value_is_refused(value):
-    with pytest.raises(InputError, match="is no value"):
+def test_an_unreadable_parameter_is_refused(value):
+    with pytest.raises(InputError, match="is not a value"):
         load_rewards([f"length:low={value}"])

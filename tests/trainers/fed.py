@@ -35,11 +35,11 @@ def main(method: str, folder: Path) -> None:
         **({"kl_coef": 0.1, "max_grad_norm": 100.0} if method == "ppo" else {"beta": 0.1}),
     )
 
-    def fed(prompt_ids, *_, **__):
+    def fed(prompt_ids):
         turns = [place % trainer.num_generations + 10 * trainer.state.global_step for place in range(len(prompt_ids))]
-        return [completion(*pair) for pair in zip(prompt_ids, turns, strict=True)], None
+        return [completion(*pair) for pair in zip(prompt_ids, turns, strict=True)]
 
-    trainer._generate_single_turn = fed
+    trainer.generate_completions = fed
     figures = trainer.evaluate()
     trainer.train()
     result = {
@@ -49,7 +49,7 @@ def main(method: str, folder: Path) -> None:
         "figures": [figures, trainer.evaluate()],
         "world": trainer.args.world_size,
         "wrapper": type(trainer.model_wrapped).__name__,
-        "state": trainer.packed_state(trainer.trainer_state()) if method == "spo" else {},
+        "state": trainer.pack_method_state(trainer.method_state()) if method == "spo" else {},
     }
     torch.save(result, folder / f"rank-{trainer.args.process_index}.pt")
 

@@ -9,7 +9,15 @@ from datasets import Dataset
 from minimind_trl.models import MiniMindConfig, MiniMindForCausalLM
 from minimind_trl.rewards import Reward
 from minimind_trl.tokenization import tiny_tokenizer
-from minimind_trl.trainers import PPOConfig, PPOTrainer, Rollout, RolloutConfig, RolloutTrainer, SPOConfig, SPOTrainer
+from minimind_trl.trainers import (
+    MiniMindGRPOTrainer,
+    PPOConfig,
+    PPOTrainer,
+    Rollout,
+    RolloutConfig,
+    SPOConfig,
+    SPOTrainer,
+)
 
 QUICK = {
     "report_to": "none",
@@ -28,7 +36,7 @@ QUICK = {
     "dataloader_pin_memory": False,
 }
 METHODS = {
-    "grpo": (RolloutTrainer, RolloutConfig, {"num_generations": 4}),
+    "grpo": (MiniMindGRPOTrainer, RolloutConfig, {"num_generations": 4}),
     "ppo": (PPOTrainer, PPOConfig, {"num_ppo_epochs": 2, "critic_learning_rate": 1e-2, "kl_coef": 0.0}),
     "spo": (SPOTrainer, SPOConfig, {}),
 }
@@ -54,7 +62,7 @@ def bandit_model(seed: int = 0, **more: Any) -> MiniMindForCausalLM:
 
 def online(method: str, folder: Path, model=None, reward=low_ids, rows=None, held_out=None, **options: Any):
     trainer, config, own = METHODS[method]
-    of_trainer = {name: options.pop(name) for name in ("peft_config", "rollout_func") if name in options}
+    of_trainer = {name: options.pop(name) for name in ("peft_config", "ref_model", "rollout_func") if name in options}
     return trainer(
         model or bandit_model(),
         reward,
@@ -79,14 +87,14 @@ def bounded(function=low_ids) -> Reward:
 
 
 def first_rollout(trainer) -> tuple[Rollout, dict]:
-    """What `advantages` was given, and the batch for the loss."""
-    kept, advantages = {}, trainer.advantages
-    trainer.advantages = lambda rollout: kept.update(rollout=rollout) or advantages(rollout)
+    """The first rollout, and its first minibatch for the loss."""
+    rollouts, generate = [], trainer.generate_rollout
+    trainer.generate_rollout = lambda rows: rollouts.append(generate(rows)) or rollouts[-1]
     trainer.create_optimizer()
     trainer.current_gradient_accumulation_steps = 1
     trainer.model.train()
-    inputs = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
-    return kept["rollout"], inputs
+    inputs = trainer.prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    return rollouts[0], inputs
 
 
 def moved(trainer) -> None:

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from minimind_trl.trainers.advantages import generalized_advantages, whiten
-from minimind_trl.trainers.ppo_trainer import value_losses
+from minimind_trl.trainers.advantages import clipped_value_losses, generalized_advantages, token_rewards, whiten
 
 
 def test_advantages_by_hand():
@@ -72,4 +71,11 @@ def test_the_value_loss_is_clipped_by_hand():
     values, old, returns = torch.tensor([[2.0, 0.1, -1.0]]), torch.zeros(1, 3), torch.tensor([[2.0, 1.0, 0.0]])
     # moved to the target, but more than 0.2: as if it stood at 0.2; moved less; moved away: the larger counts
     expected = torch.tensor([[0.5 * 1.8**2, 0.5 * 0.9**2, 0.5 * 1.0]])
-    torch.testing.assert_close(value_losses(values, old, returns, cliprange=0.2), expected)
+    torch.testing.assert_close(clipped_value_losses(values, old, returns, cliprange=0.2), expected)
+
+
+def test_token_rewards_are_the_kl_everywhere_and_the_score_at_the_last_token():
+    mask = torch.tensor([[1, 0, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]])  # a tool's token between, all tokens, none
+    rewards = token_rewards(torch.tensor([5.0, 7.0, 9.0]), torch.full((3, 4), 0.5), kl_coef=0.2, mask=mask)
+    expected = torch.tensor([[-0.1, 0, 4.9, 0], [-0.1, -0.1, -0.1, 6.9], [0, 0, 0, 0]])
+    torch.testing.assert_close(rewards, expected)

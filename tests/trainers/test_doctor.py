@@ -1,4 +1,4 @@
-"""The doctor of online RL: what it complains of, and of what not."""
+"""The doctor of online RL: what it warns of, and what not."""
 
 import math
 from types import SimpleNamespace
@@ -8,14 +8,14 @@ import torch
 
 from minimind_trl.rewards import Reward
 from minimind_trl.trainers import RLDoctor
-from minimind_trl.trainers.ppo_trainer import explained_variance, value_moments
+from minimind_trl.trainers.advantages import explained_variance, value_moments
 from tests.trainers.online import low_ids, online
 
 FINE = {"loss": 0.0, "reward": 0.5, "reward_std": 0.5, "entropy": 1.0, "completions/mean_length": 9.0}
 
 
-def told(logs: list[dict], reward_range=None, earlier: list[dict] | None = None) -> dict[str, str]:
-    """What a doctor says to these logs, after a resume if there are earlier ones."""
+def warned(logs: list[dict], reward_range=None, earlier: list[dict] | None = None) -> dict[str, str]:
+    """The warnings on these logs, after a resume if there are earlier ones."""
     doctor, args = RLDoctor(reward_range), SimpleNamespace(max_completion_length=16)
     history = [FINE | log for log in earlier or []]
     state = SimpleNamespace(global_step=1, is_world_process_zero=True, log_history=history)
@@ -53,42 +53,42 @@ def test_explained_variance_by_hand_and_nan_where_there_is_nothing_to_explain():
     ],
 )
 def test_what_is_a_fault_is_none_where_the_reward_is_as_high_as_it_can_be(logs, name):
-    assert set(told(logs, reward_range=(0.0, 1.0))) == {name}
+    assert set(warned(logs, reward_range=(0.0, 1.0))) == {name}
     at_the_top = [log | {"reward": 0.97} for log in logs]
-    assert told(at_the_top, reward_range=(0.0, 1.0)) == {}
-    assert set(told(at_the_top, reward_range=(0.0, 5.0))) == {name}
+    assert warned(at_the_top, reward_range=(0.0, 1.0)) == {}
+    assert set(warned(at_the_top, reward_range=(0.0, 5.0))) == {name}
 
 
 def test_a_reward_at_the_top_may_still_be_hacked():
     logs = [{"kl_ref": 4.0, "reward": 3.0}] * 2
-    assert set(told(logs, reward_range=(-3.0, 3.0))) == {"KL blow-up"}
+    assert set(warned(logs, reward_range=(-3.0, 3.0))) == {"KL blow-up"}
 
 
 @pytest.mark.parametrize("name", ["frac_reward_zero_std", "completions/clipped_ratio", "kl_ref", "explained_variance"])
 def test_one_noisy_value_convinces_nobody(name):
     noisy, usual = (-10_302.0, 0.8) if name == "explained_variance" else (9.0, 0.1)
     logs = [{name: usual}] * 7 + [{name: noisy}] + [{name: usual}] * 7
-    assert told(logs) == {}
+    assert warned(logs) == {}
 
 
 def test_a_critic_is_not_blamed_where_rewards_hardly_differ_any_more():
     logs = [{"explained_variance": 0.5}] * 4 + [{"explained_variance": -3.0, "reward_std": 0.01}] * 9
-    assert told(logs) == {}
-    assert set(told(logs[:4] + [{"explained_variance": -3.0}] * 9)) == {"dead critic"}
+    assert warned(logs) == {}
+    assert set(warned(logs[:4] + [{"explained_variance": -3.0}] * 9)) == {"dead critic"}
 
 
-def test_figures_that_are_missing_or_no_numbers_are_passed_over():
-    assert told([{"explained_variance": None, "entropy": float("nan"), "reward_std": float("nan")}] * 9) == {}
+def test_missing_and_non_finite_figures_are_ignored():
+    assert warned([{"explained_variance": None, "entropy": float("nan"), "reward_std": float("nan")}] * 9) == {}
 
 
 def test_after_a_resume_it_knows_what_was_normal_and_what_was_said():
     collapsed = [{"entropy": 0.01}] * 4
-    assert told(collapsed, earlier=[{}] * 5).keys() == {"entropy collapse"}
-    assert told(collapsed) == {}, "without the logs before, this is normal"
-    assert told(collapsed, earlier=[{}] * 5 + collapsed) == {}
+    assert warned(collapsed, earlier=[{}] * 5).keys() == {"entropy collapse"}
+    assert warned(collapsed) == {}, "without the logs before, this is normal"
+    assert warned(collapsed, earlier=[{}] * 5 + collapsed) == {}
 
 
-def test_a_trainer_tells_its_doctor_the_range_of_the_rewards(tmp_path):
+def test_a_trainer_gives_its_doctor_the_range_of_the_rewards(tmp_path):
     trainer, doctor, own = online("grpo", tmp_path, reward=Reward(low_ids, "low", -1, 2)), RLDoctor(), RLDoctor((0, 9))
     trainer.add_callback(doctor)
     trainer.add_callback(own)

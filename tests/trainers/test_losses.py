@@ -9,13 +9,10 @@ from tests.trainers.online import METHODS, bounded, first_rollout, online
 
 def uneven(trainer) -> None:
     """Answers of 1, 2, 3, ... tokens, so that a mean over tokens is not one over answers."""
-    inner = trainer._generate_single_turn
-
-    def cut(prompt_ids, *rest, **named):
-        said, logps = inner(prompt_ids, *rest, **named)
-        return [ids[: 1 + place % len(ids)] for place, ids in enumerate(said)], logps
-
-    trainer._generate_single_turn = cut
+    inner = trainer.generate_completions
+    trainer.generate_completions = lambda prompt_ids: [
+        ids[: 1 + place % len(ids)] for place, ids in enumerate(inner(prompt_ids))
+    ]
 
 
 WEIGHTS = {  # of a token's `advantage * log-probability` in the loss, given the mask
@@ -46,7 +43,7 @@ def test_on_policy_every_loss_has_the_gradient_of_the_policy(tmp_path, method, l
 
 
 @pytest.mark.parametrize(("config", "clips"), [(RolloutConfig, None), (SPOConfig, 0.28), (PPOConfig, None)])
-def test_cispo_caps_the_ratio_at_5_unless_told(tmp_path, config, clips):
+def test_cispo_caps_the_ratio_at_5_by_default(tmp_path, config, clips):
     common = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False}
     assert config(**common).epsilon_high == clips
     assert config(**common, loss_type="cispo").epsilon_high == 5

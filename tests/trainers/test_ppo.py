@@ -71,9 +71,9 @@ def test_a_completion_that_does_not_end_pays(tmp_path):
     trainer = online("ppo", tmp_path, missing_eos_penalty=1.0)
     trainer.model.train()
     rewards = []
-    token_rewards = trainer._token_rewards
-    trainer._token_rewards = lambda rollout: rewards.append((rollout, token_rewards(rollout))) or rewards[-1][1]
-    trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    token_rewards = trainer.token_rewards
+    trainer.token_rewards = lambda rollout: rewards.append((rollout, token_rewards(rollout))) or rewards[-1][1]
+    trainer.prepare_inputs(next(iter(trainer.get_train_dataloader())))
     rollout, given = rewards[0]
     expected = rollout.rewards - (~rollout.ended).float()
     torch.testing.assert_close(given.sum(1), expected)
@@ -95,20 +95,20 @@ def test_the_value_loss_does_not_depend_on_the_batches(tmp_path):
         assert other == pytest.approx(found[0], rel=1e-3)
     # and it is that of rewards that are whitened together
     kept = {}
-    trainer._token_rewards = lambda rollout, inner=trainer._token_rewards: kept.setdefault(
+    trainer.token_rewards = lambda rollout, inner=trainer.token_rewards: kept.setdefault(
         "rewards", (rollout, inner(rollout))
     )[1]
     trainer.evaluate()
     rollout, rewards = kept["rewards"]
     rewards = whiten(rewards, rollout.mask, lambda total: total, shift_mean=False)
     with torch.no_grad():
-        values = trainer._rollout_values(rollout.tokens) * rollout.mask
+        values = trainer.rollout_values(rollout.tensors) * rollout.mask
     _, returns = generalized_advantages(rewards, values, rollout.mask, 0.9, 1.0)
     expected = 0.5 * ((values - returns) ** 2).sum() / rollout.mask.sum()
     assert found[-1][0] == pytest.approx(expected.item(), rel=1e-3)
 
 
-def test_a_kl_to_the_reference_is_told_where_there_is_one(tmp_path):
+def test_a_kl_to_the_reference_is_logged_if_there_is_one(tmp_path):
     for coefficient in (0.0, 0.1):
         trainer = online("ppo", tmp_path / str(coefficient), kl_coef=coefficient, max_steps=1)
         trainer.train()
@@ -117,7 +117,7 @@ def test_a_kl_to_the_reference_is_told_where_there_is_one(tmp_path):
 
 def test_each_epoch_of_ppo_draws_its_minibatches_anew(tmp_path):
     trainer = online("ppo", tmp_path, num_ppo_epochs=3, num_mini_batches=2, max_steps=6, per_device_train_batch_size=8)
-    seen, inner = [], trainer._prepare_inputs
+    seen, inner = [], trainer.prepare_inputs
 
     def spy(asked):
         inputs = inner(asked)
@@ -129,7 +129,7 @@ def test_each_epoch_of_ppo_draws_its_minibatches_anew(tmp_path):
         return inputs
 
     same = {}
-    trainer._prepare_inputs = spy
+    trainer.prepare_inputs = spy
     trainer.train()
     epochs = [seen[start : start + 2] for start in (0, 2, 4)]
     assert epochs[0][0] | epochs[0][1] == epochs[1][0] | epochs[1][1] == epochs[2][0] | epochs[2][1]
@@ -144,7 +144,7 @@ def test_actor_and_critic_are_clipped_apart(tmp_path, largest):
 
     class Look(TrainerCallback):
         def on_pre_optimizer_step(self, args, state, control, **kwargs):
-            for parameters in trainer._halves().values():
+            for parameters in trainer.trained_parameters().values():
                 norms.append(nn.utils.get_total_norm([one.grad for one in parameters if one.grad is not None]).item())
 
     trainer.add_callback(Look())
@@ -156,10 +156,10 @@ def test_actor_and_critic_are_clipped_apart(tmp_path, largest):
     assert log["grad_norm"] == pytest.approx(math.hypot(*before), rel=1e-4)
 
 
-def test_a_critic_learns_ten_times_as_fast_unless_told(tmp_path):
+def test_a_critic_learns_ten_times_as_fast_by_default(tmp_path):
     assert online("ppo", tmp_path, critic_learning_rate=1e-5).args.critic_learning_rate == 1e-5
     recipe = PPORecipeConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
-    assert recipe.critic_learning_rate is None, "the recipe's own learning rate is not known yet"
+    assert recipe.critic_learning_rate is None, "the recipe sets its own learning rate later"
     trainer = online("ppo", tmp_path, critic_learning_rate=None, learning_rate=1e-3, max_steps=1)
     trainer.train()
     [log] = [log for log in trainer.state.log_history if "critic_lr" in log]

@@ -1,4 +1,4 @@
-"""What is SPO's own: the range of rewards, prompts by their text, how far the policy has moved, what is stored."""
+"""SPO: prompts by their text, how far the policy has moved, what is stored, self-play."""
 
 import math
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ from datasets import Dataset
 from minimind_trl.errors import InputError
 from minimind_trl.rewards import Reward
 from minimind_trl.trainers import SPOConfig
-from minimind_trl.trainers.spo_trainer import packed, prompt_numbers, unpacked
+from minimind_trl.trainers.spo_trainer import prompt_numbers
 from tests.trainers.online import QUICK, low_ids, online, prompts
 
 
@@ -20,33 +20,10 @@ def mix(low: float, high: float) -> Reward:
     return Reward(lambda prompts, completions, **_: [ends[n % 3] for n in range(len(prompts))], "mix", low, high)
 
 
-@pytest.mark.parametrize("tracker", ["prompt", "global"])
-@pytest.mark.parametrize(("low", "high"), [(-3.0, 4.5), (-4.75, 4.75)])  # MiniMind's own mixes
-def test_rewards_have_the_range_that_they_declare(tmp_path, tracker, low, high):
-    trainer = online("spo", tmp_path, reward=mix(low, high), tracker=tracker)
-    assert trainer.reward_range == (low, high)
-
-
 def test_rewards_at_the_ends_of_their_range_train_with_the_global_tracker(tmp_path):
     trainer = online("spo", tmp_path, reward=mix(-4.75, 4.75), tracker="global", max_steps=1)
     trainer.train()
     assert trainer.state.global_step == 1 and trainer.state.log_history[0]["baseline"] == 0.5
-
-
-@pytest.mark.parametrize("tracker", ["prompt", "global"])
-def test_a_range_that_the_rewards_may_leave_is_refused_before_training(tmp_path, tracker):
-    with pytest.raises(
-        InputError, match=r"--reward_range -3 3: the rewards may be as low as -4.75 and as high as 4.75"
-    ):
-        online("spo", tmp_path, reward=mix(-4.75, 4.75), tracker=tracker, reward_range=[-3.0, 3.0])
-    wider = online("spo", tmp_path, reward=mix(-1.0, 1.0), tracker=tracker, reward_range=[-3.0, 3.0])
-    assert wider.reward_range == (-3.0, 3.0)
-
-
-def test_a_range_that_is_not_declared_is_asked_for_by_either_tracker(tmp_path):
-    unknown = Reward(lambda prompts, completions, **_: [1.0] * len(prompts), "mine")
-    with pytest.raises(InputError, match="the range of reward mine is not known: give --reward_range"):
-        online("spo", tmp_path, reward=unknown, tracker="global")
 
 
 def moved_trainer(folder, **options):
@@ -57,20 +34,20 @@ def moved_trainer(folder, **options):
     asked = {"prompt_ids": torch.tensor([[3, 4], [3, 4]]), "prompt_mask": torch.ones(2, 2, dtype=torch.long)}
     tokens = asked | {"completion_ids": ids.long().repeat(2, 1), "completion_mask": torch.ones(2, 3, dtype=torch.long)}
     now = trainer.logps_of(trainer.model, tokens)[0][0]
-    trainer._answers[0] = (ids, now - torch.tensor([0.3, math.nan, -0.1]))
+    trainer.last_answers[0] = (ids, now - torch.tensor([0.3, math.nan, -0.1]))
 
-    return trainer, SimpleNamespace(rows=[{"prompt_number": 0}, {"prompt_number": 1}], tokens=asked)
+    return trainer, SimpleNamespace(rows=[{"prompt_number": 0}, {"prompt_number": 1}], tensors=asked)
 
 
 def test_how_far_the_policy_has_moved_is_the_authors_mean_change(tmp_path):
     trainer, rollout = moved_trainer(tmp_path)
-    assert trainer._divergences(rollout).tolist() == pytest.approx([(0.3 + 0.1) / 2, 0.0], abs=1e-5)
+    assert trainer.divergences(rollout).tolist() == pytest.approx([(0.3 + 0.1) / 2, 0.0], abs=1e-5)
 
 
 def test_or_the_kl(tmp_path):
     trainer, rollout = moved_trainer(tmp_path, rho_divergence="k3")
     k3 = [math.exp(x) - 1 - x for x in (0.3, -0.1)]
-    assert trainer._divergences(rollout).tolist() == pytest.approx([sum(k3) / 2, 0.0], abs=1e-5)
+    assert trainer.divergences(rollout).tolist() == pytest.approx([sum(k3) / 2, 0.0], abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -99,22 +76,9 @@ def test_what_one_row_gets_the_other_with_its_prompt_knows(tmp_path):
     twice = Dataset.from_list(prompts(12).to_list() * 2)
     trainer = online("spo", tmp_path, rows=twice, max_steps=2, init_rollouts=1)
     trainer.train()
-    assert len(trainer.tracker.a) == 12 and set(trainer._answers) <= set(range(12)) and trainer._answers
+    assert len(trainer.tracker.a) == 12 and set(trainer.last_answers) <= set(range(12)) and trainer.last_answers
     effective = [log["effective_prompts"] for log in trainer.state.log_history if "effective_prompts" in log]
     assert 1 <= max(effective) <= 12 + 1e-6
-
-
-def test_stored_answers_take_8_bytes_a_token_and_come_back(tmp_path):
-    answers = {
-        number: (torch.arange(750, dtype=torch.int32), torch.randn(750)) for number in torch.randperm(40).tolist()
-    }
-    torch.save(packed(answers), tmp_path / "answers.pt")
-    assert (tmp_path / "answers.pt").stat().st_size < 40 * 750 * 8 + 10_000
-    again = unpacked(torch.load(tmp_path / "answers.pt", weights_only=True))
-    assert list(again) == list(answers)
-    for number, pair in answers.items():
-        assert all(torch.equal(mine, theirs) for mine, theirs in zip(again[number], pair, strict=True))
-    assert unpacked(packed({})) == {}
 
 
 def test_what_all_processes_share_is_saved_by_one(tmp_path, monkeypatch):
@@ -122,9 +86,9 @@ def test_what_all_processes_share_is_saved_by_one(tmp_path, monkeypatch):
     trainer.train()
     mine = torch.load(tmp_path / "checkpoint-1" / "rollout_state-0.pt", weights_only=True)
     shared = torch.load(tmp_path / "checkpoint-1" / "rollout_state-shared.pt", weights_only=True)
-    assert mine["trainer"] is None and len(shared["answers"]["numbers"]) == len(trainer._answers) > 0
+    assert mine["trainer"] is None and len(shared["answers"]["numbers"]) == len(trainer.last_answers) > 0
     monkeypatch.setattr(type(trainer.args), "should_save", False)  # as of another process
-    trainer._save_optimizer_and_scheduler(str(tmp_path / "other"))
+    trainer.save_optimizer_and_scheduler(str(tmp_path / "other"))
     assert [path.name for path in (tmp_path / "other").glob("rollout_state-*")] == ["rollout_state-0.pt"]
 
 
@@ -135,9 +99,9 @@ def test_self_play_with_tools_or_an_environment_is_refused(tmp_path):
         kept = getattr(trainer, name)
         setattr(trainer, name, value)
         with pytest.raises(InputError, match="--opponent snapshot: the opponent answers in one turn, without tools"):
-            trainer._refuse_unequal_games()
+            trainer._opponent_pool()
         setattr(trainer, name, kept)
-    trainer._refuse_unequal_games()
+    trainer._opponent_pool()
 
 
 class Guessing:

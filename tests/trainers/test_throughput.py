@@ -10,7 +10,7 @@ from transformers.integrations import WandbCallback
 
 from minimind_trl.hardware import peak_flops, train_flops_per_token
 from minimind_trl.trainers import throughput
-from minimind_trl.trainers.throughput import Stopwatch, count_tokens
+from minimind_trl.trainers.throughput import count_tokens
 from tests.forking import run
 from tests.trainers.tiny import TRAINERS, dpo, gkd, reward, sft, text_rows
 
@@ -130,7 +130,7 @@ def test_rates_are_over_the_time_since_the_last_log_without_evaluation_and_savin
     options = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
     trainer = sft(tmp_path, max_steps=8, **options)
     trainer.compute_loss = clock.taking(0.25, trainer.compute_loss)  # of evaluation too: 2 batches
-    trainer._save_rng_state = clock.taking(4, trainer._save_rng_state)
+    trainer.save_rng_state = clock.taking(4, trainer.save_rng_state)
     trainer.train()
     logs = training_logs(trainer)
     for before, entry in itertools.pairwise(logs):
@@ -210,18 +210,24 @@ def test_counts_of_batches():
     assert count_tokens([{"prompt": "x"}]) is None
 
 
-def test_a_stopwatch_stands_still_in_nested_pauses(clock):
-    watch = Stopwatch()
-    clock.now += 1
-    with watch.paused():
-        clock.now += 2
-        with watch.paused():
-            clock.now += 4
-        assert watch.seconds() == 1
-        clock.now += 8
-    clock.now += 16
-    assert watch.seconds() == 17
-    assert watch.wall_seconds() == 31
+def test_untimed_blocks_may_be_nested(tmp_path, clock):
+    trainer = sft(tmp_path, max_steps=2, logging_steps=1)
+    save = trainer.maybe_log_save_evaluate
+
+    def slow(*args, **kwargs):
+        clock.now += 1
+        with trainer.untimed():
+            clock.now += 2
+            with trainer.untimed():
+                clock.now += 4
+            clock.now += 8
+        save(*args, **kwargs)
+
+    trainer.maybe_log_save_evaluate = slow
+    trainer.train()
+    first, second = training_logs(trainer)
+    assert first["steps_per_second"] == second["steps_per_second"] == 1
+    assert first["eta_minutes"] == 15 / 60
 
 
 TWO_PROCESSES = """

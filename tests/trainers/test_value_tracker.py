@@ -27,7 +27,7 @@ def test_a_prompt_s_baseline_is_of_before_the_update():
 
 def test_answers_before_training_tell_where_a_prompt_stands():
     tracker = PromptTracker(2)
-    tracker.initialise(torch.tensor([[1.0, 1.0, 1.0], [0.0, 1.0, 0.0]]))
+    tracker.initialize(torch.tensor([[1.0, 1.0, 1.0], [0.0, 1.0, 0.0]]))
     assert tracker.a.tolist() == pytest.approx([8 * 3.5 / 4, 8 * 1.5 / 4])
     assert (tracker.a + tracker.b).tolist() == pytest.approx([8, 8])
 

@@ -1,4 +1,4 @@
-"""Checkpoints from one format to another: this library's, upstream's `.pth`, and the stock twins."""
+"""Convert checkpoints between this library's format, upstream's `.pth` and the stock twins."""
 
 import os
 import shutil
@@ -11,12 +11,13 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, one_line
 from ..files import atomic_path
-from .checkpoints import check_vocabulary, load_model, load_tokenizer_of, save_native, tokenizer_folder
-from .modeling_minimind import MiniMindForCausalLM
-from .stored import file_of
-from .twins import to_twin, twin_type
+from ..models import MiniMindForCausalLM
+from ..models.checkpoints import check_vocabulary, load_model, load_tokenizer_of, save_native, tokenizer_folder
+from ..models.stored import find_file
+from ..models.twins import to_twin, twin_type
+from ..tokenization import prepared_for_engines, prepared_for_trl
 
 FORMATS = ("hf", "native", "llama", "qwen3")
 
@@ -38,15 +39,16 @@ def convert(
         to: "hf" (MiniMind with its code files), "native" (upstream's `.pth`), "llama" (dense MiniMind2), "qwen3"
             (MiniMind-3; a mixture of experts becomes Qwen3-MoE).
         dtype: "auto" keeps the source's, or writes float16 with `to="native"`, as upstream does.
-        tokenizer: where the tokenizer comes from; the source directory when that has one. Not written beside a `.pth`.
-        config_overrides: config fields that a native source cannot tell.
+        tokenizer: directory of the tokenizer; by default the source's, if it has one. Not written beside a `.pth`.
+            With `to="hf"` its MiniMind template gets the markers that TRL needs; a twin's is saved without them.
+        config_overrides: config fields that a native source does not record.
 
     Returns:
-        the path written.
+        The path written.
 
     Raises:
-        CheckpointError: unreadable source, no such counterpart, a destination that exists or cannot be written, or a
-            tokenizer with more tokens than the model.
+        CheckpointError: the source is unreadable or has no counterpart, the destination exists or cannot be written, or
+            the tokenizer has more tokens than the model.
     """
     destination = Path(destination)
     if to not in FORMATS:
@@ -54,7 +56,7 @@ def convert(
     if to == "native" and destination.suffix != ".pth":
         raise CheckpointError(f"{destination}: a native checkpoint is a file ending in .pth, such as full_sft_768.pth")
     if to == "native" and tokenizer is not None:
-        raise CheckpointError(f"--tokenizer {tokenizer}: is not written beside a .pth; leave it out")
+        raise CheckpointError(f"--tokenizer {tokenizer}: no tokenizer is written beside a .pth; leave this out")
     if destination.exists() and (destination.is_file() or any(destination.iterdir())):
         raise CheckpointError(f"{destination}: exists already; give a new path or remove it")
     model = load_model(source, dtype=dtype, config_overrides=config_overrides)
@@ -65,6 +67,7 @@ def convert(
     model, loaded = _in_format(model, to), _tokenizer_for(source, tokenizer)
     if loaded is not None:
         check_vocabulary(model, loaded, source)
+        loaded = prepared_for_trl(loaded) if to == "hf" else prepared_for_engines(loaded)
     with _writing(destination):
         _save_directory(model, loaded, destination)
     return destination
@@ -72,11 +75,11 @@ def convert(
 
 @contextmanager
 def _writing(destination: Path) -> Iterator[None]:
-    """A full or read-only disk in one line; of a full one, torch tells but a wrong position."""
+    """Report a full or read-only disk in one line; for a full one torch reports only a position."""
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch's own is a RuntimeError
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch raises a RuntimeError
+        reason = getattr(error, "strerror", None) or one_line(error)
         disk = next(folder for folder in destination.absolute().parents if folder.exists())
         free = shutil.disk_usage(disk).free / 2**20
         raise CheckpointError(f"{destination}: cannot be written, with {free:,.1f} MiB free there: {reason}") from error
@@ -88,7 +91,7 @@ def _in_format(model: MiniMindForCausalLM, to: str) -> PreTrainedModel:
     twin = twin_type(model.config)
     if not twin.startswith(to):
         raise CheckpointError(
-            f"this model computes what a {twin} does, not a {to}; use --to {twin.removesuffix('_moe')}"
+            f"this model is equivalent to a {twin}, not to a {to}; use --to {twin.removesuffix('_moe')}"
         )
     return to_twin(model)
 
@@ -96,14 +99,14 @@ def _in_format(model: MiniMindForCausalLM, to: str) -> PreTrainedModel:
 def _tokenizer_for(source, tokenizer):
     if tokenizer is None:
         folder = tokenizer_folder(source)
-        return load_tokenizer_of(folder) if folder and file_of(folder, TOKENIZER_CONFIG_FILE) else None
+        return load_tokenizer_of(folder) if folder and find_file(folder, TOKENIZER_CONFIG_FILE) else None
     if not (Path(tokenizer) / "tokenizer_config.json").is_file():
         raise CheckpointError(f"{tokenizer}: no tokenizer there (tokenizer_config.json is missing)")
     return load_tokenizer_of(tokenizer)
 
 
 def _save_directory(model: PreTrainedModel, tokenizer, destination: Path) -> None:
-    """Write beside the destination and rename, so that an interrupted conversion leaves nothing half-written."""
+    """Write atomically, so that an interrupted conversion leaves no partial checkpoint."""
     with atomic_path(destination) as temporary:
         model.save_pretrained(temporary)
         if tokenizer is not None:

@@ -1,5 +1,9 @@
-"""Errors in the middle of training: the last completed step is saved first, and a resumed run ends as a whole one."""
+"""Signals and errors save the last completed step, and a resumed run ends as a whole one."""
 
+import os
+import signal
+import threading
+import time
 from functools import partial
 from pathlib import Path
 
@@ -8,14 +12,141 @@ import torch
 from datasets import IterableDataset
 from transformers import TrainerCallback
 
-from minimind_trl.errors import InputError, TrainingError
+from minimind_trl.errors import InputError, TrainingError, TrainingInterrupted
 from minimind_trl.rewards import Reward
 from minimind_trl.trainers import last_good_checkpoint
 from minimind_trl.trainers.safe_checkpoints import checkpoint_problem, checkpoints_in
-from tests.forking import run
+from minimind_trl.trainers.signals import SIGNALS
+from tests.forking import run, says
+from tests.trainers.accidents import At, checkpoints, running, same, weights
 from tests.trainers.online import low_ids, online, prompts
-from tests.trainers.test_accidents import At, same, weights
 from tests.trainers.tiny import dpo, sft, text_rows
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_a_signal_saves_after_the_step_and_exits(number, code, tmp_path, capsys):
+    before = [signal.getsignal(n) for n in SIGNALS]
+    trainer = sft(tmp_path, max_steps=6, eval_strategy="steps", eval_steps=3)
+    trainer.add_callback(At(3, lambda: os.kill(os.getpid(), number)))
+    with pytest.raises(TrainingInterrupted) as caught:
+        trainer.train()
+    assert caught.value.code == code
+    assert last_good_checkpoint(tmp_path) == tmp_path / "checkpoint-3"
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "stopped" in line]
+    assert line == f"stopped by {number.name} after step 3 of 6; saved {tmp_path}/checkpoint-3"
+    assert not any("eval_loss" in entry for entry in trainer.state.log_history), "no time for that"
+    assert [signal.getsignal(n) for n in SIGNALS] == before
+
+
+def test_a_run_that_a_signal_stopped_ends_where_a_whole_one_does(tmp_path):
+    whole = sft(tmp_path / "whole", max_steps=6)
+    whole.train()
+    stopped = sft(tmp_path / "parts", max_steps=6)
+    stopped.add_callback(At(3, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    with pytest.raises(TrainingInterrupted):
+        stopped.train()
+    resumed = sft(tmp_path / "parts", max_steps=6)
+    resumed.train(resume_from_checkpoint=str(last_good_checkpoint(tmp_path / "parts")))
+    assert resumed.state.global_step == 6 and same(weights(resumed), weights(whole))
+    assert resumed.state.num_input_tokens_seen == whole.state.num_input_tokens_seen
+
+
+def test_a_signal_after_the_last_step_still_saves(tmp_path):
+    trainer = sft(tmp_path, max_steps=2, eval_strategy="steps", eval_steps=2)
+    evaluate = trainer.evaluation_loop
+
+    def loop(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*args, **kwargs)
+
+    trainer.evaluation_loop = loop
+    with pytest.raises(TrainingInterrupted):
+        trainer.train()
+    assert last_good_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+
+
+def test_training_in_a_thread_leaves_signals_alone(tmp_path):
+    trainer, handlers = sft(tmp_path, max_steps=2), []
+    trainer.add_callback(At(1, lambda: handlers.append(signal.getsignal(signal.SIGINT))))
+    thread = threading.Thread(target=trainer.train)
+    thread.start()
+    thread.join()
+    assert trainer.state.global_step == 2 and handlers == [signal.getsignal(signal.SIGINT)]
+
+
+def test_errors_restore_the_handlers(tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    trainer = sft(tmp_path)
+    trainer.compute_loss = None
+    with pytest.raises(TypeError):
+        trainer.train()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+STUCK = """
+import sys, time
+from minimind_trl.trainers import callbacks
+from tests.trainers.accidents import At
+from tests.trainers.tiny import sft
+callbacks._SECONDS_OF_ECHO = 0.5
+trainer = sft(sys.argv[1])
+def hang():
+    print("hanging", flush=True)
+    while True:
+        time.sleep(0.1)
+trainer.add_callback(At(2, hang))
+trainer.train()
+"""
+
+
+def test_a_second_signal_kills_at_once_but_not_an_echo(tmp_path):
+    with running(STUCK, tmp_path) as (process, log):
+        assert says(log, "hanging")
+        os.kill(process.pid, signal.SIGINT)
+        os.kill(process.pid, signal.SIGINT)  # as a launcher passes it on
+        assert says(log, "a second signal kills")
+        time.sleep(1)
+        assert process.is_alive()
+        os.kill(process.pid, signal.SIGINT)
+        process.join(10)
+        assert process.exitcode == -signal.SIGINT
+
+
+ACCIDENT_IN_ONE = """
+import os, signal, sys
+from tests.trainers.accidents import At
+from tests.trainers.tiny import sft
+accident, folder = sys.argv[1:]
+trainer = sft(folder, save_strategy="steps", save_steps=2, max_steps=6)
+compute = trainer.compute_loss
+def broken(*args, **kwargs):
+    return compute(*args, **kwargs) * (float("nan") if trainer.state.global_step == 2 else 1)
+if trainer.args.process_index == 1 and accident == "nan":
+    trainer.compute_loss = broken
+if trainer.args.process_index == 1 and accident == "signal":
+    trainer.add_callback(At(3, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+trainer.train()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accident", ["nan", "signal"])
+def test_an_accident_in_one_process_stops_all_at_the_same_step(accident, tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(ACCIDENT_IN_ONE)
+    folder = tmp_path / "out"
+    result = run(script, [accident, folder], processes=2)
+    assert result.returncode != 0
+    if accident == "nan":
+        assert "step 3 in process 1: the loss is nan" in result.stderr
+        assert "step 3 in process 0: another process's loss is not finite" in result.stderr
+        assert checkpoints(folder) == ["checkpoint-2"]
+    else:
+        assert f"stopped by SIGTERM after step 3 of 6; saved {folder}/checkpoint-3" in result.stdout
+        assert checkpoints(folder) == ["checkpoint-2", "checkpoint-3"]
+        assert (folder / "checkpoint-3" / "rng_state_1.pth").is_file()
+    assert last_good_checkpoint(folder) is not None
+
 
 STEPS = {"max_steps": 6, "logging_steps": 1}
 
@@ -81,10 +212,11 @@ def test_an_error_of_any_kind(tmp_path):
     assert whole == resumed and len(whole) == 6
 
 
-def test_an_error_at_the_end_of_a_step(tmp_path):
+@pytest.mark.parametrize("step", [1, 4])
+def test_an_error_at_the_end_of_a_step(step, tmp_path):
     """Before the step's figures are logged, which are missing then."""
-    message = "step 5: ValueError: at its end"
-    broken_then_resumed(sft, tmp_path, lambda trainer: trainer.add_callback(AtEnd(4)), message, 4)
+    message = f"step {step + 1}: ValueError: at its end"
+    broken_then_resumed(sft, tmp_path, lambda trainer: trainer.add_callback(AtEnd(step)), message, step)
 
 
 def out_of_memory(trainer) -> None:
@@ -254,8 +386,8 @@ import os, sys, torch
 from minimind_trl.errors import TrainingError
 from minimind_trl.rewards import Reward
 from tests.trainers.online import low_ids, online, prompts
-from tests.trainers.test_accidents import At, weights
-from tests.trainers.test_broken_off import broken_collator, fail
+from tests.trainers.accidents import At, weights
+from tests.trainers.test_graceful_shutdown import broken_collator, fail
 from tests.trainers.tiny import sft
 folder, steps = sys.argv[1], {"max_steps": 6, "save_strategy": "no"}
 rank = int(os.environ["RANK"])
