@@ -132,24 +132,8 @@ class MiniMindConfig(PreTrainedConfig):
 
     model_type: ClassVar[str] = "minimind"
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "cache"]  # the names before and since 5.24
-    # Plans by which transformers shards the backbone (`tp_plan="auto"`, experts, pipelines), as in the twins.
-    base_model_tp_plan: ClassVar[dict[str, str]] = {
-        "layers.*.self_attn.q_proj": "colwise",
-        "layers.*.self_attn.k_proj": "colwise",
-        "layers.*.self_attn.v_proj": "colwise",
-        "layers.*.self_attn.q_norm": "replicated_with_grad_allreduce",
-        "layers.*.self_attn.k_norm": "replicated_with_grad_allreduce",
-        "layers.*.self_attn.o_proj": "rowwise",
-        "layers.*.mlp.experts.gate_up_proj": "packed_colwise",
-        "layers.*.mlp.experts.down_proj": "rowwise",
-        "layers.*.mlp.experts": "moe_tp_experts",
-        "layers.*.mlp.shared_experts.*.gate_proj": "colwise",
-        "layers.*.mlp.shared_experts.*.up_proj": "colwise",
-        "layers.*.mlp.shared_experts.*.down_proj": "rowwise",
-        "layers.*.mlp.gate_proj": "colwise",
-        "layers.*.mlp.up_proj": "colwise",
-        "layers.*.mlp.down_proj": "rowwise",
-    }
+    # Plans by which transformers shards the backbone by experts and over a pipeline, as in the twins. For tensor
+    # parallelism see `base_model_tp_plan`.
     base_model_ep_plan: ClassVar[dict[str, str]] = {
         "layers.*.mlp.experts.gate_up_proj": "grouped_gemm",
         "layers.*.mlp.experts.down_proj": "grouped_gemm",
@@ -214,6 +198,33 @@ class MiniMindConfig(PreTrainedConfig):
         if not str(kwargs.get("auto_map", {}).get("AutoConfig", "")).endswith(_AUTO_MAP["AutoConfig"]):
             kwargs["auto_map"] = dict(_AUTO_MAP)
         super().__post_init__(**kwargs)
+
+    @property
+    def base_model_tp_plan(self) -> dict[str, str]:
+        """How `tp_plan="auto"` shards the backbone: the twins' rules for the layers that this config has."""
+        norms = ("q_norm", "k_norm") if self.use_qk_norm else ()
+        plan = {
+            "layers.*.self_attn.q_proj": "colwise",
+            "layers.*.self_attn.k_proj": "colwise",
+            "layers.*.self_attn.v_proj": "colwise",
+            **{f"layers.*.self_attn.{norm}": "replicated_with_grad_allreduce" for norm in norms},
+            "layers.*.self_attn.o_proj": "rowwise",
+        }
+        feed_forward = "layers.*.mlp"
+        if self.num_experts > 0:
+            plan |= {
+                "layers.*.mlp.experts.gate_up_proj": "packed_colwise",
+                "layers.*.mlp.experts.down_proj": "rowwise",
+                "layers.*.mlp.experts": "moe_tp_experts",
+            }
+            if not self.n_shared_experts:
+                return plan
+            feed_forward = "layers.*.mlp.shared_experts.*"
+        return plan | {
+            f"{feed_forward}.gate_proj": "colwise",
+            f"{feed_forward}.up_proj": "colwise",
+            f"{feed_forward}.down_proj": "rowwise",
+        }
 
     def _family_of(self, kwargs: dict[str, Any]) -> str:
         # A MiniMind2 config may set `n_shared_experts`, which is also a field of ours. Our saved configs always include

@@ -1,13 +1,26 @@
 """The models in two processes over gloo: with torch's fully_shard, which FSDP2 uses, and tensor parallelism."""
 
 import json
+import re
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from minimind_trl.models import MiniMindForCausalLM
+from tests.conftest import small_config
 from tests.forking import run
+
+
+def test_every_rule_of_the_tensor_parallel_plan_has_its_layers(kind):
+    """transformers warns of rules that match nothing."""
+    names = {re.sub(r"\.\d+\.", ".*.", name) for name, _ in MiniMindForCausalLM(small_config(kind)).named_modules()}
+    names |= {f"model.layers.*.mlp.experts.{weight}_proj" for weight in ("gate_up", "down") if kind.startswith("moe")}
+    rules = {f"model.{rule}" for rule in small_config(kind).base_model_tp_plan}
+    assert rules <= names
+    linear = {name for name in names if name.endswith("_proj")}
+    assert linear == {rule for rule in rules if rule.endswith("_proj")}
 
 
 @pytest.mark.slow
