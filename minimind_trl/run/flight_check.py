@@ -48,6 +48,7 @@ def flight_check(trainer, run: RunContext) -> None:
     raise_all(
         [
             *tokenizer_problems(trainer, run),
+            *checkpointing_problems(trainer),
             *boundary.problems(),
             *(_length_problems(trainer, rows, run.tokenizer) or _batch_problems(trainer, run.data)),
             *overlap_problems(run.data),
@@ -63,6 +64,17 @@ def flight_check(trainer, run: RunContext) -> None:
 def print_warnings(warnings: list[str]) -> None:
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
+
+
+def checkpointing_problems(trainer) -> list[str]:
+    options = trainer.args.activation_checkpointing_kwargs or {}
+    has_experts = getattr(trainer.model.config, "num_experts", 0)
+    if trainer.args.activation_checkpointing and options.get("use_reentrant") and has_experts:
+        return [
+            "--activation_checkpointing_kwargs: with use_reentrant the balancing loss of a mixture of experts has no "
+            "gradient: leave use_reentrant out"
+        ]
+    return []
 
 
 def tokenizer_problems(trainer, run: RunContext) -> list[str]:

@@ -13,7 +13,15 @@ from rich.console import Console
 from ..data import DatasetMixer
 from ..errors import InputError, raise_all
 from ..tokenization import compare_prompts
-from .flight_check import SAMPLE, overlap_problems, print_model, print_warnings, resume_problems, tokenizer_problems
+from .flight_check import (
+    SAMPLE,
+    checkpointing_problems,
+    overlap_problems,
+    print_model,
+    print_warnings,
+    resume_problems,
+    tokenizer_problems,
+)
 from .run_context import RunContext
 
 if TYPE_CHECKING:
@@ -38,6 +46,7 @@ def rl_flight_check(trainer: "RolloutTrainer", run: RunContext) -> None:
     raise_all(
         [
             *tokenizer_problems(trainer, run),
+            *checkpointing_problems(trainer),
             *boundary.problems(),
             *overlap_problems(run.data),
             *resume_problems(trainer, run),

@@ -14,6 +14,7 @@ import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args, get_type_hints
 
 import pytest
@@ -35,12 +36,13 @@ from minimind_trl.run import (
     parse_arguments,
 )
 from minimind_trl.run.distill_config import DistillRecipeConfig
+from minimind_trl.run.flight_check import checkpointing_problems
 from minimind_trl.run.loading import load_tokenizer
 from minimind_trl.run.online_configs import GRPORecipeConfig, PPORecipeConfig, SPORecipeConfig
 from minimind_trl.run.option_ranges import RANGES, REFUSED, check_options
 from minimind_trl.run.records import command_line
 from minimind_trl.run.secrets import take_out_secrets
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, small_config
 from tests.forking import run as run_forked
 
 RECIPES = {
@@ -532,3 +534,12 @@ def test_secrets_leave_the_command_line():
     words = ["sft.py", "--hub_token", "a", "--hub-token=b", "--hub_token"]
     assert take_out_secrets(words) is words
     assert words == ["sft.py", "--hub_token", "...", "--hub-token=...", "--hub_token"]
+
+
+@pytest.mark.parametrize("name", ["gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"])
+def test_reentrant_checkpointing_would_leave_experts_unbalanced(tmp_path, name):
+    for kind, reentrant, problems in (("moe3", True, 1), ("moe3", False, 0), ("dense3", True, 0)):
+        options = {"gradient_checkpointing": True, name: {"use_reentrant": reentrant}, "bf16": False}
+        config = SFTRecipeConfig(str(tmp_path), **options)
+        trainer = SimpleNamespace(args=config, model=SimpleNamespace(config=small_config(kind)))
+        assert len(checkpointing_problems(trainer)) == problems, (kind, reentrant)
