@@ -282,7 +282,7 @@ def _only(kwargs: dict[str, Any], *names: str) -> dict[str, Any]:
 
 def _with_name(model: PreTrainedModel, name) -> PreTrainedModel:
     """Record the checkpoint's name in the model: adapters store it as their base model."""
-    model.config._name_or_path = model.name_or_path = str(name)
+    model.config.name_or_path = model.name_or_path = str(name)
     return model
 
 

@@ -99,5 +99,5 @@ def _with_weights_of(source: PreTrainedModel, target: PreTrainedModel) -> PreTra
     target.to(source.dtype).load_state_dict(source.state_dict())
     target.tie_weights()
     target.generation_config = copy.deepcopy(source.generation_config)
-    target.config._name_or_path = target.name_or_path = source.config._name_or_path
+    target.config.name_or_path = target.name_or_path = source.config.name_or_path or ""
     return target.eval()

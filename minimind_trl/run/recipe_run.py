@@ -87,10 +87,10 @@ class Run(RunContext):
         trainer.train(resume_from_checkpoint=self.config.resume_from_checkpoint)
         if self.args.eval_interval:
             metrics["after"] = at_end.figures
-        self._save(trainer, metrics, record)
+        self._save_results(trainer, metrics, record)
         return metrics
 
-    def _save(self, trainer, metrics: dict[str, dict[str, float]], record: dict[str, Any]) -> None:
+    def _save_results(self, trainer, metrics: dict[str, dict[str, float]], record: dict[str, Any]) -> None:
         with trainer.signals:  # a signal waits until all is saved
             with saving("the model", self.config.output_dir):
                 trainer.processing_class = self.tokenizer  # not a twin made for the training
