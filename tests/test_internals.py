@@ -1,5 +1,7 @@
 """Private names of other libraries: an upgrade that moves one fails here, with a line that says what moved."""
 
+import ast
+
 import pytest
 from transformers import Trainer
 from trl import DPOTrainer, GRPOTrainer, RewardTrainer, SFTTrainer
@@ -15,9 +17,12 @@ from minimind_trl.internals import (
     collisions,
     moved,
 )
+from tests.conftest import REPOSITORY
+
+CONTRACT = (DATASETS, ENGINES, TRANSFORMERS, TRL)
 
 
-@pytest.mark.parametrize("names", [DATASETS, ENGINES, TRANSFORMERS, TRL])
+@pytest.mark.parametrize("names", CONTRACT)
 def test_installed_libraries_have_every_name(names):
     assert moved(names) == []
 
@@ -57,3 +62,18 @@ def test_the_library_calls_a_hook_and_a_hook_the_library():
 
     Both().save()
     assert calls == ["library", "ours"]
+
+
+def test_no_other_file_uses_a_private_name_of_the_list():
+    """Except the model files, which travel with checkpoints."""
+    private = {entry.name for names in CONTRACT for entry in names if entry.name.startswith("_")}
+    exempt = {"internals.py", "modeling_minimind.py", "configuration_minimind.py"}
+    found = []
+    for path in sorted((REPOSITORY / "minimind_trl").rglob("*.py")) + sorted((REPOSITORY / "recipes").glob("*.py")):
+        if path.name in exempt:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = getattr(node, "attr", None) or (node.name if isinstance(node, ast.FunctionDef) else None)
+            if name in private:
+                found.append(f"{path.name}:{node.lineno} {name}")
+    assert found == []

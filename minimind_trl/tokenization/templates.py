@@ -194,12 +194,12 @@ def with_training_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedToke
     """
     if not tokenizer.is_fast:
         raise ChatTemplateError(
-            f"{_name(tokenizer)} is a slow tokenizer, which cannot tell which tokens the assistant wrote: "
+            f"{_tokenizer_name(tokenizer)} is a slow tokenizer, which cannot tell which tokens the assistant wrote: "
             "load it with AutoTokenizer.from_pretrained, which gives the fast one"
         )
     if not tokenizer.chat_template:
         raise ChatTemplateError(
-            f"{_name(tokenizer)} has no chat template: set tokenizer.chat_template, "
+            f"{_tokenizer_name(tokenizer)} has no chat template: set tokenizer.chat_template, "
             'for a MiniMind model to minimind_trl.tokenization.inference_template("minimind2" or "minimind3")'
         )
     twin = _find_template(tokenizer)
@@ -226,7 +226,7 @@ def _find_template(tokenizer: PreTrainedTokenizerBase) -> str | dict[str, str]:
         return known_to_trl
     if marked or known_to_trl:
         raise ChatTemplateError(
-            f"the chat template of {_name(tokenizer)} would train a model that never stops: the end of the "
+            f"the chat template of {_tokenizer_name(tokenizer)} would train a model that never stops: the end of the "
             "assistant's turn lies outside {% generation %}, or is no token of this tokenizer. Use the "
             "template's own tokenizer, or move {% endgeneration %} behind the end-of-turn token"
         )
@@ -267,7 +267,7 @@ def _explain(tokenizer: PreTrainedTokenizerBase, differences: dict[str, list[tup
     )
     start = max(0, at - 20)
     return (
-        f"the chat template of {_name(tokenizer)} is not one whose assistant turns can be marked: for the "
+        f"the chat template of {_tokenizer_name(tokenizer)} is not one whose assistant turns can be marked: for the "
         f'probe "{probe}" it renders {own[start : at + 40]!r} where {nearest}, the nearest known template '
         f"({len(differences[nearest])} of {len(PROBES)} probes differ), renders "
         f"{expected[start : at + 40]!r}. Use the tokenizer that belongs to the checkpoint, or put "
@@ -276,5 +276,5 @@ def _explain(tokenizer: PreTrainedTokenizerBase, differences: dict[str, list[tup
     )
 
 
-def _name(tokenizer: PreTrainedTokenizerBase) -> str:
+def _tokenizer_name(tokenizer: PreTrainedTokenizerBase) -> str:
     return f"tokenizer {tokenizer.name_or_path!r}" if tokenizer.name_or_path else "the tokenizer"

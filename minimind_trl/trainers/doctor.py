@@ -34,7 +34,7 @@ class RLDoctor(TrainerCallback):
         self._first: dict[str, list[float]] = defaultdict(list)
         self._last_symptoms: set[str] = set()
         self._explained: list[float] = []
-        self._logs = 0
+        self._log_count = 0
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._reset()
@@ -51,8 +51,8 @@ class RLDoctor(TrainerCallback):
         if not logs or "loss" not in logs or "reward" not in logs:
             return []
         logs = {name: value for name, value in logs.items() if isinstance(value, int | float) and math.isfinite(value)}
-        self._logs += 1
-        if self._logs <= _FIRST:
+        self._log_count += 1
+        if self._log_count <= _FIRST:
             for name in ("completions/mean_length", "entropy", "reward", "reward_std"):
                 self._first[name] += [logs[name]] if name in logs else []
         symptoms = self._symptoms(args, logs)
@@ -114,11 +114,11 @@ class RLDoctor(TrainerCallback):
         """Median of the latest logs whose rewards still differ; NaN while there are too few."""
         normal = self._normal("reward_std", 0.0)
         varied = not normal or logs.get("reward_std", normal) > _VARIED * normal
-        if "explained_variance" in logs and varied and self._logs > 1:
+        if "explained_variance" in logs and varied and self._log_count > 1:
             self._explained = [*self._explained, logs["explained_variance"]][-_LATEST:]
         return median(self._explained) if varied and len(self._explained) == _LATEST else math.nan
 
     def _normal(self, name: str, default: float = math.nan) -> float:
         """Mean over the first logs; the default (NaN compares as False) while there are too few, or none has it."""
         values = self._first[name]
-        return mean(values) if values and self._logs > _FIRST else default
+        return mean(values) if values and self._log_count > _FIRST else default

@@ -43,7 +43,7 @@ def checkpoints_in(output_dir: str | Path) -> list[Path]:
     """Every `checkpoint-N` of a folder, complete or not, from the first step to the last."""
     folder = Path(output_dir)
     found = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
-    return sorted((path for path in found if _NAME.fullmatch(path.name)), key=_step)
+    return sorted((path for path in found if _NAME.fullmatch(path.name)), key=_step_of)
 
 
 def rotate(saved: Path, limit: int | None, best: str | None) -> None:
@@ -56,7 +56,7 @@ def rotate(saved: Path, limit: int | None, best: str | None) -> None:
         return
     found = checkpoints_in(saved.parent)
     others = [path for path in found if path != saved and (best is None or path != Path(best))]
-    others.sort(key=lambda path: (_step(path) < _step(saved), _step(path)))
+    others.sort(key=lambda path: (_step_of(path) < _step_of(saved), _step_of(path)))
     for path in others[: max(len(found) - limit, 0)]:
         doomed = path.with_name(f".{path.name}.old")  # if the run is killed here, no half of it has its name
         try:
@@ -132,7 +132,7 @@ def write_checksums(folder: Path) -> None:
     write_json(folder / CHECKSUMS, {path.relative_to(folder).as_posix(): _size_and_crc(path) for path in files})
 
 
-def _step(folder: Path) -> int:
+def _step_of(folder: Path) -> int:
     return int(_NAME.fullmatch(folder.name)[1])
 
 
