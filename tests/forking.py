@@ -29,6 +29,7 @@ from accelerate.utils.launch import (
 )
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+GRACE = 2  # seconds in which the others of a failed process may say why they fail, too
 LIMIT = 300  # seconds, also on a busy machine: what takes longer hangs
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -146,11 +147,13 @@ def _ranks(processes: int) -> list[dict[str, str]]:
 
 
 def _wait(processes: list[BaseProcess], limit: float) -> bool:
-    """Until all have ended, or one has failed, for which the others would wait; False if that takes too long."""
-    until = time.monotonic() + limit
+    """Wait until all have ended, or for a moment longer once one has failed; False if that takes too long."""
+    until, grace = time.monotonic() + limit, None
     while any(process.is_alive() for process in processes):
         if any(process.exitcode for process in processes):
-            return True
+            grace = grace or time.monotonic() + GRACE
+            if time.monotonic() > grace:
+                return True
         if time.monotonic() > until:
             return False
         multiprocessing.connection.wait([process.sentinel for process in processes if process.is_alive()], timeout=1)
