@@ -85,12 +85,11 @@ def run(
             for (out, err), rank in zip(files, ranks, strict=True)
         ]
         with _ended(started):
-            in_time = _wait(started, limit)
-            codes = [process.exitcode for process in started]  # None of those that would wait for a failed one
+            code = _wait(started, limit)
         out, err = ("".join(file.read_text() for file in column) for column in zip(*files, strict=True))
-    if not in_time:
+    if code is None:
         raise TimeoutError(f"{script} did not end within {limit} s; it printed\n{out}\n{err}")
-    return subprocess.CompletedProcess([str(script), *map(str, options)], next(filter(None, codes), 0), out, err)
+    return subprocess.CompletedProcess([str(script), *map(str, options)], code, out, err)
 
 
 def says(log: Path, words: str, seconds: float = 60) -> bool:
@@ -146,18 +145,20 @@ def _ranks(processes: int) -> list[dict[str, str]]:
     return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
 
 
-def _wait(processes: list[BaseProcess], limit: float) -> bool:
-    """Wait until all have ended, or for a moment longer once one has failed; False if that takes too long."""
-    until, grace = time.monotonic() + limit, None
+def _wait(processes: list[BaseProcess], limit: float) -> int | None:
+    """Wait until all have ended, or for a moment longer once one has failed.
+
+    Returns:
+        The exit code of the first that failed, 0 if none did; None if that takes too long.
+    """
+    until, failed = time.monotonic() + limit, 0
     while any(process.is_alive() for process in processes):
-        if any(process.exitcode for process in processes):
-            grace = grace or time.monotonic() + GRACE
-            if time.monotonic() > grace:
-                return True
+        if not failed and (failed := next(filter(None, (process.exitcode for process in processes)), 0)):
+            until = min(until, time.monotonic() + GRACE)
         if time.monotonic() > until:
-            return False
+            return failed or None
         multiprocessing.connection.wait([process.sentinel for process in processes if process.is_alive()], timeout=1)
-    return True
+    return failed or next(filter(None, (process.exitcode for process in processes)), 0)
 
 
 @contextmanager
