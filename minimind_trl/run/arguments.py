@@ -14,7 +14,7 @@ from trl import ModelConfig, TrlParser
 from ..errors import InputError, first_line, nearest, raise_all
 from ..internals import reads_boolean
 from .config_files import read_config_file
-from .option_ranges import check_options
+from .option_checks import check_options
 from .processes import load_models_whole
 from .secrets import keep_token, take_out_secrets
 from .services import service_problems

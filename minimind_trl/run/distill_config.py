@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from ..trainers.gkd_trainer import GKDConfig
-from .option_ranges import SHARE
+from ..trainers.option_ranges import SHARE
 from .recipe_configs import OWN_EVALUATION, SupervisedConfig
 
 

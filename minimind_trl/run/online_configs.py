@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils import is_hqq_available, is_optimum_quanto_available
@@ -12,7 +12,7 @@ from ..errors import InputError, nearest
 from ..trainers.ppo_config import PPOConfig
 from ..trainers.rollout_config import RolloutConfig
 from ..trainers.spo_config import SPOConfig
-from .option_ranges import check_options
+from .option_checks import check_options
 from .recipe_configs import BY_EVALUATION, OWN_EVALUATION, RecipeConfig
 
 
@@ -44,6 +44,7 @@ class OnlineConfig(RecipeConfig):
         metadata={"help": "Start even if the reward seems to be constant."},
     )
 
+    option_ranges: ClassVar[dict[str, Any]] = RolloutConfig.option_ranges
     refused_options: ClassVar[dict[str, str | None]] = OWN_EVALUATION | {
         "remove_unused_columns": "rewards read the columns of the rows",
         "label_smoothing_factor": "has no effect on rewards",

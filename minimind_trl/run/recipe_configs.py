@@ -11,8 +11,8 @@ from trl import DPOConfig, RewardConfig, SFTConfig
 
 from ..errors import InputError, first_line, nearest, one_line, raise_all
 from ..hardware import has_fast_bf16
+from ..trainers.option_ranges import MORE_THAN_0, one_of
 from .learning_rates import WARMUP
-from .option_ranges import MORE_THAN_0, one_of
 from .processes import launch_problems, launched_precision, refuse_other_launch
 from .services import folder_problem
 

@@ -1,9 +1,9 @@
 """Options of PPOTrainer, with the names of TRL's last PPOConfig."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ..errors import InputError
-from .rollout_config import CLIPPED, UngroupedConfig, range_problems, refuse_given
+from .rollout_config import CLIPPED, UngroupedConfig, given_problems
 
 _REFUSED = {
     "num_iterations": "is set by --num_ppo_epochs",
@@ -55,29 +55,17 @@ class PPOConfig(UngroupedConfig):
     )
     loss_type: str = field(default="dapo", metadata={"help": "TRL's loss; dapo averages over all tokens of a step."})
 
-    def __post_init__(self):
-        if self.loss_type in CLIPPED:
-            range_problem = {"epsilon_high": "is set by --cliprange"}
-        else:
-            range_problem = {"cliprange": f"is for --loss_type {' or '.join(CLIPPED)}"}
-        refuse_given(self, _REFUSED | range_problem)
-        problems = range_problems(
-            self,
-            {"num_ppo_epochs": 1, "num_mini_batches": 1, "kl_coef": 0, "vf_coef": 0, "critic_learning_rate": 0},
-            above_zero=("cliprange", "cliprange_value", "target_kl"),
-        )
-        problems += [
-            f"--{name} {value}: between 0 and 1"
-            for name, value in (("gamma", self.gamma), ("lam", self.lam))
-            if not 0 <= value <= 1
-        ]
-        if self.kl_estimator not in ("k1", "k3"):
-            problems.append(f"--kl_estimator {self.kl_estimator!r}: k1 or k3")
-        if self.load_best_model_at_end:
-            problems.append("--load_best_model_at_end would not load the critic: load the checkpoint yourself")
-        if problems:
-            raise InputError("\n".join(problems))
+    def set_derived(self) -> None:
         self.num_iterations = self.num_ppo_epochs
         self.steps_per_generation = self.gradient_accumulation_steps * self.num_mini_batches
         self.epsilon, self.beta = self.cliprange, self.kl_coef
-        super().__post_init__()
+
+    def method_problems(self) -> Iterator[str]:
+        yield from super().method_problems()
+        if self.loss_type in CLIPPED:
+            range_of_ratio = {"epsilon_high": "is set by --cliprange"}
+        else:
+            range_of_ratio = {"cliprange": f"is for --loss_type {' or '.join(CLIPPED)}"}
+        yield from given_problems(self, _REFUSED | range_of_ratio)
+        if self.load_best_model_at_end:
+            yield "--load_best_model_at_end would not load the critic: load the checkpoint yourself"

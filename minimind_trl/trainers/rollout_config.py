@@ -1,17 +1,15 @@
 """Options that all online trainers share."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from trl import GRPOConfig
 
-from ..errors import InputError, nearest
+from ..errors import raise_all
+from .option_ranges import one_of, range_problems
 
-# TRL refuses unknown values only when it computes the first loss.
-_KNOWN = {
-    "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"),
-    "importance_sampling_level": ("token", "sequence"),
-}
+_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
 _NOT_FOR_THIS = "is not for this method"
 _NO_EFFECT = {
     "use_transformers_continuous_batching": f"{_NOT_FOR_THIS}: it leaves the model in training mode",
@@ -26,7 +24,7 @@ _FOR_LOSSES = {
     "epsilon": CLIPPED,
     "epsilon_high": (*CLIPPED, "cispo"),
     "delta": CLIPPED,
-    "importance_sampling_level": tuple(loss for loss in _KNOWN["loss_type"] if loss != "vespo"),
+    "importance_sampling_level": tuple(loss for loss in _LOSSES if loss != "vespo"),
     **dict.fromkeys(("sapo_temperature_pos", "sapo_temperature_neg"), ("sapo",)),
     **dict.fromkeys(("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"), ("vespo",)),
 }
@@ -72,24 +70,35 @@ class RolloutConfig(GRPOConfig):
         },
     )
 
+    option_ranges: ClassVar[dict[str, Any]] = {  # TRL checks these with the first loss only
+        "loss_type": one_of(*_LOSSES),
+        "importance_sampling_level": one_of("token", "sequence"),
+    }
+
     def __post_init__(self):
-        if self.eval_temperature < 0:
-            raise InputError(f"--eval_temperature {self.eval_temperature}: must be 0 (greedy) or more")
-        if self.reward_errors not in ("raise", "none"):
-            raise InputError(f"--reward_errors {self.reward_errors!r}: raise or none")
-        for name, known in _KNOWN.items():
-            if (value := getattr(self, name)) not in known:
-                raise InputError(f"--{name} {value!r} is not known{nearest(str(value), known, listed=True)}")
-        refuse_given(self, self._without_effect())
-        if self.loss_type == "cispo":
-            self.epsilon_high = _CISPO_CAP if self.epsilon_high is None else self.epsilon_high
-            if self.epsilon_high < 1:
-                raise InputError(
-                    f"--epsilon_high {self.epsilon_high:g}: with --loss_type cispo it is the largest weight of a "
-                    "token, whose ratio is 1 at first, and this would scale every gradient down: set "
-                    f"{_CISPO_CAP:g}, or leave it out"
-                )
+        self.set_defaults()
+        raise_all(self.method_problems())
+        self.set_derived()
         super().__post_init__()
+
+    def set_defaults(self) -> None:
+        """Set options that are None and whose default depends on others."""
+        if self.loss_type == "cispo" and self.epsilon_high is None:
+            self.epsilon_high = _CISPO_CAP
+
+    def set_derived(self) -> None:
+        """Set TRL's options that others stand for."""
+
+    def method_problems(self) -> Iterator[str]:
+        """One line for each option that is out of range, has no effect, or contradicts another."""
+        yield from range_problems(self)
+        yield from given_problems(self, self._without_effect())
+        if self.loss_type == "cispo" and self.epsilon_high < 1:
+            yield (
+                f"--epsilon_high {self.epsilon_high:g}: with --loss_type cispo it is the largest weight of a token, "
+                f"whose ratio is 1 at first, and this would scale every gradient down: set {_CISPO_CAP:g}, or leave it "
+                "out"
+            )
 
     def _without_effect(self) -> dict[str, str]:
         """Options that have no effect with these settings, and why."""
@@ -111,32 +120,23 @@ class UngroupedConfig(RolloutConfig):
     num_generations: int | None = field(default=1, metadata={"help": "Answers to each prompt of a rollout."})
 
     def __post_init__(self):
-        why = f"{_NOT_FOR_THIS}: there are no groups"
-        refuse_given(self, {"scale_rewards": why, "multi_objective_aggregation": why})
-        if (count := self.num_generations) < 1:
-            raise InputError(f"--num_generations {count}: at least 1")
-        self.num_generations = _One(1) if count == 1 else count
+        count = self.num_generations
+        if count == 1:
+            self.num_generations = _One(1)
         super().__post_init__()
         self.num_generations = count
 
-
-def range_problems(config, at_least: dict[str, float], above_zero: tuple[str, ...] = ()) -> list[str]:
-    """One line for each option that is out of range; None is in every range."""
-    values = {name: getattr(config, name) for name in (*at_least, *above_zero)}
-    given = {name: value for name, value in values.items() if value is not None}
-    problems = [
-        f"--{name} {given[name]}: at least {low}" for name, low in at_least.items() if given.get(name, low) < low
-    ]
-    return problems + [f"--{name} {given[name]}: more than 0" for name in above_zero if given.get(name, 1) <= 0]
+    def method_problems(self) -> Iterator[str]:
+        yield from super().method_problems()
+        why = f"{_NOT_FOR_THIS}: there are no groups"
+        yield from given_problems(self, {"scale_rewards": why, "multi_objective_aggregation": why})
 
 
-def refuse_given(config, reasons: dict[str, str]) -> None:
-    """Raise InputError if an option is given that has no effect.
+def given_problems(config, reasons: dict[str, str]) -> Iterator[str]:
+    """One line for each option that is given, although it has no effect.
 
     Args:
         reasons: `{option: why}`; the message is the option's name and this.
     """
     fields = type(config).__dataclass_fields__
-    given = [name for name in reasons if getattr(config, name) != fields[name].default]
-    if given:
-        raise InputError("; ".join(f"--{name} {reasons[name]}" for name in given))
+    yield from (f"--{name} {why}" for name, why in reasons.items() if getattr(config, name) != fields[name].default)

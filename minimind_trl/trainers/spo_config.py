@@ -1,10 +1,10 @@
 """Options of SPOTrainer."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ..errors import InputError
-from .rollout_config import CLIPPED, UngroupedConfig, range_problems, refuse_given
+from .rollout_config import CLIPPED, UngroupedConfig, given_problems
 
 _GLOBAL = {"rho_min": 0.5, "rho_max": 0.96, "beta": 0.02, "loss_type": "grpo"}
 _PROMPT = {"rho_min": 0.875, "rho_max": 0.96, "beta": 0.0, "loss_type": "dapo"}
@@ -62,43 +62,34 @@ class SPOConfig(UngroupedConfig):
     )
     loss_type: str | None = field(default=None, metadata={"help": "TRL's loss: dapo, or grpo (global)."})
 
-    def __post_init__(self):
-        problems = []
-        if self.num_generations != 1:
-            problems.append(f"--num_generations {self.num_generations}: SPO samples one completion per prompt")
-        if self.tracker not in ("prompt", "global"):
-            problems.append(f"--tracker {self.tracker!r}: prompt or global")
-        if self.rho_divergence not in ("abs", "k3"):
-            problems.append(f"--rho_divergence {self.rho_divergence!r}: abs or k3")
-        if self.tracker == "global" and self.rho_divergence != "abs":
-            problems.append("--rho_divergence is for --tracker prompt")
-        if self.opponent not in (None, "snapshot"):
-            problems.append(f"--opponent {self.opponent!r}: snapshot, or leave it out")
+    def set_defaults(self) -> None:
         for name, value in (_GLOBAL if self.tracker == "global" else _PROMPT).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
         if self.epsilon_high is None and self.loss_type in CLIPPED:
             self.epsilon_high = 0.28
+        super().set_defaults()
+
+    def method_problems(self) -> Iterator[str]:
+        yield from super().method_problems()
+        if self.num_generations != 1:
+            yield f"--num_generations {self.num_generations}: SPO samples one completion per prompt"
         if self.tracker == "prompt" and self.prioritized_sampling:
-            refuse_given(self, {"shuffle_dataset": "is for --prioritized_sampling false: else prompts are drawn"})
+            reason = "is for --prioritized_sampling false: else prompts are drawn"
+            yield from given_problems(self, {"shuffle_dataset": reason})
         if not 0 < self.rho_min <= self.rho_max < 1:
-            problems.append(f"--rho_min {self.rho_min} --rho_max {self.rho_max}: 0 < rho_min <= rho_max < 1")
-        least = {"init_rollouts": 0, "opponent_pool": 1, "opponent_interval": 1}
-        problems += range_problems(self, least, above_zero=("rho_half_life",))
+            yield f"--rho_min {self.rho_min} --rho_max {self.rho_max}: 0 < rho_min <= rho_max < 1"
         if self.reward_range is not None and (
             len(self.reward_range) != 2
             or not all(map(math.isfinite, self.reward_range))
             or self.reward_range[0] >= self.reward_range[1]
         ):
-            problems.append(f"--reward_range {self.reward_range}: two numbers, the lower one first")
-        if self.sampling_floor <= 0:
-            problems.append(f"--sampling_floor {self.sampling_floor}: more than 0, or a prompt would never come back")
+            yield f"--reward_range {self.reward_range}: two numbers, the lower one first"
+        if self.tracker == "global" and self.rho_divergence != "abs":
+            yield "--rho_divergence is for --tracker prompt"
         if self.tracker == "global" and self.init_rollouts:
-            problems.append("--init_rollouts is for --tracker prompt")
+            yield "--init_rollouts is for --tracker prompt"
         if self.opponent and self.init_rollouts:
-            problems.append("--init_rollouts is not for self-play, which starts where a win is as likely as a loss")
+            yield "--init_rollouts is not for self-play, which starts where a win is as likely as a loss"
         if self.opponent and self.use_vllm:
-            problems.append("--opponent snapshot generates with transformers: no --use_vllm")
-        if problems:
-            raise InputError("\n".join(problems))
-        super().__post_init__()
+            yield "--opponent snapshot generates with transformers: no --use_vllm"

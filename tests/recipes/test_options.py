@@ -39,9 +39,10 @@ from minimind_trl.run.distill_config import DistillRecipeConfig
 from minimind_trl.run.flight_check import checkpointing_problems
 from minimind_trl.run.loading import load_tokenizer
 from minimind_trl.run.online_configs import GRPORecipeConfig, PPORecipeConfig, SPORecipeConfig
-from minimind_trl.run.option_ranges import RANGES, REFUSED, check_options
+from minimind_trl.run.option_checks import REFUSED, check_options
 from minimind_trl.run.records import command_line
 from minimind_trl.run.secrets import take_out_secrets
+from minimind_trl.trainers.option_ranges import RANGES
 from tests.conftest import REPOSITORY, small_config
 from tests.forking import run as run_forked
 

@@ -68,7 +68,11 @@ REFUSED = [
     ("grpo", [*MATCH, "--max_completion_length", "4096"], "leave no room in the model's 2048 positions: set it lower"),
     ("grpo", [*MATCH, "--per_device_train_batch_size", "5000"], "answers 5000 prompts, and there are 1395"),
     ("grpo", ["--from_weight", "{model}", *SFT, "--reward_funcs", "exact_match"], "but this recipe trains rlaif"),
-    ("grpo", [*MATCH, "--loss_type", "cipso"], "--loss_type 'cipso' is not known; did you mean 'cispo'?"),
+    (
+        "grpo",
+        [*MATCH, "--loss_type", "cipso"],
+        "cispo, sapo, luspo, vespo; did you mean 'cispo'?",
+    ),
     ("spo", [*MATCH, "--num_generations", "4"], "--num_generations 4: SPO samples one completion per prompt"),
     ("ppo", [*MATCH, "--epsilon", "0.1"], "--epsilon is set by --cliprange"),
     (
@@ -78,7 +82,7 @@ REFUSED = [
     ),
     ("spo", [*MATCH, "--reward_range", "0", "-1"], "two numbers, the lower one first"),
     ("spo", own("unbounded"), "the range of reward unbounded is not known: give --reward_range LOWEST HIGHEST"),
-    ("spo", [*MATCH, "--tracker", "globl"], "--tracker 'globl': prompt or global"),
+    ("spo", [*MATCH, "--tracker", "globl"], "--tracker globl: must be one of prompt, global; did you mean 'global'?"),
     # --- the options ---
     ("sft", [*SCRATCH, "--learning_rat", "1"], "unknown option --learning_rat; did you mean '--learning_rate'?"),
     ("sft", ["--from_weight", "x", *SCRATCH], "exactly one of --preset"),

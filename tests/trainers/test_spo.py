@@ -53,7 +53,7 @@ def test_or_the_kl(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rho_divergence": "kl"}, "--rho_divergence 'kl': abs or k3"),
+        ({"rho_divergence": "kl"}, "--rho_divergence kl: must be one of abs, k3"),
         ({"tracker": "global", "rho_divergence": "k3"}, "--rho_divergence is for --tracker prompt"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The valid range of every recipe option, in one table by name.
+"""The valid range of every training option, in one table by name.
 
 A config whose option of the same name has another meaning overrides the table in its own `option_ranges`. Types and
 choices come from the configs' fields.
@@ -161,6 +161,9 @@ RANGES: dict[str, Any] = {
     "f_divergence_type": one_of("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"),
     "truncation_mode": one_of("keep_start"),  # TRL deprecates the other, and evaluation cuts at the end
     "kl_estimator": one_of("k1", "k3"),
+    "tracker": one_of("prompt", "global"),
+    "rho_divergence": one_of("abs", "k3"),
+    "opponent": one_of("snapshot"),
     "lora_task_type": one_of(*TaskType),
     # vLLM
     "vllm_mode": one_of("server", "colocate"),
@@ -182,87 +185,49 @@ RANGES: dict[str, Any] = {
     **dict.fromkeys(("hub_model_id", "log_completions_hub_repo", "trackio_space_id"), AfterValidator(_repository)),
 }
 
-# Options that would have no effect or break the recipe, and why.
-REFUSED = {
-    "model_init_kwargs": "not used, the recipe loads the model; give --preset or --from_weight",
-    "eval_steps": "is set by --eval_interval N (steps; 0 is off)",
-    "eval_strategy": "is set by --eval_interval N (steps; 0 is off)",
-    "resume_from_checkpoint": "is set by --resume auto or --resume CHECKPOINT",
-    "trust_remote_code": "no code that comes with a checkpoint is run; MiniMind's own is in this package",
-    "use_liger_kernel": "Liger has no kernels for MiniMind models",
-    "liger_kernel_config": "Liger has no kernels for MiniMind models",
-    "dataset_text_field": "the mixture says which column is the text: text_field of a source",
-    "dataset_kwargs": "the recipe prepares the rows",
-    "completion_only_loss": "the loss counts on the assistant's turns by --assistant_only_loss",
-    "eval_packing": "evaluation never packs rows",
-    "eos_token": "is the tokenizer's: set eos_token in its tokenizer_config.json, and give that by --tokenizer",
-    "pad_token": "is the tokenizer's: set pad_token in its tokenizer_config.json, and give that by --tokenizer",
-    "label_names": "the recipe's rows have the names that its trainer wants",
-    "parallelism_config": "cannot be given as text; these models fit on one device",
-    "bf16_full_eval": "evaluation has training's precision: --bf16",
-    "fp16_full_eval": "evaluation has training's precision: --fp16",
-    "do_predict": "a recipe trains and evaluates",
-    "enable_jit_checkpoint": "SIGTERM saves a checkpoint in any case",
-    "include_for_metrics": "which metrics there are is the recipe's",
-    "batch_eval_metrics": "which metrics there are is the recipe's",
-    "use_transformers_paged": "is not for this method: it leaves the model in training mode",
-    "teacher_model_init_kwargs": "not used, the recipe loads the teacher",
-}
 
-
-def check_options(config: type, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Check the values of a config's fields before it is built; defaults are not checked.
+def check_ranges(config: type, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Convert values of options to their fields' types, and say what is wrong with those out of range.
 
     Args:
         config: a dataclass of options.
         values: by field; those from YAML may have another type.
-
-    Returns:
-        The values converted to their fields' types, and one line for each invalid value.
     """
-    fields = {field.name: field for field in dataclasses.fields(config) if field.init}
-    # `save_strategy: no` is false to YAML
-    values = {name: "no" if name.endswith("_strategy") and value is False else value for name, value in values.items()}
-    given = {name: value for name, value in values.items() if not _is_default(fields[name], value)}
-    refused = _refused(config)
-    problems = {name: refused[name] for name in given if refused.get(name)}
-    missing = [name for name, value in given.items() if value is None and _is_required(fields[name])]
-    problems |= dict.fromkeys(missing, "must be given")
-    texts = {name: value for name, value in given.items() if isinstance(value, str)}
-    problems |= {name: "must not be empty" for name, text in texts.items() if not text.strip()}
-    problems |= {name: "must not hold a null byte" for name, text in texts.items() if "\0" in text}
-    checked = {name: value for name, value in given.items() if name not in problems}
+    problems: dict[str, str] = {}
     try:
-        checked = _adapter(config).validate_python(checked)
+        return _adapter(config, frozenset(values)).validate_python(dict(values)), problems
     except ValidationError as error:
         for found in error.errors(include_url=False, include_context=False):
             problems.setdefault(found["loc"][0], _in_words(found))
-    return {**values, **checked}, [f"--{name}{_shown(name, given[name])}: {why}" for name, why in problems.items()]
+        return {}, problems
 
 
-def _is_default(field: dataclasses.Field, value: Any) -> bool:
-    if field.default is not dataclasses.MISSING:
-        return type(value) is type(field.default) and value == field.default
-    return field.default_factory is not dataclasses.MISSING and value == field.default_factory()
+def range_problems(config: Any) -> list[str]:
+    """One line for each option out of range that a config of this package adds to TRL's or defines anew."""
+    ours = (kind for kind in type(config).__mro__ if kind.__module__.startswith(__package__))
+    added = {name for kind in ours for name in vars(kind).get("__annotations__", {})} | {*config.option_ranges}
+    fields = [field.name for field in dataclasses.fields(config) if field.name in added]
+    given = {name: getattr(config, name) for name in fields if getattr(config, name) is not None}
+    return [problem_line(name, given[name], why) for name, why in check_ranges(type(config), given)[1].items()]
 
 
-def _is_required(field: dataclasses.Field) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+def problem_line(name: str, value: Any, why: str) -> str:
+    """`--name value: why`, without the value of a secret."""
+    return f"--{name}{_shown(name, value)}: {why}"
 
 
 @cache
-def _adapter(config: type) -> TypeAdapter:
-    hints = get_type_hints(config)
-    ranges = RANGES | getattr(config, "option_ranges", {})
-    refused = _refused(config)
-    fields = [field for field in dataclasses.fields(config) if field.init and not refused.get(field.name)]
+def _adapter(config: type, names: frozenset[str]) -> TypeAdapter:
+    hints, ranges = _hints(config), RANGES | getattr(config, "option_ranges", {})
+    fields = [field for field in dataclasses.fields(config) if field.name in names]
     types = {field.name: _annotated(field, hints[field.name], ranges.get(field.name)) for field in fields}
     settings = ConfigDict(allow_inf_nan=False, coerce_numbers_to_str=True)
     return TypeAdapter(with_config(settings)(TypedDict(config.__name__, types, total=False)))
 
 
-def _refused(config: type) -> dict[str, str | None]:
-    return REFUSED | getattr(config, "refused_options", {})
+@cache
+def _hints(config: type) -> dict[str, Any]:
+    return get_type_hints(config)
 
 
 def _annotated(field: dataclasses.Field, hint: Any, wanted: Any) -> Any:
