@@ -20,6 +20,7 @@ def test_a_read_only_output_folder_is_refused_before_training(mounting, tmp_path
     assert done.stderr.splitlines()[-1] == expected and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_at_the_end_is_told_with_what_is_safe(mounting, tmp_path):
     """Room for the one checkpoint, and for half of the model."""
     command = [*mounting("size=3200k", tmp_path), sys.executable]

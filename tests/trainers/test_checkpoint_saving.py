@@ -132,6 +132,7 @@ print(checkpoints(folder), checkpoint_problem(folder / "checkpoint-2"))
 """
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_in_fact(tmp_path, mounting):
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
     command = [*mounting("size=14m", tmp_path), sys.executable, "-c", SMALL_DISK, str(tmp_path)]
