@@ -10,6 +10,7 @@ Nothing heavy is imported at the top: any part of the package may import this mo
 """
 
 import argparse
+import functools
 import importlib
 import importlib.metadata
 import inspect
@@ -95,7 +96,10 @@ def replaced(owner: Any, **attributes: Any) -> Iterator[None]:
 
 
 def _assigns(owner: type, name: str) -> bool:
-    return any(f"self.{name}" in inspect.getsource(base) for base in owner.__mro__ if base is not object)
+    return any(re.search(rf"self\.{name}\b", _source(base)) for base in owner.__mro__ if base is not object)
+
+
+_source = functools.cache(inspect.getsource)  # of a trainer's whole class, for every one of its names
 
 
 # --- datasets ---------------------------------------------------------------------------------------------------------

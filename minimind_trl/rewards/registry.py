@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from ..errors import InputError, nearest, one_line
+from ..errors import InputError, nearest, one_line, raise_all
 from ..imports import import_function, refuse_foreign
 from ..yaml_files import load_yaml
 from . import functions
@@ -81,8 +81,7 @@ def load_rewards(specs: Sequence[str], weights: Sequence[float] | None = None) -
             problems.append(f"--reward_funcs {spec}: {error}")
     names = [reward.__name__ for reward in rewards]
     problems += [f"--reward_funcs: {name} is given twice" for name in sorted({n for n in names if names.count(n) > 1})]
-    if problems:
-        raise InputError("\n".join(problems))
+    raise_all(problems)
     return rewards, shares
 
 

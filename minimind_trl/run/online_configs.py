@@ -9,6 +9,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils import is_hqq_available, is_optimum_quanto_available
 
 from ..errors import InputError, nearest
+from ..internals import replaced
 from ..trainers.ppo_config import PPOConfig
 from ..trainers.rollout_config import RolloutConfig
 from ..trainers.spo_config import SPOConfig
@@ -56,12 +57,11 @@ class OnlineConfig(RecipeConfig):
         if self.metric_for_best_model is None and self.load_best_model_at_end:
             self.metric_for_best_model = "reward"  # the loss says nothing about how good the policy is
         # TRL requires evaluation batches of whole groups; our evaluation takes prompts one by one.
-        count, self.num_generations_eval = self.num_generations_eval, 1
-        try:
-            super().__post_init__()
-        except InputError as error:
-            raise InputError(f"{error}{self._hint(str(error))}") from error
-        self.num_generations_eval = count
+        with replaced(self, num_generations_eval=1):
+            try:
+                super().__post_init__()
+            except InputError as error:
+                raise InputError(f"{error}{self._hint(str(error))}") from error
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from minimind_trl.errors import InputError
 from minimind_trl.files import atomic_path
-from minimind_trl.tokenization.templates import prepared_for_trl, training_template
+from minimind_trl.tokenization.templates import RESPONSE_TEMPLATE, training_template
 
 # MiniMind-3's added tokens by id, so that models and templates made for its tokenizer fit a trained one.
 SPECIAL_TOKENS = [
@@ -76,7 +76,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, model_max_length: int
             f"the data is too small for vocab_size {vocab_size}: it supports only {reached} tokens; "
             f"add text, or choose a vocab_size of at most {reached}"
         )
-    tokenizer = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=_unflag_plain_tokens(bpe),
         bos_token="<|im_start|>",
         eos_token="<|im_end|>",
@@ -86,8 +86,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, model_max_length: int
         clean_up_tokenization_spaces=False,
         model_max_length=model_max_length,
         chat_template=training_template("minimind3"),
+        response_template=RESPONSE_TEMPLATE,
     )
-    return prepared_for_trl(tokenizer)
 
 
 def _not_empty(texts: Iterable[str]) -> Iterator[str]:
