@@ -10,6 +10,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache
 
 from ..errors import InputError, SavingError, TrainingError, TrainingInterrupted, describe
+from ..internals import replaced
 from .batch_rows import RowNamingCollator, describe_rows, numbered_list
 from .callbacks import StopOnSignal
 from .checkpoint_saving import CheckpointSaving
@@ -77,11 +78,8 @@ class GracefulShutdown(CheckpointSaving):
     # Where training is
 
     def get_dataloader(self, *args, **kwargs):
-        collator, self.data_collator = self.data_collator, RowNamingCollator(self.data_collator, self.processing_class)
-        try:
+        with replaced(self, data_collator=RowNamingCollator(self.data_collator, self.processing_class)):
             return super().get_dataloader(*args, **kwargs)
-        finally:
-            self.data_collator = collator
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         self._in_step, batches, failure = True, [], None
