@@ -8,6 +8,7 @@ from datasets import Dataset, IterableDataset
 from ..data import LOCK
 from ..evaluation.measures import main_figures
 from ..files import write_json
+from ..reports import HISTORY
 from ..trainers import write_curves
 from .records import RECIPE
 from .run_context import RunContext
@@ -56,7 +57,9 @@ def write_results(trainer, run: RunContext, metrics: dict[str, dict], record: di
     write_json(folder / LOCK, mixture_lock(run, record))
     write_json(folder / RECIPE, record)
     start = [{"step": 0, **metrics["before"]}] if metrics else []  # training's own history begins after it
-    write_curves(start + trainer.state.log_history, folder / "curves.png")
+    history = start + trainer.state.log_history
+    write_json(folder / HISTORY, history)
+    write_curves(history, folder / "curves.png")
     trainer.create_model_card(model_name=folder.name)
     for when, figures in metrics.items():
         print(f"held-out {when} training: {main_figures(figures)}")
