@@ -20,7 +20,7 @@ def main() -> None:
 
     # Imported here, as in TRL's scripts, because `--help` does not need them and they take a second.
     from minimind_trl.run.rl_run import RLRun
-    from minimind_trl.trainers import PPOTrainer, RLDoctor
+    from minimind_trl.trainers import PPOTrainer
 
     run = RLRun(args, config, lora)
     data = run.load_data("rlaif")
@@ -34,7 +34,6 @@ def main() -> None:
         eval_batches=args.eval_batches,
         peft_config=run.peft_config,
     )
-    trainer.add_callback(RLDoctor())
     run.finish(trainer)
 
 

@@ -13,6 +13,7 @@ from transformers.integrations.integration_utils import default_logdir
 from ..data import LOCK
 from ..errors import InputError, TrainingInterrupted, nearest
 from ..trainers.callbacks import EvaluateAtEnd
+from ..trainers.live_doctor import Doctor
 from ..trainers.safe_checkpoints import saving
 from .flight_check import flight_check
 from .loading import build_data, open_mixture
@@ -79,6 +80,7 @@ class Run(RunContext):
         metrics: dict[str, dict[str, float]] = {}
         trainer.records = {LOCK: lambda: mixture_lock(self, record), RECIPE: lambda: record}
         trainer.complete_card = lambda: complete_card(trainer, self, record, metrics)
+        trainer.add_callback(Doctor(trainer, record))
         at_end = EvaluateAtEnd(trainer)
         if self.args.eval_interval:
             at_end.put_first()

@@ -13,7 +13,6 @@ from trl.trainer.utils import get_config_model_id
 
 from ..errors import InputError
 from ..models import load_model
-from .doctor import RLDoctor
 from .lm_head import add_learned_positions_head, unpatched_copy
 from .rollout import Rollout, joined, loss_mask
 from .rollout_config import RolloutConfig
@@ -90,7 +89,6 @@ class RolloutTrainer(RolloutState, TrainerMixin, GRPOTrainer):
             self.add_reference(reference, sync)
         self._refuse_too_few_prompts()
         self.prepare_reward_funcs()
-        self._set_doctors_range()
 
     @classmethod
     def model_and_config(cls, model: str | nn.Module, args: RolloutConfig | None) -> tuple[nn.Module, RolloutConfig]:
@@ -181,16 +179,6 @@ class RolloutTrainer(RolloutState, TrainerMixin, GRPOTrainer):
             if self.args.reward_errors == "none":
                 logs["num_reward_errors"] = self.num_reward_errors
         super().log(logs, start_time)
-
-    def add_callback(self, callback) -> None:
-        super().add_callback(callback)
-        self._set_doctors_range()
-
-    def _set_doctors_range(self) -> None:
-        """Give doctors the highest reward there can be, which no log contains."""
-        for callback in self.callback_handler.callbacks:
-            if isinstance(callback, RLDoctor) and callback.reward_range is None:
-                callback.reward_range = self.declared_range()
 
     def _refuse_too_few_prompts(self) -> None:
         args, rows = self.args, self.train_dataset
