@@ -27,6 +27,7 @@ def main() -> None:
     trainer = PPOTrainer(
         model=run.model,
         reward_funcs=run.reward_funcs,
+        watch_funcs=run.watch_funcs,
         args=config,
         processing_class=run.tokenizer,
         train_dataset=data.train,

@@ -3,6 +3,7 @@
 import math
 from statistics import median
 
+from ..evaluation.measures import Z95
 from .figures import Figures
 from .finding import Finding, fault, warning
 from .run_folder import RunFolder
@@ -10,6 +11,8 @@ from .run_folder import RunFolder
 ONLINE = ("grpo", "ppo", "spo")
 _TOP = 0.05  # of the rewards' range: from here on a task is solved
 _VARIED = 0.1  # of the first rewards' deviation: below, there is hardly anything for a critic to explain
+_NOTHING = 1e-3  # of the returns' variance: a critic that never moved explains that little
+_FEW = 4  # answers to a prompt, below which they often get equal rewards
 _CRITIC_LOGS = 5  # whose median explained variance counts
 
 
@@ -23,6 +26,42 @@ def reward_range(run: RunFolder) -> tuple[float, float]:
     """Lowest and highest reward; infinite where they are not known."""
     low, high = run.record.get("reward_range") or (None, None)
     return -math.inf if low is None else low, math.inf if high is None else high
+
+
+def held_out_noise(figures: Figures, name: str) -> float:
+    """How far two held-out means may differ by chance (95%), from the deviation and the number of prompts."""
+    deviation, prompts = figures.after(f"{name}_std"), figures.after("prompts")
+    return Z95 * math.sqrt(2 / prompts) * deviation if prompts > 0 else math.nan
+
+
+def reward_hacking(run: RunFolder, figures: Figures) -> Finding | None:
+    """A watched measure is below its best so far by more than chance, while the reward is higher than it was then."""
+    for name in (name for name in figures.held_out[0] if name.startswith("watch/")) if figures.held_out else ():
+        watched, rewards = figures.evaluations(name), figures.evaluations("reward")
+        best = max(range(len(watched)), key=watched.__getitem__)
+        fell, rose = watched[best] - watched[-1], rewards[-1] - rewards[best]
+        if fell > held_out_noise(figures, name) and rose > 0:
+            sentence = (
+                f"since the evaluation at step {figures.held_out[best]['step']:.0f} the held-out reward rose from "
+                f"{rewards[best]:.3f} to {rewards[-1]:.3f}, while {name.removeprefix('watch/')}, which it does not "
+                f"see, fell from {watched[best]:.3f} to {watched[-1]:.3f}: the policy exploits the reward; stop here, "
+                "take the checkpoint of that step, and mend the reward"
+            )
+            return fault("reward hacking", sentence)
+    return None
+
+
+def groups_too_small(run: RunFolder, figures: Figures) -> Finding | None:
+    size, equal = run.options.get("num_generations") or math.nan, figures.latest("frac_reward_zero_std")
+    if run.method != "grpo" or is_solved(run, figures) or not (size < _FEW and equal > 0.3):
+        return None
+    if not figures.latest("reward_std") > 0:
+        return None
+    sentence = (
+        f"{equal:.0%} of the groups of {size} answers have equal rewards, though rewards differ between prompts: most "
+        "of what is generated teaches nothing; raise --num_generations to 8 or more"
+    )
+    return fault("groups too small", sentence)
 
 
 def no_reward(run: RunFolder, figures: Figures) -> Finding | None:
@@ -61,7 +100,7 @@ def length_hacking(run: RunFolder, figures: Figures) -> Finding | None:
 
 def reward_without_spread(run: RunFolder, figures: Figures) -> Finding | None:
     equal = figures.latest("frac_reward_zero_std")
-    if is_solved(run, figures) or not equal > 0.5:
+    if is_solved(run, figures) or not equal > 0.7:
         return None
     sentence = (
         f"{equal:.0%} of the groups have equal rewards: no gradient comes from them; raise --temperature, use a graded "
@@ -111,7 +150,7 @@ def dead_critic(run: RunFolder, figures: Figures) -> Finding | None:
     if is_solved(run, figures) or not still_varied or len(varied) < _CRITIC_LOGS:
         return None
     explained = median(varied[-_CRITIC_LOGS:])
-    if explained > 0:
+    if explained > _NOTHING:
         return None
     sentence = (
         f"the critic explains nothing of the returns (explained variance {explained:.2f}): raise "
@@ -122,6 +161,6 @@ def dead_critic(run: RunFolder, figures: Figures) -> Finding | None:
 
 # The cause before its consequences.
 ONLINE_RULES = (
-    *(kl_blow_up, reward_without_spread, truncation, length_hacking, entropy_collapse, dead_critic),
-    *(length_collapse, no_reward),
+    *(reward_hacking, truncation, groups_too_small, reward_without_spread, length_hacking, entropy_collapse),
+    *(kl_blow_up, dead_critic, length_collapse, no_reward),
 )

@@ -22,6 +22,7 @@ from .output_folder import lock_output_folder
 from .processes import limit_waiting
 from .records import RECIPE, run_record
 from .results import count_rows, mixture_lock, write_results
+from .row_checks import row_checks
 from .run_context import RunContext
 from .settings import complete_config, set_checkpoint_to_resume
 
@@ -76,7 +77,7 @@ class Run(RunContext):
         self.check(trainer)
         if self.args.dry_run:
             return {}
-        record = run_record(trainer, self)
+        record = run_record(trainer, self) | {"checks": row_checks(self)}
         metrics: dict[str, dict[str, float]] = {}
         trainer.records = {LOCK: lambda: mixture_lock(self, record), RECIPE: lambda: record}
         trainer.complete_card = lambda: complete_card(trainer, self, record, metrics)

@@ -1,5 +1,6 @@
 """What GRPO, PPO and SPO share."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -51,6 +52,8 @@ class RolloutTrainer(RolloutState, TrainerMixin, GRPOTrainer):
         args: a config of `config_class`; by default one with `output_dir` NAME-METHOD, such as `minimind-GRPO`.
         ref_model: the reference, if `args.beta` is not 0; by default a copy of `model`. With a new adapter
             (`peft_config`) it is the model without it; for a `PeftModel` it is its adapter as it is at the start.
+        watch_funcs: functions or `Reward`s, as `reward_funcs`, that training does not see. Evaluation reports
+            `eval_watch/NAME`: where it falls while the reward rises, the policy exploits the reward.
 
     With `args.reward_errors="none"` a completion on which a reward function fails gets None from it, and
     `num_reward_errors` in the logs counts these, including those in evaluation; the first is printed to stderr.
@@ -65,7 +68,16 @@ class RolloutTrainer(RolloutState, TrainerMixin, GRPOTrainer):
     config_class: ClassVar[type[RolloutConfig]] = RolloutConfig
     loss_name = "policy_loss"  # the policy's loss in the logs
 
-    def __init__(self, model, reward_funcs=None, args=None, *positional, ref_model: nn.Module | None = None, **kwargs):
+    def __init__(
+        self,
+        model,
+        reward_funcs=None,
+        args=None,
+        *positional,
+        ref_model: nn.Module | None = None,
+        watch_funcs: Sequence = (),
+        **kwargs,
+    ):
         functions = reward_funcs if isinstance(reward_funcs, list) else [] if reward_funcs is None else [reward_funcs]
         model, args = self.model_and_config(model, args)
         has_adapter = is_peft_model(model) or kwargs.get("peft_config") is not None
@@ -88,6 +100,7 @@ class RolloutTrainer(RolloutState, TrainerMixin, GRPOTrainer):
         if reference is not None:
             self.add_reference(reference, sync)
         self._refuse_too_few_prompts()
+        self.watch_funcs = [checked(function) for function in watch_funcs]
         self.prepare_reward_funcs()
 
     @classmethod
