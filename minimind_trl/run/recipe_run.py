@@ -13,6 +13,7 @@ from transformers.integrations.integration_utils import default_logdir
 from ..data import LOCK
 from ..errors import InputError, TrainingInterrupted, nearest
 from ..trainers.callbacks import EvaluateAtEnd
+from ..trainers.live_doctor import Doctor
 from ..trainers.safe_checkpoints import saving
 from .flight_check import flight_check
 from .loading import build_data, open_mixture
@@ -21,6 +22,7 @@ from .output_folder import lock_output_folder
 from .processes import limit_waiting
 from .records import RECIPE, run_record
 from .results import count_rows, mixture_lock, write_results
+from .row_checks import row_checks
 from .run_context import RunContext
 from .settings import complete_config, set_checkpoint_to_resume
 
@@ -75,10 +77,11 @@ class Run(RunContext):
         self.check(trainer)
         if self.args.dry_run:
             return {}
-        record = run_record(trainer, self)
+        record = run_record(trainer, self) | {"checks": row_checks(self)}
         metrics: dict[str, dict[str, float]] = {}
         trainer.records = {LOCK: lambda: mixture_lock(self, record), RECIPE: lambda: record}
         trainer.complete_card = lambda: complete_card(trainer, self, record, metrics)
+        trainer.add_callback(Doctor(trainer, record))
         at_end = EvaluateAtEnd(trainer)
         if self.args.eval_interval:
             at_end.put_first()
