@@ -2,6 +2,6 @@
 
 from .examination import examine
 from .finding import Finding
-from .run_folder import HISTORY, RunFolder
+from .run_folder import FLIGHT_CHECK, HISTORY, RunFolder
 
-__all__ = ["HISTORY", "Finding", "RunFolder", "examine"]
+__all__ = ["FLIGHT_CHECK", "HISTORY", "Finding", "RunFolder", "examine"]

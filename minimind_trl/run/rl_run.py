@@ -54,8 +54,8 @@ class RLRun(Run):
         )
         return Splits(self.data["train"], splits.validation and self.data["validation"])
 
-    def check(self, trainer) -> None:
-        rl_flight_check(trainer, self)
+    def check(self, trainer) -> dict[str, Any]:
+        return rl_flight_check(trainer, self)
 
 
 def _column_problems(rewards: list[Reward], data: DatasetDict) -> Iterator[str]:

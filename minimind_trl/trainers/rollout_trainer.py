@@ -18,6 +18,7 @@ from .lm_head import add_learned_positions_head, unpatched_copy
 from .rollout import Rollout, joined, loss_mask
 from .rollout_config import RolloutConfig
 from .rollout_rewards import checked
+from .rollout_samples import RolloutSamples
 from .rollout_state import RolloutState
 from .trainer_mixin import TrainerMixin
 
@@ -67,6 +68,8 @@ class RolloutTrainer(RolloutState, TrainerMixin, GRPOTrainer):
 
     config_class: ClassVar[type[RolloutConfig]] = RolloutConfig
     loss_name = "policy_loss"  # the policy's loss in the logs
+    _rollout_samples: RolloutSamples | None = None  # of the rollout that is trained on, until the next
+    _rollout_step = 0
 
     def __init__(
         self,
@@ -117,7 +120,9 @@ class RolloutTrainer(RolloutState, TrainerMixin, GRPOTrainer):
 
     def training_batch(self, rows: list[dict]) -> dict[str, Any]:
         """From the prompts of the sampler to the tensors that the loss needs, of a whole rollout."""
-        return self.collect_rollout(rows).tensors
+        rollout = self.collect_rollout(rows)
+        self._record_rollout(rollout, rollout.tensors)
+        return rollout.tensors
 
     def minibatch_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         return self.policy_loss(model, inputs, self.beta)[0]
@@ -154,7 +159,9 @@ class RolloutTrainer(RolloutState, TrainerMixin, GRPOTrainer):
         if advantages.dim() == 2:
             shown = (advantages * rollout.mask).sum(1) / rollout.mask.sum(1).clamp(min=1)
         self.log_advantages(self.accelerator.gather(shown.contiguous()).tolist())
-        return rollout.tensors | {"old_per_token_logps": rollout.logps, "advantages": advantages, **more}
+        tensors = rollout.tensors | {"old_per_token_logps": rollout.logps, "advantages": advantages, **more}
+        self._record_rollout(rollout, tensors)
+        return tensors
 
     def policy_loss(self, model: nn.Module, inputs: dict[str, Any], beta: float) -> tuple[Tensor, Any]:
         """GRPOTrainer's loss of a minibatch (`loss_type`, entropy bonus, router loss), and the model's output.
@@ -168,6 +175,8 @@ class RolloutTrainer(RolloutState, TrainerMixin, GRPOTrainer):
         metrics = self.current_metrics
         before = {name: len(values) for name, values in metrics.items()}
         loss, outputs = self.grpo_loss(model, inputs, beta)
+        if self._rollout_samples is not None and self.model.training:
+            self._rollout_samples.see(inputs, outputs.log_probs[:, -inputs["completion_ids"].shape[1] :])
         self.record(**{self.loss_name: self._loss_to_log(loss.detach())})
         if self.mask_truncated_completions and not self.sum_over_processes(loss_mask(inputs).sum()):
             for name in list(metrics):  # means over no token, which would be logged as 0
@@ -183,6 +192,22 @@ class RolloutTrainer(RolloutState, TrainerMixin, GRPOTrainer):
             return mean * (steps if self.loss_type in _OVER_A_STEP else 1)
         mean = self.sum_over_processes(loss).item() / self.accelerator.num_processes * steps
         return mean - self.router_aux_loss_coef * metrics["aux_loss"][-1] if self.aux_loss_enabled else mean
+
+    # Samples
+
+    def _record_rollout(self, rollout: Rollout, tensors: dict[str, Any]) -> None:
+        self.finish_samples()
+        args = self.args
+        steps = max(args.steps_per_generation * self.num_iterations // args.gradient_accumulation_steps, 1)
+        if self.wants_samples("rollout", (self.state.max_steps - 1) // steps * steps):
+            own = self.own_part(rollout.all_rewards, len(rollout.rows))
+            self._rollout_samples = RolloutSamples(rollout, tensors, self.reward_func_names, own, self.text_tokenizer)
+            self._rollout_step = self.state.global_step
+
+    def finish_samples(self) -> None:
+        if self._rollout_samples is not None:
+            self.samples.add("rollout", self._rollout_step, self._rollout_samples.finished())
+            self._rollout_samples = None
 
     # Logs and checks
 
