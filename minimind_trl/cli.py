@@ -5,7 +5,7 @@ import signal
 import sys
 
 from .commands import convert, data, eval, plan, tokenizer
-from .errors import InputError
+from .errors import CertificateError, InputError
 from .files import full_disk_message
 
 
@@ -24,6 +24,9 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except CertificateError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"stopped by {signal.SIGINT.name}", file=sys.stderr)
         return 128 + signal.SIGINT
