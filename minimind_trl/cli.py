@@ -8,7 +8,7 @@ from pathlib import Path
 
 from . import __version__
 from .commands import chat, convert, data, doctor, eval, init, launch, plan, tokenizer
-from .errors import InputError, nearest
+from .errors import CertificateError, InputError, nearest
 from .files import full_disk_message
 from .shipped_files import shipped_root
 
@@ -35,6 +35,9 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except CertificateError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"stopped by {signal.SIGINT.name}", file=sys.stderr)
         return 128 + signal.SIGINT
