@@ -308,7 +308,7 @@ def read_again(file: Path) -> list[dict[str, Any]]:
 
 def first_line(result: dict[str, Any]) -> str:
     """The name in the first line of what the doctor prints."""
-    return result["error"] if "error" in result else next((one["name"] for one in result["findings"]), "nothing")
+    return "did not run" if "error" in result else next((one["name"] for one in result["findings"]), "nothing")
 
 
 def run_all(jobs: list[tuple[str, int, Path]], processes: int) -> list[dict[str, Any]]:
@@ -321,6 +321,7 @@ def run_all(jobs: list[tuple[str, int, Path]], processes: int) -> list[dict[str,
     with multiprocessing.get_context("fork").Pool(processes, maxtasksperchild=1) as pool:
         for result in pool.imap(run_case, jobs):
             first = first_line(result)
+            print(result.get("error", ""), file=sys.stderr, end="")
             print(f"{result['case']}, seed {result['seed']}: {first}, {result['seconds']:.1f} s", file=sys.stderr)
             results.append(result)
     return results
