@@ -33,6 +33,15 @@ def test_seconds_a_step_are_those_of_trl_and_ours(demo):
 
 
 @pytest.mark.slow
+def test_the_doctor_names_planted_faults_and_leaves_a_healthy_run_alone():
+    """The short form of the benchmark, which exits with 1 where the doctor is wrong."""
+    command = [sys.executable, "benchmarks/doctor.py", "--quick", "--jobs", "1"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 of 2 planted faults named in the first line; 0 of 1 healthy runs with an alarm" in done.stdout
+
+
+@pytest.mark.slow
 def test_rollouts_are_compared():
     command = [sys.executable, "benchmarks/rollouts.py", "--shapes", "tiny", "--batches", "4", "--dtypes", "float32"]
     done = subprocess.run([*command, "--repeats", "1"], cwd=REPOSITORY, capture_output=True, text=True)

@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 Z95 = statistics.NormalDist().inv_cdf(0.975)  # half-width of a 95% interval in standard errors
@@ -84,5 +85,7 @@ def main_figures(figures: Mapping[str, Any], prefix: str = "eval_") -> str:
     }
     if "reward" in known:  # the surrogate loss says nothing about the rewards
         known.pop("loss", None)
-    order = [name for name in _FIRST if name in known] + [name for name in known if name not in _FIRST]
-    return ", ".join(f"{name} {short_number(known[name])}" for name in order[:_IN_A_LINE])
+    watched = [name for name in known if name.startswith("watch/") and not name.endswith("_std")]
+    first = [name for name in _FIRST if name in known]
+    order = dict.fromkeys([*first[:1], *watched, *first, *known])
+    return ", ".join(f"{name} {short_number(known[name])}" for name in islice(order, _IN_A_LINE))
