@@ -7,7 +7,8 @@ from typing import Any
 
 from ..evaluation.measures import short_number
 from ..files import atomic_path
-from .figures import curves, figure_rows, panels
+from .examination import examine
+from .figure_table import curves, figure_rows, panels
 from .run_folder import RunFolder
 from .samples import MOST_TOKENS
 from .stage_answers import stage_answers
@@ -163,7 +164,7 @@ def _described(run: RunFolder, name: str, runs: Sequence[RunFolder], names: Sequ
         "lock": run.lock,
         "plan": plan if len(plan) <= _LONGEST_TEXT else f"{plan[:_LONGEST_TEXT]}…",
         "warnings": run.flight_check.get("warnings", []),
-        "findings": [],
+        "findings": examine(run),
     }
 
 

@@ -15,6 +15,7 @@ from ..errors import InputError, TrainingInterrupted, nearest
 from ..reports import FLIGHT_CHECK
 from ..reports.samples import SampleFile
 from ..trainers.callbacks import EvaluateAtEnd
+from ..trainers.live_doctor import Doctor
 from ..trainers.safe_checkpoints import saving
 from .flight_check import flight_check
 from .loading import build_data, open_mixture
@@ -23,6 +24,7 @@ from .output_folder import lock_output_folder
 from .processes import limit_waiting
 from .records import RECIPE, run_record
 from .results import count_rows, mixture_lock, write_results
+from .row_checks import row_checks
 from .run_context import RunContext
 from .settings import complete_config, set_checkpoint_to_resume
 
@@ -79,7 +81,7 @@ class Run(RunContext):
             return {}
         if self.args.report and trainer.is_world_process_zero():
             trainer.record_samples_to(SampleFile(Path(self.config.output_dir)))
-        record = run_record(trainer, self)
+        record = run_record(trainer, self) | {"checks": row_checks(self)}
         metrics: dict[str, dict[str, float]] = {}
         trainer.records = {
             LOCK: lambda: mixture_lock(self, record),
@@ -87,6 +89,7 @@ class Run(RunContext):
             FLIGHT_CHECK: lambda: checked,
         }
         trainer.complete_card = lambda: complete_card(trainer, self, record, metrics)
+        trainer.add_callback(Doctor(trainer, record))
         at_end = EvaluateAtEnd(trainer)
         if self.args.eval_interval:
             at_end.put_first()

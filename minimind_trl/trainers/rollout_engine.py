@@ -34,6 +34,9 @@ class RolloutEngine(GRPOHooks):
         lengths = map(len, ids) if tool_mask is None else map(sum, tool_mask)
         return Rollout(
             rows=rows,
+            prompts=generation.prompts,
+            completions=generation.completions,
+            completion_ids=ids,
             tensors=tensors,
             mask=loss_mask(tensors),
             logps=tensors.get("old_per_token_logps"),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from trl.trainer.utils import get_callable_name
 
 from ..evaluation.held_out import evaluating
 from ..internals import replaced
@@ -119,6 +120,11 @@ class RolloutEvaluation(RolloutRewards, ReferenceModel):
             "prompts": len(rows),
             "answers": len(sums),
         }
+        for place, function in enumerate(self.watch_funcs):
+            scores = columns["watched"][:, place]
+            scores = scores[~scores.isnan()]
+            name = f"watch/{get_callable_name(function)}"
+            figures |= {name: scores.mean().item(), f"{name}_std": scores.std(correction=0).item()}
         if "kl" in columns:
             figures["kl"] = (columns["kl"].sum() / tokens.sum()).item()
         figures |= self.summarize(columns)
@@ -145,6 +151,8 @@ class RolloutEvaluation(RolloutRewards, ReferenceModel):
             for name, column in own.items():
                 columns[name].append(self.accelerator.gather(column.contiguous())[:count])
             columns["rewards"].append(rollout.all_rewards[:count])
+            if self.watch_funcs:
+                columns["watched"].append(self.watched_scores(rollout)[:count])
             if on_rollout is not None:
                 on_rollout(rollout)
         all_answers = {name: torch.cat(parts) for name, parts in columns.items()}

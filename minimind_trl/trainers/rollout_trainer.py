@@ -1,5 +1,6 @@
 """What GRPO, PPO and SPO share."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +14,6 @@ from trl.trainer.utils import get_config_model_id
 
 from ..errors import InputError
 from ..models import load_model
-from .doctor import RLDoctor
 from .lm_head import add_learned_positions_head, unpatched_copy
 from .rollout import Rollout, joined, loss_mask
 from .rollout_config import RolloutConfig
@@ -53,6 +53,8 @@ class RolloutTrainer(RolloutState, TrainerMixin, GRPOTrainer):
         args: a config of `config_class`; by default one with `output_dir` NAME-METHOD, such as `minimind-GRPO`.
         ref_model: the reference, if `args.beta` is not 0; by default a copy of `model`. With a new adapter
             (`peft_config`) it is the model without it; for a `PeftModel` it is its adapter as it is at the start.
+        watch_funcs: functions or `Reward`s, as `reward_funcs`, that training does not see. Evaluation reports
+            `eval_watch/NAME`: where it falls while the reward rises, the policy exploits the reward.
 
     With `args.reward_errors="none"` a completion on which a reward function fails gets None from it, and
     `num_reward_errors` in the logs counts these, including those in evaluation; the first is printed to stderr.
@@ -69,7 +71,16 @@ class RolloutTrainer(RolloutState, TrainerMixin, GRPOTrainer):
     _rollout_samples: RolloutSamples | None = None  # of the rollout that is trained on, until the next
     _rollout_step = 0
 
-    def __init__(self, model, reward_funcs=None, args=None, *positional, ref_model: nn.Module | None = None, **kwargs):
+    def __init__(
+        self,
+        model,
+        reward_funcs=None,
+        args=None,
+        *positional,
+        ref_model: nn.Module | None = None,
+        watch_funcs: Sequence = (),
+        **kwargs,
+    ):
         functions = reward_funcs if isinstance(reward_funcs, list) else [] if reward_funcs is None else [reward_funcs]
         model, args = self.model_and_config(model, args)
         has_adapter = is_peft_model(model) or kwargs.get("peft_config") is not None
@@ -92,8 +103,8 @@ class RolloutTrainer(RolloutState, TrainerMixin, GRPOTrainer):
         if reference is not None:
             self.add_reference(reference, sync)
         self._refuse_too_few_prompts()
+        self.watch_funcs = [checked(function) for function in watch_funcs]
         self.prepare_reward_funcs()
-        self._set_doctors_range()
 
     @classmethod
     def model_and_config(cls, model: str | nn.Module, args: RolloutConfig | None) -> tuple[nn.Module, RolloutConfig]:
@@ -206,16 +217,6 @@ class RolloutTrainer(RolloutState, TrainerMixin, GRPOTrainer):
             if self.args.reward_errors == "none":
                 logs["num_reward_errors"] = self.num_reward_errors
         super().log(logs, start_time)
-
-    def add_callback(self, callback) -> None:
-        super().add_callback(callback)
-        self._set_doctors_range()
-
-    def _set_doctors_range(self) -> None:
-        """Give doctors the highest reward there can be, which no log contains."""
-        for callback in self.callback_handler.callbacks:
-            if isinstance(callback, RLDoctor) and callback.reward_range is None:
-                callback.reward_range = self.declared_range()
 
     def _refuse_too_few_prompts(self) -> None:
         args, rows = self.args, self.train_dataset

@@ -12,7 +12,7 @@ import pytest
 from minimind_trl.cli import main
 from minimind_trl.errors import InputError
 from minimind_trl.reports import RunFolder
-from minimind_trl.reports.figures import curves, figure_rows
+from minimind_trl.reports.figure_table import curves, figure_rows
 from minimind_trl.reports.page import LARGEST, page_data, within, write_report
 
 EVIL = "</script><script>document.title='hacked'</script><img src=x onerror=\"document.title='hacked'\">\u2028"
