@@ -35,14 +35,21 @@ class FigureRow:
         return None if self.before is None or self.after is None else self.after.value - self.before.value
 
     @property
+    def reach(self) -> float | None:
+        """Half of the 95% interval of the change, as if the two were measured on different rows; None if not known."""
+        if self.change is None or self.before.low is None or self.after.low is None:
+            return None
+        return math.hypot(*((measure.high - measure.low) / 2 for measure in (self.before, self.after)))
+
+    @property
     def verdict(self) -> str:
-        """`better`, `worse`, `same` (no change), `noise` (each value is in the other's interval), or "" (no matter)."""
+        """`better`, `worse`, `same` (no change), `noise` (within the interval of the change), or "" (no matter)."""
         direction = better(self.name)
         if direction == 0 or self.change is None:
             return ""
         if self.change == 0:
             return "same"
-        if _within(self.before.value, self.after) and _within(self.after.value, self.before):
+        if self.reach is not None and abs(self.change) <= self.reach:
             return "noise"
         return "better" if direction * self.change > 0 else "worse"
 
@@ -87,19 +94,25 @@ def _held_out_pairs(run: RunFolder) -> int:
     return max(evaluated - dropped, 0)
 
 
-def _within(value: float, measure: Measure) -> bool:
-    return measure.low is not None and measure.low <= value <= measure.high
-
-
 def curves(run: RunFolder, most_points: int) -> dict[str, list[list[float]]]:
-    """Every logged figure: its steps and values, at most `most_points` of them, evenly chosen; the last is kept."""
+    """Every logged figure: its steps and values, at most `most_points` of them, evenly chosen; the last is kept.
+
+    Losses that cannot be compared with that of a language model have the method's name: `dpo loss`.
+    """
     points: dict[str, list[tuple[int, float]]] = {}
     for entry in run.history:
         for name, value in entry.items():
             is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             if is_number and "step" in entry and not name.startswith(_NO_CURVE):
-                points.setdefault(name, []).append((entry["step"], value))
+                points.setdefault(_curve_name(run, name), []).append((entry["step"], value))
     return {name: [*map(list, zip(*_thinned(given, most_points), strict=True))] for name, given in points.items()}
+
+
+def _curve_name(run: RunFolder, name: str) -> str:
+    if run.method == "distill" and name == "loss":
+        return "divergence"  # from the teacher, which is what it trains on
+    is_other = name in ("loss", "eval_loss") and run.method not in ("pretrain", "midtrain", "sft", "distill")
+    return name.replace("loss", f"{run.method} loss") if is_other else name
 
 
 def _thinned(points: list, most: int) -> list:
@@ -110,13 +123,15 @@ def _thinned(points: list, most: int) -> list:
 def panels(names: set[str]) -> list[dict[str, Any]]:
     """The pictures to draw: `title`, the logged figures `train` and `held_out` (None for none), `is_main`."""
     bases = {name.removeprefix("eval_") for name in names}
-    order = [name for name in _CURVES if name in bases] + sorted(bases - set(_CURVES))
+    known = [name for name in _CURVES if name in bases]
+    losses = sorted(name for name in bases if name.endswith(" loss"))
+    order = [*known, *losses, *sorted(bases - {*known, *losses})]
     return [
         {
             "title": name,
             "train": name if name in names else None,
             "held_out": f"eval_{name}" if f"eval_{name}" in names else None,
-            "is_main": number < _MAIN and name in _CURVES,
+            "is_main": number < _MAIN and name in known,
         }
         for number, name in enumerate(order)
     ]
