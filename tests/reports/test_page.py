@@ -174,12 +174,12 @@ def test_long_runs_fit_into_the_page(tmp_path):
     run = RunFolder.read(folder)
     data = page_data([run])
     assert len(json.dumps(data)) < LARGEST
-    steps, _ = data["runs"][0]["curves"]["loss"]
+    steps, _ = data["runs"][0]["curves"]["grpo loss"]
     assert len(steps) <= 6000 and steps[-1] == 9_999
     [sample] = within(150_000, data)["runs"][0]["samples"]["rollout"]["20"]
     assert len(sample["tokens"]) == len(sample["advantages"]) < 512
     assert sample["left_out"] == 3_000 - len(sample["tokens"])
-    assert curves(run, 10)["loss"][0][-1] == 9_999
+    assert curves(run, 10)["grpo loss"][0][-1] == 9_999
 
 
 @pytest.mark.slow
