@@ -53,7 +53,7 @@ COMMON = {
     "warmup_steps": 5,
     "logging_steps": 4,
     "per_device_eval_batch_size": 100,
-    "eval_batches": 1,
+    "eval_batches": 1,  # of 100 rows; benchmarks/tripwire.py takes all
 }
 PRETRAIN = {"preset": "nano", "max_steps": 500, "per_device_train_batch_size": 16, "learning_rate": 5e-3}
 FINE_TUNE = {"max_steps": 60, "per_device_train_batch_size": 8, "learning_rate": 2e-3, "eval_interval": 30}
@@ -105,7 +105,9 @@ CASES: dict[str, Case] = {
     "dpo, another chat template": Case("dpo", "template mismatch", {"tokenizer": "other_template"}),
     "dpo, learning rate x100": Case("dpo", "learning rate too high", {"learning_rate": 1e-2}),
     "dpo, answers hardly differ": Case("dpo", "chosen and rejected hardly differ", {}, "dpo_alike"),
-    "dpo, both answers fall": Case("dpo", "both log-probabilities fall", {"beta": 0.01, "learning_rate": 1e-3}),
+    "dpo, a loss that lowers both": Case(
+        "dpo", "both log-probabilities fall", {"loss_type": "apo_down", "learning_rate": 5e-4}
+    ),
     "reward, learning rate /100": Case("reward", "learning rate too low", {"learning_rate": 1e-5}),
     "reward, random labels": Case("reward", "labels without signal", {}, "dpo_random"),
     "grpo, learning rate x100": Case("grpo", "learning rate too high", {"learning_rate": 3e-2}),
@@ -113,14 +115,20 @@ CASES: dict[str, Case] = {
         "grpo", "reward without spread", {"reward_funcs": "regex:pattern=never", "allow_equal_rewards": "true"}
     ),
     "grpo, reward for length": Case(
-        "grpo", "length hacking", {"reward_funcs": "benchmarks.doctor:longer", "max_completion_length": 24}
+        "grpo",
+        "length hacking",
+        {"reward_funcs": "benchmarks.doctor:longer", "max_completion_length": 24, "learning_rate": 1e-3},
     ),
     "grpo, answers cut off": Case("grpo", "truncation", {"max_completion_length": 2}),
     "grpo, groups of two": Case("grpo", "groups too small", {"num_generations": 2, "reward_funcs": "exact_match"}),
     "ppo, critic that does not learn": Case("ppo", "dead critic", {"critic_learning_rate": 1e-8}),
-    "ppo, KL without weight": Case("ppo", "KL blow-up", {"kl_coef": 1e-5, "learning_rate": 2e-3}),
-    "spo, reward for one word": Case(
-        "spo", "entropy collapse", {"reward_funcs": "benchmarks.doctor:one_word", "learning_rate": 2e-3}
+    "ppo, KL without weight": Case(
+        "ppo",
+        "KL blow-up",
+        {"reward_funcs": "benchmarks.doctor:late_words", "kl_coef": 1e-6, "learning_rate": 1e-3},
+    ),
+    "grpo, reward for one word": Case(
+        "grpo", "entropy collapse", {"reward_funcs": "benchmarks.doctor:one_word", "learning_rate": 2e-3}
     ),
     "spo, learning rate /100": Case("spo", "learning rate too low", {"learning_rate": 3e-6}),
     **{f"{recipe}, healthy": Case(recipe) for recipe in RECIPES},
@@ -133,8 +141,15 @@ def longer(prompts, completions, completion_ids, **_) -> list[float]:
 
 
 def one_word(prompts, completions, completion_ids, **_) -> list[float]:
-    """A reward for the share of tokens that are "cold", whatever was asked."""
-    return [float(messages[-1]["content"].split().count("cold")) for messages in completions]
+    """A reward for the share of words that are "cold", whatever was asked."""
+    said = [messages[-1]["content"].split() for messages in completions]
+    return [words.count("cold") / max(len(words), 1) for words in said]
+
+
+def late_words(prompts, completions, completion_ids, **_) -> list[float]:
+    """A reward for words of the second half of the alphabet, whatever was asked."""
+    said = [messages[-1]["content"].split() for messages in completions]
+    return [sum(word > "m" for word in words) / max(len(words), 1) for words in said]
 
 
 # --- the toy world ---
@@ -192,7 +207,7 @@ def make_world(folder: Path) -> None:
         "rlaif": ("rlaif", 1500, prompt),
     }
     for name, (phase, count, make) in kinds.items():
-        for split, size in (("train", count), ("validation", 100)):
+        for split, size in (("train", count), ("validation", 600)):
             lines = [json.dumps(row) for row in rows(size, make)]
             (folder / f"{name}_{split}.jsonl").write_text("\n".join(lines) + "\n")
         columns = "[answer]" if phase == "rlaif" else "[]"
@@ -230,6 +245,19 @@ def make_other_tokenizer(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder / "starts" / "sft", trust_remote_code=False)
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder / "other_template")
+
+
+def make_starts(folder: Path) -> None:
+    """The world, and the checkpoints from which all runs start, unless the folder has them; no runs."""
+    shutil.rmtree(folder / "runs", ignore_errors=True)
+    (folder / "runs").mkdir(parents=True)
+    make_world(folder)
+    if not (folder / "starts" / "pretrain").exists():
+        run_start("pretrain", folder, PRETRAIN)
+    if not (folder / "starts" / "sft").exists():
+        run_start("sft", folder, RECIPES["sft"] | {"from_weight": folder / "starts" / "pretrain", "max_steps": 32})
+    if not (folder / "other_template").exists():
+        make_other_tokenizer(folder)
 
 
 def run_case(job: tuple[str, int, Path]) -> dict[str, Any]:
@@ -326,23 +354,15 @@ def main() -> None:
     if args.read:
         print(table(read_again(args.read)))
         return
+    output = args.output and args.output.resolve()
     with tempfile.TemporaryDirectory() as temporary:
         folder = (args.folder or Path(temporary)).resolve()
-        (folder / "runs").mkdir(parents=True, exist_ok=True)
-        make_world(folder)
-        if not (folder / "starts" / "pretrain").exists():
-            run_start("pretrain", folder, PRETRAIN)
-        if not (folder / "starts" / "sft").exists():
-            run_start("sft", folder, RECIPES["sft"] | {"from_weight": folder / "starts" / "pretrain", "max_steps": 32})
-        if not (folder / "other_template").exists():
-            make_other_tokenizer(folder)
-        for name in args.cases:
-            for old in (folder / "runs").glob(f"{name}*".replace("/", "by").replace(" ", "_").replace(",", "")):
-                shutil.rmtree(old) if old.is_dir() else old.unlink()
+        os.chdir(REPOSITORY)  # where the rewards of this file are found
+        make_starts(folder)
         results = run_all([(name, seed, folder) for name in args.cases for seed in args.seeds], args.jobs)
     print(table(results))
-    if args.output:
-        args.output.write_text(json.dumps(results) + "\n", encoding="utf-8")
+    if output:
+        output.write_text(json.dumps(results) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ def learning_rate_too_high(run: RunFolder, figures: Figures) -> Finding | None:
     else:
         before, after, name = figures.before("loss"), figures.after("loss"), "loss"
         fell = figures.latest("loss") < 0.8 * before  # of training: what rises is another matter then
-        shown = not fell and (after > _WORSE * before or (times >= _FAR and after > 0.9 * before))
+        no_better = 0.99 if run.method in PAIRWISE else 0.9  # with a small beta a pair's loss falls slowly
+        shown = not fell and (after > _WORSE * before or (times >= _FAR and after > no_better * before))
     if not shown and not times >= _TOO_FAR:
         return None
     remedy = f"the usual rate here is {usual:g}" if times >= _FAR else "lower it tenfold, or warm up longer"

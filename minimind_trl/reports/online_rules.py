@@ -161,6 +161,6 @@ def dead_critic(run: RunFolder, figures: Figures) -> Finding | None:
 
 # The cause before its consequences.
 ONLINE_RULES = (
-    *(reward_hacking, truncation, groups_too_small, reward_without_spread, length_hacking, entropy_collapse),
-    *(kl_blow_up, dead_critic, length_collapse, no_reward),
+    *(reward_hacking, length_hacking, truncation, kl_blow_up, entropy_collapse, groups_too_small),
+    *(reward_without_spread, dead_critic, length_collapse, no_reward),
 )

@@ -27,8 +27,8 @@ def both_fall(run: RunFolder, figures: Figures) -> Finding | None:
         return None
     sentence = (
         f"the log-probability of the chosen answers fell from {before:.1f} to {chosen:.1f}, and that of the rejected "
-        f"ones to {rejected:.1f}: the model unlearns both; lower --learning_rate, raise --beta, or add "
-        "--loss_type sigmoid sft"
+        f"ones to {rejected:.1f}: the model unlearns both; lower --learning_rate, raise --beta, or take --loss_type "
+        "sigmoid sft, which keeps the chosen ones likely"
     )
     return fault("both log-probabilities fall", sentence)
 

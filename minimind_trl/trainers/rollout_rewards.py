@@ -49,7 +49,7 @@ class RolloutRewards(RolloutEngine):
     def rewards_of(self, rows: list[dict], completion_ids: list[list[int]]) -> Tensor:
         """(N, functions) rewards of completions that another model wrote, of all processes; nothing is logged."""
         texts = self.text_tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
-        rows = [self.with_rendered_prompt(row) for row in rows]
+        rows = self.with_rendered_prompts(rows)
         talk = is_conversational(rows[0])
         completions = [[{"role": "assistant", "content": text}] for text in texts] if talk else texts
         rewards = self.score_completions(rows, [row["prompt"] for row in rows], completions, completion_ids)

@@ -99,7 +99,9 @@ class RolloutTrainer(RolloutState, TrainerMixin, GRPOTrainer):
         super().__init__(model, [checked(function) for function in functions], args, *positional, **kwargs)
         args.beta, self.beta, args.sync_ref_model = beta, beta, sync
         if not args.cast_lm_head_to_fp32:
-            add_learned_positions_head(self.base_policy(), self.temperature, entropy_gradient=self.has_entropy_bonus)
+            add_learned_positions_head(
+                self.base_policy(), self.temperature, entropy_gradient=self.has_entropy_bonus, pack=True
+            )
         if reference is not None:
             self.add_reference(reference, sync)
         self._refuse_too_few_prompts()
