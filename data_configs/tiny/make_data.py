@@ -8,9 +8,10 @@ texts for pretraining ask about short scenes; texts for midtraining also about l
 chats with their answers show the form; many prompts come with a checkable answer, for reinforcement learning.
 
 A text asks one to three things about a scene, and a fact may stand between a question and its answer. Answers are thus
-not always as far from their scene, and a model learns to look for it, which it can also do in a chat. An answer starts a line, in texts as in chats: a byte-level BPE gives a
-word another token there than after a space. A question about a scene belongs to the held-out split or to training by a
-hash of its content, in all stages. Only the standard library is used, and every run writes the same bytes.
+not always as far from their scene, and a model learns to look for it, which it can also do in a chat. An answer starts
+a line, in texts as in chats: a byte-level BPE gives a word another token there than after a space. A question about a
+scene belongs to the held-out split or to training by a hash of its content, in all stages. Only the standard library is
+used, and every run writes the same bytes.
 """
 
 from __future__ import annotations
