@@ -33,7 +33,7 @@ from ..tokenization import tiny_tokenizer
 
 _PROMPTS = "data_configs/tiny/sft.yaml"  # every stage answers its held-out prompts
 _PAIRS = "data_configs/tiny/dpo.yaml"
-_UNLABELLED = "data_configs/tiny/rlaif.yaml"
+_RL_PROMPTS = "data_configs/tiny/rlaif.yaml"
 _RL = ("grpo", "ppo", "spo")
 
 
@@ -124,8 +124,8 @@ def run_demo(output_dir: Path, rl_steps: int | None = None, seed: int = 42) -> d
 
 
 def _teach(teacher: Path, tokenizer, folder: Path) -> dict[str, str]:
-    """Let a teacher answer the prompts that have no labelled answer; return the options of a student that learns them."""
-    data = DatasetMixer.from_yaml(_UNLABELLED).build(tokenizer)
+    """Let a teacher answer the prompts of RL; return the options of a student that learns these answers."""
+    data = DatasetMixer.from_yaml(_RL_PROMPTS).build(tokenizer)
     folder.mkdir()
     for split in ("train", "validation"):
         prompts = data[split]["prompt"]
@@ -150,12 +150,8 @@ def _after(report: dict, name: str) -> dict:
 
 
 def _run_stage(stage: _Stage, changes: dict[str, Any], output_dir: Path) -> float:
-    options = (
-        yaml.safe_load(
-            Path(f"recipes/configs/{stage.config or stage.recipe or stage.name}/tiny.yaml").read_text(encoding="utf-8")
-        )
-        | changes
-    )
+    base = Path("recipes/configs", stage.config or stage.recipe or stage.name, "tiny.yaml")
+    options = yaml.safe_load(base.read_text(encoding="utf-8")) | changes
     config = output_dir / f"{stage.folder}.yaml"
     given = {name: value for name, value in options.items() if value is not None}
     config.write_text(yaml.safe_dump(given, sort_keys=False), encoding="utf-8")
