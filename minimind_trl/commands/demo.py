@@ -66,7 +66,7 @@ _STAGES = (
     _Stage("grpo", "reward", "dpo"),
     _Stage("ppo", "reward", "dpo"),
     _Stage("spo", "reward", "dpo"),
-    _Stage("distill", "loss"),
+    _Stage("distill", "divergence"),
     _Stage("student alone", "loss", None, "sft", _ALONE, "distill", is_control=True),
 )
 
@@ -200,7 +200,7 @@ def _table(report: dict) -> Table:
 def _figure(report: dict, metrics: dict, figure: str) -> str:
     """A held-out figure, and half its 95% interval if it is a mean over prompts or pairs."""
     value = metrics[f"eval_{figure}"]
-    if figure == "loss":
+    if figure in ("loss", "divergence"):
         return f"{value:.3f}"
     if figure == "reward":
         return f"{value:.3f} ±{Z95 * metrics['eval_reward_std'] / math.sqrt(metrics['eval_prompts']):.3f}"
