@@ -77,10 +77,10 @@ def once(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
 
 @pytest.fixture(scope="session")
 def demo(once) -> Path:
-    """What `make demo` leaves, with less of its RL: benchmarks/rl.py --quick shows what that learns."""
+    """What `make demo` leaves."""
 
     def run(folder: Path) -> None:
-        command = [sys.executable, "-m", "minimind_trl.commands.demo", "--output_dir", str(folder), "--rl_steps", "30"]
+        command = [sys.executable, "-m", "minimind_trl.commands.demo", "--output_dir", str(folder)]
         result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
 

@@ -24,7 +24,7 @@ from transformers import logging as transformers_logging
 
 from ..data import DatasetMixer
 from ..errors import InputError
-from ..evaluation import exact_match_by_skill
+from ..evaluation import exact_match_by_skill, generate_answers
 from ..evaluation.measures import Z95, wilson
 from ..files import atomic_path
 from ..models import MiniMindConfig, MiniMindForCausalLM, load_model
@@ -34,6 +34,7 @@ from ..tokenization import tiny_tokenizer
 
 _PROMPTS = "data_configs/tiny/sft.yaml"  # every stage answers its held-out prompts
 _PAIRS = "data_configs/tiny/dpo.yaml"
+_RL_PROMPTS = "data_configs/tiny/rlaif.yaml"
 _RL = ("grpo", "ppo", "spo")
 
 
@@ -44,32 +45,30 @@ class _Stage:
     start: str | None = None  # the stage whose checkpoint it trains
     recipe: str = ""  # if it is not the name
     changes: dict[str, Any] = field(default_factory=dict)  # of the recipe's config; None removes an option
+    config: str = ""  # if it is not that of the recipe
     is_control: bool = False  # the same rows, steps and seed without what the demo shows the worth of
 
     @property
     def folder(self) -> str:
         return self.name.replace(" ", "_")
 
-    @property
-    def config(self) -> str:
-        return "distill" if self.name == "student alone" else self.recipe or self.name
 
-
+_FROM_SCRATCH = {"from_weight": None, "preset": "tiny"}
+# Without a teacher a student has the labelled answers only.
+_ALONE = {"data_config": _PROMPTS, "teacher_model_name_or_path": None, "packing": False}
 _STAGES = (
     _Stage("pretrain", "loss"),
     _Stage("midtrain", "loss", "pretrain"),
     _Stage("sft", "loss", "midtrain"),
     _Stage("sft from pretrain", "loss", "pretrain", "sft", is_control=True),
-    _Stage("sft from scratch", "loss", None, "sft", {"from_weight": None, "preset": "tiny"}, is_control=True),
+    _Stage("sft from scratch", "loss", None, "sft", _FROM_SCRATCH, is_control=True),
     _Stage("reward", "accuracy", "sft"),
     _Stage("dpo", "rewards/accuracies", "sft"),
     _Stage("grpo", "reward", "dpo"),
     _Stage("ppo", "reward", "dpo"),
     _Stage("spo", "reward", "dpo"),
-    _Stage("distill", "loss"),
-    _Stage(
-        "student alone", "loss", None, "sft", {"teacher_model_name_or_path": None, "packing": False}, is_control=True
-    ),
+    _Stage("distill", "divergence"),
+    _Stage("student alone", "loss", None, "sft", _ALONE, "distill", is_control=True),
 )
 
 
@@ -111,7 +110,7 @@ def run_demo(output_dir: Path, rl_steps: int | None = None, seed: int = 42) -> d
             changes["from_weight"] = str(output_dir / stage.start)
         if stage.name == "distill":
             report["teacher"] = max(_RL, key=lambda name: _after(report, name)["eval_reward"])
-            changes["teacher_model_name_or_path"] = str(output_dir / report["teacher"])
+            changes |= _teach(output_dir / report["teacher"], tokenizer, output_dir / "taught")
         if rl_steps and stage.name in _RL:
             changes["max_steps"] = rl_steps
         seconds = _run_stage(stage, changes, output_dir)
@@ -125,12 +124,35 @@ def run_demo(output_dir: Path, rl_steps: int | None = None, seed: int = 42) -> d
     return report
 
 
+def _teach(teacher: Path, tokenizer, folder: Path) -> dict[str, str]:
+    """Let a teacher answer the prompts of RL; return the options of a student that learns these answers."""
+    data = DatasetMixer.from_yaml(_RL_PROMPTS).build(tokenizer)
+    folder.mkdir()
+    for split in ("train", "validation"):
+        prompts = data[split]["prompt"]
+        answers = data[split]["answer"]  # held out, the right answers count
+        if split == "train":
+            answers = generate_answers(load_model(teacher), tokenizer, prompts, max_new_tokens=16)
+        rows = [
+            json.dumps({"messages": [*prompt, {"role": "assistant", "content": answer}]})
+            for prompt, answer in zip(prompts, answers, strict=True)
+            if answer.strip()
+        ]
+        (folder / f"{split}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    source = {"name": "taught", "source": ".", "format": "jsonl", "mix_ratio": 1.0}
+    source["data_files"] = {split: f"{split}.jsonl" for split in ("train", "validation")}
+    mixture = {"metadata": {"phase": "distill", "max_seq_length": 128}, "datasets": [source]}
+    (folder / "mixture.yaml").write_text(yaml.safe_dump(mixture, sort_keys=False), encoding="utf-8")
+    return {"teacher_model_name_or_path": str(teacher), "data_config": str(folder / "mixture.yaml")}
+
+
 def _after(report: dict, name: str) -> dict:
     return next(stage["after"] for stage in report["stages"] if stage["stage"] == name)
 
 
 def _run_stage(stage: _Stage, changes: dict[str, Any], output_dir: Path) -> float:
-    options = yaml.safe_load(Path(f"recipes/configs/{stage.config}/tiny.yaml").read_text(encoding="utf-8")) | changes
+    base = Path("recipes/configs", stage.config or stage.recipe or stage.name, "tiny.yaml")
+    options = yaml.safe_load(base.read_text(encoding="utf-8")) | changes
     config = output_dir / f"{stage.folder}.yaml"
     given = {name: value for name, value in options.items() if value is not None}
     config.write_text(yaml.safe_dump(given, sort_keys=False), encoding="utf-8")
@@ -180,7 +202,7 @@ def _table(report: dict) -> Table:
 def _figure(report: dict, metrics: dict, figure: str) -> str:
     """A held-out figure, and half its 95% interval if it is a mean over prompts or pairs."""
     value = metrics[f"eval_{figure}"]
-    if figure == "loss":
+    if figure in ("loss", "divergence"):
         return f"{value:.3f}"
     if figure == "reward":
         return f"{value:.3f} ±{Z95 * metrics['eval_reward_std'] / math.sqrt(metrics['eval_prompts']):.3f}"
