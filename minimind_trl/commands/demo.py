@@ -28,6 +28,7 @@ from ..evaluation import exact_match_by_skill, generate_answers
 from ..evaluation.measures import Z95, wilson
 from ..files import atomic_path
 from ..models import MiniMindConfig, MiniMindForCausalLM, load_model
+from ..reports.page import write_report
 from ..run import run_recipe
 from ..tokenization import tiny_tokenizer
 
@@ -80,7 +81,7 @@ def run_demo(output_dir: Path, rl_steps: int | None = None, seed: int = 42) -> d
         seed: of every recipe.
 
     Returns:
-        the report, also written to `output_dir` as `report.json`, `report.md` and `report.png`.
+        the report, also written to `output_dir` as `report.json`, `report.md`, `report.png` and `report.html`.
 
     Raises:
         InputError: not started in the repository, or the folder is not empty.
@@ -176,8 +177,9 @@ def _write_report(report: dict, output_dir: Path) -> None:
         console.print(f"```\n\n{picture}\n\n{took}", markup=False)
     (output_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     _draw(report, output_dir / "report.png")
+    write_report([output_dir / stage.folder for stage in _STAGES], output_dir / "report.html")
     Console(width=None if sys.stdout.isatty() else 120).print(table)
-    print(f"took {report['seconds']:.0f} s; report in {output_dir / 'report.md'}")
+    print(f"took {report['seconds']:.0f} s; report in {output_dir / 'report.html'} and report.md")
 
 
 def _table(report: dict) -> Table:
