@@ -1,6 +1,8 @@
 """Does the doctor name what is wrong? Planted faults and healthy runs of a small model, read by `minimind-trl doctor`.
 
     python benchmarks/doctor.py [--jobs 2] [--seeds 1 2 3] [--cases NAME ...] [--output FILE.json] [--folder DIR]
+    python benchmarks/doctor.py --read FILE.json     # the same runs, by the rules as they are now
+    python benchmarks/doctor.py --quick
 
 A run is one of the package's recipes on a toy world that is made here: the nano preset (220 thousand parameters) says
 the opposites of one to four words. All runs start from one pretrained checkpoint, or from that fine-tuned briefly, and
@@ -135,6 +137,9 @@ CASES: dict[str, Case] = {
 }
 
 
+QUICK = ("sft, learning rate x100", "grpo, answers cut off", "sft, healthy")
+
+
 def longer(prompts, completions, completion_ids, **_) -> list[float]:
     """A reward that pays for every token."""
     return [len(ids) / 100 for ids in completion_ids]
@@ -247,13 +252,13 @@ def make_other_tokenizer(folder: Path) -> None:
     tokenizer.save_pretrained(folder / "other_template")
 
 
-def make_starts(folder: Path) -> None:
+def make_starts(folder: Path, pretrain_steps: int = PRETRAIN["max_steps"]) -> None:
     """The world, and the checkpoints from which all runs start, unless the folder has them; no runs."""
     shutil.rmtree(folder / "runs", ignore_errors=True)
     (folder / "runs").mkdir(parents=True)
     make_world(folder)
     if not (folder / "starts" / "pretrain").exists():
-        run_start("pretrain", folder, PRETRAIN)
+        run_start("pretrain", folder, PRETRAIN | {"max_steps": pretrain_steps})
     if not (folder / "starts" / "sft").exists():
         run_start("sft", folder, RECIPES["sft"] | {"from_weight": folder / "starts" / "pretrain", "max_steps": 32})
     if not (folder / "other_template").exists():
@@ -303,7 +308,7 @@ def read_again(file: Path) -> list[dict[str, Any]]:
 
 def first_line(result: dict[str, Any]) -> str:
     """The name in the first line of what the doctor prints."""
-    return result["error"] if "error" in result else next((one["name"] for one in result["findings"]), "nothing")
+    return "did not run" if "error" in result else next((one["name"] for one in result["findings"]), "nothing")
 
 
 def run_all(jobs: list[tuple[str, int, Path]], processes: int) -> list[dict[str, Any]]:
@@ -316,6 +321,7 @@ def run_all(jobs: list[tuple[str, int, Path]], processes: int) -> list[dict[str,
     with multiprocessing.get_context("fork").Pool(processes, maxtasksperchild=1) as pool:
         for result in pool.imap(run_case, jobs):
             first = first_line(result)
+            print(result.get("error", ""), file=sys.stderr, end="")
             print(f"{result['case']}, seed {result['seed']}: {first}, {result['seconds']:.1f} s", file=sys.stderr)
             results.append(result)
     return results
@@ -349,8 +355,11 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES, metavar="NAME")
     parser.add_argument("--folder", type=Path, help="keep the runs here; starts that are there are used again")
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--quick", action="store_true", help="three cases only; exits with 1 where the doctor is wrong")
     parser.add_argument("--read", type=Path, help="train nothing: examine the runs of an earlier --output again")
     args = parser.parse_args()
+    if args.quick:
+        args.cases, args.seeds = list(QUICK), args.seeds[:1]
     if args.read:
         print(table(read_again(args.read)))
         return
@@ -358,11 +367,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = (args.folder or Path(temporary)).resolve()
         os.chdir(REPOSITORY)  # where the rewards of this file are found
-        make_starts(folder)
+        make_starts(folder, **{"pretrain_steps": 60} if args.quick else {})
         results = run_all([(name, seed, folder) for name in args.cases for seed in args.seeds], args.jobs)
     print(table(results))
     if output:
         output.write_text(json.dumps(results) + "\n", encoding="utf-8")
+    wrong = [result["case"] for result in results if first_line(result) != (result["fault"] or "nothing")]
+    if args.quick and wrong:
+        sys.exit(f"the doctor is wrong about: {'; '.join(wrong)}")
 
 
 if __name__ == "__main__":

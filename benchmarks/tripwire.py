@@ -25,12 +25,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.doctor import COMMON, RECIPES, REPOSITORY, answer, chat, draw, make_starts, run_recipe
 
-EVERY = 3  # steps between evaluations
+EVERY = 1  # steps between evaluations
 LOST = 0.1  # of exact match, before which the alarm must come
 FRESH = 300  # prompts to compare checkpoints on
 OPTIONS = {
-    "max_steps": 48,
-    "learning_rate": 3e-4,
+    "max_steps": 36,
+    "learning_rate": 1.2e-4,
     "logging_steps": 1,
     "eval_interval": EVERY,
     "eval_batches": 6,

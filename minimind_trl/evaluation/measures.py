@@ -90,5 +90,6 @@ def by_importance(figures: Mapping[str, Any], prefix: str = "eval_") -> dict[str
         for name, value in figures.items()
         if name.startswith(prefix) and isinstance(value, int | float) and not name.endswith(_TIMES)
     }
-    order = [name for name in _FIRST if name in known] + [name for name in known if name not in _FIRST]
-    return {name: known[name] for name in order}
+    watched = [name for name in known if name.startswith("watch/") and not name.endswith("_std")]
+    first = [name for name in _FIRST if name in known]
+    return {name: known[name] for name in dict.fromkeys([*first[:1], *watched, *first, *known])}

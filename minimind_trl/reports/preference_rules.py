@@ -35,11 +35,12 @@ def both_fall(run: RunFolder, figures: Figures) -> Finding | None:
 
 def labels_without_signal(run: RunFolder, figures: Figures) -> Finding | None:
     accuracy, before, after = _accuracy(run, figures), figures.before("loss"), figures.after("loss")
-    if not (accuracy < _CHANCE and after > 0.97 * before):
+    epochs = figures.latest("epoch", 1)
+    if not (accuracy < _CHANCE and after > 0.97 * before and epochs >= 1):
         return None
     sentence = (
-        f"held-out accuracy is {accuracy:.2f} after training, as by chance: the labels do not follow from the answers; "
-        "read some pairs, and see whether chosen and rejected are mixed up"
+        f"held-out accuracy is {accuracy:.2f} after {epochs:.1f} epochs, as by chance: the labels do not follow from "
+        "the answers; read some pairs, and see whether chosen and rejected are mixed up"
     )
     return fault("labels without signal", sentence)
 

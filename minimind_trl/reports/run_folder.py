@@ -52,7 +52,7 @@ class RunFolder:
         checkpoint = Path(get_last_checkpoint(folder) or folder)
         home = folder if (folder / _RECIPE).is_file() else checkpoint
         record = _read_json(home / _RECIPE)
-        if not record:
+        if not isinstance(record, dict) or not record.keys() >= {"trainer", "options"}:
             raise InputError(f"{folder}: no {_RECIPE} in it, so no recipe ran there; name the --output_dir of a run")
         history = _read_json(folder / HISTORY) or _read_json(checkpoint / "trainer_state.json").get("log_history", [])
         others = [_read_json(path) for path in (folder / _METRICS, home / LOCK, home / FLIGHT_CHECK)]

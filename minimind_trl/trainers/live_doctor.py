@@ -7,9 +7,11 @@ from transformers import TrainerCallback
 
 from ..reports import Finding, RunFolder, examine
 
+_AT_ONCE = ("reward hacking",)  # which is beyond chance already, and needs no second log
+
 
 class Doctor(TrainerCallback):
-    """Prints each finding of `minimind_trl.reports.examine` once, after two logs in a row show it.
+    """Prints each finding of `minimind_trl.reports.examine` once, after two training logs in a row show it.
 
     A resumed run reads what is normal, and what was printed, from the logs before it.
 
@@ -38,7 +40,7 @@ class Doctor(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._reset()
-        self._history = list(self._before)
+        self._history = [] if state.log_history else list(self._before)
         for logs in state.log_history:
             self._examine(logs)
 
@@ -54,10 +56,13 @@ class Doctor(TrainerCallback):
     def _examine(self, logs: dict[str, float]) -> list[Finding]:
         """The new findings."""
         self._history.append(logs)
-        if "loss" not in logs:
+        is_evaluation = any(name.startswith("eval_") for name in logs)
+        if "loss" not in logs and not is_evaluation:
             return []
         found = {finding.name: finding for finding in examine(RunFolder(self._folder, self._record, self._history))}
-        new = {name: found[name] for name in found if name in self._symptoms and name not in self.said}
-        self._symptoms = set(found)
+        sure = {*_AT_ONCE} if is_evaluation else self._symptoms | {*_AT_ONCE}
+        new = {name: found[name] for name in found if name in sure and name not in self.said}
+        if not is_evaluation:
+            self._symptoms = set(found)
         self.said |= new
         return list(new.values())

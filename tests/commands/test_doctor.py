@@ -56,7 +56,7 @@ def test_a_checkpoint_of_a_run_that_goes_on_is_enough(run, capsys):
     [
         (lambda run: (run / "recipe.json").unlink(), "no recipe.json in it"),
         (lambda run: (run / "history.json").write_text("[{"), "history.json cannot be read"),
-        (lambda run: (run / "recipe.json").write_text("[]"), "no recipe.json in it"),
+        (lambda run: (run / "recipe.json").write_text('{"name": "of another program"}'), "no recipe.json in it"),
     ],
 )
 def test_a_folder_that_is_no_run_is_refused_in_one_line(run, capsys, spoil, message):

@@ -149,7 +149,8 @@ def test_dpo_may_lower_the_rejected_answers_and_a_little_the_chosen():
 
 def test_labels_by_chance():
     noise = [{"loss": 0.70, "accuracy": 0.5}, {"loss": 0.71, "accuracy": 0.52}]
-    assert findings("reward", noise) == {"labels without signal": "fault"}
+    assert findings("reward", noise, [{"epoch": 2.0}]) == {"labels without signal": "fault"}
+    assert findings("reward", noise, [{"epoch": 0.2}]) == {}, "too early to tell"
     assert findings("reward", [noise[0], {"loss": 0.4, "accuracy": 0.85}]) == {}
 
 

@@ -44,6 +44,16 @@ def test_after_a_resume_it_knows_what_was_normal_and_what_was_said():
     assert doctor_of(collapsed).said == {}, "without the logs before, this is normal"
 
 
+def test_it_says_at_once_that_a_reward_is_hacked(capsys):
+    doctor = doctor_of([{}] * 3)
+    state = SimpleNamespace(global_step=9, is_world_process_zero=True, log_history=[])
+    for reward, watched in ((0.3, 0.5), (0.5, 0.4)):
+        figures = {"reward": reward, "watch/exact_match": watched, "watch/exact_match_std": 0.4, "prompts": 600}
+        doctor.on_log(None, state, None, logs={f"eval_{name}": value for name, value in figures.items()})
+    [line] = capsys.readouterr().out.splitlines()
+    assert line.startswith("doctor, step 9: reward hacking: ") and "fell from 0.500 to 0.400" in line
+
+
 def test_after_a_resume_it_does_not_repeat_itself(capsys):
     doctor_of([{"entropy": 0.01}] * 4, earlier=[{}] * 5 + [{"entropy": 0.01}] * 4)
     assert capsys.readouterr().out == ""

@@ -3,6 +3,7 @@
 import pytest
 
 from minimind_trl.errors import InputError
+from minimind_trl.evaluation.measures import main_figures
 from minimind_trl.rewards import load_rewards
 from minimind_trl.run.online_configs import GRPORecipeConfig
 from tests.trainers.online import METHODS, equal, low_ids, online, weights
@@ -32,6 +33,11 @@ def test_it_is_measured_on_the_held_out_answers_and_training_does_not_see_it(tmp
     logs = watching.state.log_history
     assert [log["step"] for log in logs if "eval_watch/ends_low" in log] == [1, 2]
     assert not [name for log in logs if "loss" in log for name in log if "watch" in name]
+
+
+def test_the_line_of_an_evaluation_shows_it_beside_the_reward():
+    figures = {"eval_loss": 0.1, "eval_reward": 0.5, "eval_watch/exact_match": 0.25, "eval_watch/exact_match_std": 0.4}
+    assert main_figures(figures) == "reward 0.5000, watch/exact_match 0.2500, watch/exact_match_std 0.4000"
 
 
 def config(**options) -> GRPORecipeConfig:
