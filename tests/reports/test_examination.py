@@ -153,6 +153,8 @@ def test_labels_by_chance():
     noise = [{"loss": 0.70, "accuracy": 0.5}, {"loss": 0.71, "accuracy": 0.52}]
     assert findings("reward", noise, [{"epoch": 2.0}]) == {"labels without signal": "fault"}
     assert findings("reward", noise, [{"epoch": 0.2}]) == {}, "too early to tell"
+    from_above = [{"loss": 0.80, "accuracy": 0.5}, {"loss": 0.69, "accuracy": 0.54}]
+    assert findings("reward", from_above, [{"epoch": 2.0}]) == {"labels without signal": "fault"}
     assert findings("reward", [noise[0], {"loss": 0.4, "accuracy": 0.85}]) == {}
 
 
