@@ -31,7 +31,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
-ROLLOUTS, BATCH, ANSWERS, EVALUATIONS = 100, 256, 4, 10
+ROLLOUTS, BATCH, ANSWERS = 100, 256, 4
 # The class in minimind_trl.trainers or trl, its config, and the method's own options.
 SETTINGS = {
     "GRPO": ("MiniMindGRPOTrainer", "RolloutConfig", {"num_generations": 8}),
@@ -98,7 +98,7 @@ def make_trainer(method: str, seed: int, start: str, steps: int, folder: str):
     return trainer, judge
 
 
-def measure(method: str, seed: int, start: str, rollouts: int) -> dict:
+def measure(method: str, seed: int, start: str, rollouts: int, evaluations: int) -> dict:
     from transformers import TrainerCallback
 
     from minimind_trl.models import from_twin
@@ -120,7 +120,7 @@ def measure(method: str, seed: int, start: str, rollouts: int) -> dict:
                 clock["since"] = time.perf_counter()
 
             def on_log(self, args, state, control, logs=None, **kwargs):  # after the step, whose figures it needs
-                if logs and "loss" in logs and not state.global_step % (rollouts // EVALUATIONS):
+                if logs and "loss" in logs and not state.global_step % (rollouts // evaluations):
                     clock["seconds"] += time.perf_counter() - clock["since"]
                     evaluate()
                     clock["since"] = time.perf_counter()
@@ -184,7 +184,8 @@ def run_all(args: argparse.Namespace, start: str) -> list[dict]:
     threads = os.environ.get("OMP_NUM_THREADS") or str(max((os.cpu_count() or 1) // args.jobs, 1))
 
     def one(job: tuple[str, int]) -> dict:
-        command = [sys.executable, __file__, "--measure", *map(str, job), start, str(args.rollouts)]
+        command = [sys.executable, __file__, "--measure", *map(str, job), start]
+        command += [str(args.rollouts), str(args.evaluations)]
         environment = {**os.environ, "OMP_NUM_THREADS": threads}
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
@@ -265,8 +266,8 @@ def draw(results: list[dict], path: Path) -> None:
 
 def main() -> None:
     if sys.argv[1:2] == ["--measure"]:
-        method, seed, start, rollouts = sys.argv[2:]
-        print(json.dumps(measure(method, int(seed), start, int(rollouts))))
+        method, seed, start, *counts = sys.argv[2:]
+        print(json.dumps(measure(method, int(seed), start, *map(int, counts))))
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--from_weight", help="a pretrained tiny checkpoint; default: pretrain one (3 minutes)")
@@ -274,16 +275,15 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(SETTINGS), choices=SETTINGS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--rollouts", type=int, default=ROLLOUTS)
+    parser.add_argument("--evaluations", type=int, default=10, help="after as many equal parts of the rollouts")
     parser.add_argument("--reward", type=float, default=0.4, help="of the leaderboard")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time; they share the cores")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
-    if args.rollouts < EVALUATIONS or args.rollouts % EVALUATIONS:
-        parser.error(
-            f"--rollouts {args.rollouts}: a multiple of {EVALUATIONS}, or the last evaluation would not be at the end"
-        )
+    if args.rollouts % args.evaluations:
+        parser.error(f"--rollouts {args.rollouts}: not a multiple of {args.evaluations}, the number of evaluations")
     if args.quick:
         args.methods, args.seeds, args.rollouts = list(QUICK), args.seeds[:1], 60
     with tempfile.TemporaryDirectory() as folder:

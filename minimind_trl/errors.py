@@ -16,6 +16,10 @@ class MixtureError(InputError):
     """A mixture file, or data that it names, is unusable."""
 
 
+class CertificateError(RuntimeError):
+    """An export does not compute what its source does, so it is not written. The exit code is 1."""
+
+
 class TrainingError(RuntimeError):
     """Training cannot go on (a loss that is not a number, a full disk). The input is fine, so the exit code is 1.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
@@ -37,7 +38,7 @@ def make_page(conversation: Conversation) -> "gradio.ChatInterface":
         except InputError as error:
             raise gradio.Error(str(error)) from error
 
-    return gradio.ChatInterface(answer, title=conversation.checkpoint.name, save_history=False)
+    return gradio.ChatInterface(answer, title=Path(conversation.checkpoint.name).name, analytics_enabled=False)
 
 
 def serve_page(conversation: Conversation, host: str, port: int) -> None:

@@ -147,7 +147,7 @@ class Conversation:
         prompt = self._prompt()
         tokenizer = self.checkpoint.tokenizer
         template = getattr(tokenizer, "response_template", None)
-        texts = self._start_generation(prompt, skip_special_tokens=template is None)
+        texts = self._stream(prompt, skip_special_tokens=template is None)
         if template is None:
             parts = []
             for text in texts:
@@ -155,15 +155,15 @@ class Conversation:
                 yield Piece("content", text)
             return {"role": "assistant", "content": "".join(parts)}
         parser = ResponseParser(template, prefix=tokenizer.decode(prompt["input_ids"][0]), tools=self._schemas)
-        raw = []
+        raw, blank = [], {"reasoning", "content"}
         try:
             for text in texts:
                 raw.append(text)
-                yield from _pieces(parser.feed(text))
+                yield from _pieces(parser.feed(text), blank)
             message, events = parser.finalize()
         except ValueError:  # a tool call that is not JSON, or is cut off
             return {"role": "assistant", "content": "".join(raw)}
-        yield from _pieces(events)
+        yield from _pieces(events, blank)
         return {"content": "", **message}
 
     def _prompt(self) -> dict[str, torch.Tensor]:
@@ -191,7 +191,7 @@ class Conversation:
                 )
             del self.messages[turns[0] : turns[1]]
 
-    def _start_generation(self, prompt: dict[str, torch.Tensor], skip_special_tokens: bool) -> Iterator[str]:
+    def _stream(self, prompt: dict[str, torch.Tensor], skip_special_tokens: bool) -> Iterator[str]:
         """The model's text, from a thread; it stops generating when the iterator is closed."""
         model, tokenizer = self.checkpoint.model, self.checkpoint.tokenizer
         streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=skip_special_tokens)
@@ -237,11 +237,23 @@ def _listed(ids: int | list[int] | None) -> list[int]:
     return ids if isinstance(ids, list) else [ids] if ids is not None else []
 
 
-def _pieces(events: list[dict[str, Any]]) -> Iterator[Piece]:
-    """What there is to show of a parser's events; tool calls are shown with their results."""
+_KINDS = {"reasoning_content": "reasoning", "content": "content"}
+
+
+def _pieces(events: list[dict[str, Any]], blank: set[str]) -> Iterator[Piece]:
+    """What there is to show of a parser's events; tool calls are shown with their results.
+
+    Args:
+        blank: the kinds of which only line breaks have come so far, which are left out; it is updated.
+    """
     for event in events:
-        if event["type"] == "region_chunk" and event["field"] in ("reasoning_content", "content") and event["text"]:
-            yield Piece("reasoning" if event["field"] == "reasoning_content" else "content", event["text"])
+        kind = _KINDS.get(event["field"]) if event["type"] == "region_chunk" else None
+        if kind is None:
+            continue
+        text = event["text"].lstrip("\n") if kind in blank else event["text"]
+        if text:
+            blank.discard(kind)
+            yield Piece(kind, text)
 
 
 # --- tools ------------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from datasets import Dataset, IterableDataset
 from ..evaluation.measures import main_figures
 from ..files import write_json
 from ..reports import HISTORY
+from ..reports.page import REPORT, write_report
 from ..trainers import write_curves
 from .run_context import RunContext
 
@@ -59,6 +60,8 @@ def write_results(trainer, run: RunContext, metrics: dict[str, dict]) -> None:
     write_json(folder / HISTORY, history)
     write_curves(history, folder / "curves.png")
     trainer.create_model_card(model_name=folder.name)
+    if run.args.report:
+        write_report([folder], folder / REPORT)
     for when, figures in metrics.items():
         print(f"held-out {when} training: {main_figures(figures)}")
-    print(f"saved to {folder}")
+    print(f"saved to {folder}{f'; all about the run: {folder / REPORT}' if run.args.report else ''}")

@@ -276,7 +276,7 @@ def test_convert_copies_the_tokenizer(checkpoints, tmp_path, to, template):
         (["{corrupt}", "{new}", "--to", "hf"], "cannot be loaded"),
         (["{dense3}", "{new}", "--to", "hf", "--num_attention_heads", "2"], "for native .pth files only"),
         (["{dense3}", "{new}", "--to", "llama"], "use --to qwen3"),
-        (["{dense3}", "{new}", "--to", "gguf"], "--to gguf: choose one of hf, native, llama, qwen3"),
+        (["{dense3}", "{new}", "--to", "onnx"], "--to onnx: choose one of hf, native, llama, qwen3"),
         (["{moe2}", "{new}", "--to", "qwen3"], "no stock twin"),
         (["{dense3}", "{new}", "--to", "native"], "ending in .pth"),
         (["{dense3}", "{dense2}", "--to", "hf"], "exists already"),
