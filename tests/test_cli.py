@@ -22,7 +22,8 @@ def help_of(*verb):
 
 assert "convert" in help_of()
 for verb in (
-    ["convert"], ["tokenizer"], ["tokenizer", "train"], ["eval"], ["plan"], ["init"], ["demo"], ["chat"], ["serve"],
+    ["convert"], ["tokenizer"], ["tokenizer", "train"], ["eval"], ["plan"], ["init"], ["demo"], ["chat"],
+    ["serve"], ["doctor"],
     ["data"], *(["data", action] for action in ("check", "build", "show", "explain")),
 ):
     assert f"usage: minimind-trl {' '.join(verb)}" in help_of(*verb), verb

@@ -147,7 +147,7 @@ class Conversation:
         prompt = self._prompt()
         tokenizer = self.checkpoint.tokenizer
         template = getattr(tokenizer, "response_template", None)
-        texts = self._stream(prompt, skip_special_tokens=template is None)
+        texts = self._start_generation(prompt, skip_special_tokens=template is None)
         if template is None:
             parts = []
             for text in texts:
@@ -191,7 +191,7 @@ class Conversation:
                 )
             del self.messages[turns[0] : turns[1]]
 
-    def _stream(self, prompt: dict[str, torch.Tensor], skip_special_tokens: bool) -> Iterator[str]:
+    def _start_generation(self, prompt: dict[str, torch.Tensor], skip_special_tokens: bool) -> Iterator[str]:
         """The model's text, from a thread; it stops generating when the iterator is closed."""
         model, tokenizer = self.checkpoint.model, self.checkpoint.tokenizer
         streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=skip_special_tokens)

@@ -9,7 +9,9 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ..data import LOCK
 from ..errors import InputError
+from .samples import SAMPLES, Sample, read_samples
 
+FLIGHT_CHECK = "flight_check.json"  # what the flight check printed
 HISTORY = "history.json"  # every log of the training, beginning with the evaluation before it
 _RECIPE, _METRICS = "recipe.json", "metrics.json"
 
@@ -25,6 +27,8 @@ class RunFolder:
             checkpoint.
         metrics: `metrics.json`, held-out figures `before` and `after`; empty for an unfinished run.
         lock: the mixture's lock; empty if there is none.
+        flight_check: what it printed, `plan` and `warnings`; empty for runs of earlier versions.
+        samples: what the model said at a few moments, see `SampleFile`; empty with `--report false`.
     """
 
     folder: Path
@@ -32,6 +36,8 @@ class RunFolder:
     history: list[dict[str, Any]]
     metrics: dict[str, Any] = field(default_factory=dict)
     lock: dict[str, Any] = field(default_factory=dict)
+    flight_check: dict[str, Any] = field(default_factory=dict)
+    samples: list[Sample] = field(default_factory=list)
 
     @classmethod
     def read(cls, folder: str | Path) -> "RunFolder":
@@ -49,7 +55,8 @@ class RunFolder:
         if not record:
             raise InputError(f"{folder}: no {_RECIPE} in it, so no recipe ran there; name the --output_dir of a run")
         history = _read_json(folder / HISTORY) or _read_json(checkpoint / "trainer_state.json").get("log_history", [])
-        return cls(folder, record, history, _read_json(folder / _METRICS), _read_json(home / LOCK))
+        others = [_read_json(path) for path in (folder / _METRICS, home / LOCK, home / FLIGHT_CHECK)]
+        return cls(folder, record, history, *others, read_samples(folder / SAMPLES))
 
     @property
     def method(self) -> str:
@@ -59,6 +66,10 @@ class RunFolder:
             return "distill"
         phase = self.lock.get("phase")
         return phase if trainer == "sft" and phase in ("pretrain", "midtrain") else trainer
+
+    @property
+    def last_step(self) -> int:
+        return max((entry["step"] for entry in self.history if "step" in entry), default=0)
 
     @property
     def options(self) -> dict[str, Any]:

@@ -56,6 +56,13 @@ class RecipeArguments:
             "help": "auto: from the last whole checkpoint in --output_dir, if there is one; or a checkpoint's folder."
         },
     )
+    report: bool = field(
+        default=True,
+        metadata={
+            "help": "Write samples.jsonl, what the model says at a few moments of training, and report.html, a page "
+            "about the run. Both show rows of the mixture, and --push_to_hub uploads them."
+        },
+    )
     dry_run: bool = field(default=False, metadata={"help": "Check everything, print the plan, train nothing."})
     use_wandb: bool = field(default=False, metadata={"help": "Report to Weights & Biases; short for --report_to."})
     wandb_project: str | None = field(

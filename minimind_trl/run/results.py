@@ -5,12 +5,10 @@ from typing import Any
 
 from datasets import Dataset, IterableDataset
 
-from ..data import LOCK
 from ..evaluation.measures import main_figures
 from ..files import write_json
 from ..reports import HISTORY
 from ..trainers import write_curves
-from .records import RECIPE
 from .run_context import RunContext
 
 
@@ -38,7 +36,7 @@ def count_rows(trainer, rows: Dataset | IterableDataset) -> dict[str, Any] | Non
     }
 
 
-def write_results(trainer, run: RunContext, metrics: dict[str, dict], record: dict[str, Any]) -> None:
+def write_results(trainer, run: RunContext, metrics: dict[str, dict]) -> None:
     """Write these files, and print the held-out figures before and after training."""
     config = trainer.args
     folder = Path(config.output_dir)
@@ -54,8 +52,8 @@ def write_results(trainer, run: RunContext, metrics: dict[str, dict], record: di
         "beta": getattr(config, "beta", None),
     }
     write_json(folder / "metrics.json", metrics | {"options": options})
-    write_json(folder / LOCK, mixture_lock(run, record))
-    write_json(folder / RECIPE, record)
+    for file, content in trainer.records.items():
+        write_json(folder / file, content())
     start = [{"step": 0, **metrics["before"]}] if metrics else []  # training's own history begins after it
     history = start + trainer.state.log_history
     write_json(folder / HISTORY, history)
