@@ -4,7 +4,7 @@ import argparse
 import signal
 import sys
 
-from .commands import convert, data, eval, plan, tokenizer
+from .commands import convert, data, eval, plan, push, tokenizer
 from .errors import CertificateError, InputError
 from .files import full_disk_message
 
@@ -12,7 +12,7 @@ from .files import full_disk_message
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="minimind-trl", description="MiniMind on the Hugging Face stack")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for command in (convert, tokenizer, data, eval, plan):
+    for command in (convert, push, tokenizer, data, eval, plan):
         command.add_cli(verbs)
     args, others = parser.parse_known_args(argv)
     if args.verb == "plan":
