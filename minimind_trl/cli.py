@@ -1,26 +1,37 @@
 """`minimind-trl <verb>`: exit code 0 when done, 2 on bad input (one line on stderr), 130 after Ctrl-C, 1 on a crash."""
 
 import argparse
+import contextlib
 import signal
 import sys
+from pathlib import Path
 
-from .commands import convert, data, eval, plan, push, tokenizer
-from .errors import CertificateError, InputError
+from . import __version__
+from .commands import chat, convert, data, doctor, eval, init, launch, plan, push, reporting, serve, tokenizer
+from .errors import CertificateError, InputError, nearest
 from .files import full_disk_message
+from .shipped_files import shipped_root
 
 
 def main(argv: list[str] | None = None) -> int:
+    words = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(prog="minimind-trl", description="MiniMind on the Hugging Face stack")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for command in (convert, push, tokenizer, data, eval, plan):
+    for command in (launch, init, data, tokenizer, plan, eval, doctor, reporting, chat, serve, convert, push):
         command.add_cli(verbs)
-    args, others = parser.parse_known_args(argv)
+    _add_demo(verbs)
+    if words and not words[0].startswith("-") and words[0] not in verbs.choices:
+        parser.error(f"unknown verb {words[0]!r}{nearest(words[0], verbs.choices, listed=True)}")
+    args, others = parser.parse_known_args(words)
     if args.verb == "plan":
         args.recipe_options = others
+    elif args.verb in launch.RECIPES:
+        args.options = words[1:]
     elif others:
         verbs.choices[args.verb].error(f"unrecognized arguments: {' '.join(others)}")
     try:
-        _run(args)
+        return _run(args)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -35,14 +46,29 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"error: {message}", file=sys.stderr)
         return 1
-    return 0
 
 
-def _run(args: argparse.Namespace) -> None:
+def _add_demo(verbs: argparse._SubParsersAction) -> None:
+    what = "run every stage on the embedded data, and measure it before and after"
+    parser = verbs.add_parser("demo", help=what, description=what)
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"), help="default: %(default)s")
+    parser.add_argument("--rl_steps", type=int, help="steps of GRPO, PPO and SPO (default: as in their configs)")
+    parser.set_defaults(run=_run_demo)
+
+
+def _run_demo(args: argparse.Namespace) -> None:
+    from .commands.demo import run_demo
+
+    output_dir = args.output_dir.absolute()
+    with contextlib.chdir(shipped_root()):  # it runs the recipes that lie there
+        run_demo(output_dir, args.rl_steps)
+
+
+def _run(args: argparse.Namespace) -> int:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # loading takes a moment, and the bars would hide the one line that matters
-    args.run(args)
+    return args.run(args) or 0
 
 
 if __name__ == "__main__":

@@ -434,10 +434,13 @@ class Generation:
         rows: of the dataset, one for each completion.
         completion_ids: token ids of each completion.
         tool_mask: for each completion 1 where the policy chose the token, 0 where a tool did; None without tools.
+        prompts, completions: as reward functions get them.
         rewards: (N, functions), of all processes; NaN where a function gave none.
     """
 
     rows: list[dict]
+    prompts: Any = None
+    completions: Any = None
     completion_ids: Any = None
     tool_mask: Any = None
     rewards: Any = None
@@ -505,6 +508,7 @@ class GRPOHooks(TrainerHooks):
         return nullcontext()
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list) -> Any:
+        self._generation.prompts, self._generation.completions = prompts, completions
         self._generation.rewards = self.score_completions(inputs, prompts, completions, completion_ids_list)
         return self._generation.rewards
 

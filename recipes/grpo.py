@@ -20,13 +20,14 @@ def main() -> None:
 
     # Imported here, as in TRL's scripts, because `--help` does not need them and they take a second.
     from minimind_trl.run.rl_run import RLRun
-    from minimind_trl.trainers import MiniMindGRPOTrainer, RLDoctor
+    from minimind_trl.trainers import MiniMindGRPOTrainer
 
     run = RLRun(args, config, lora)
     data = run.load_data("rlaif")
     trainer = MiniMindGRPOTrainer(
         model=run.model,
         reward_funcs=run.reward_funcs,
+        watch_funcs=run.watch_funcs,
         args=config,
         processing_class=run.tokenizer,
         train_dataset=data.train,
@@ -34,7 +35,6 @@ def main() -> None:
         eval_batches=args.eval_batches,
         peft_config=run.peft_config,
     )
-    trainer.add_callback(RLDoctor())
     run.finish(trainer)
 
 

@@ -22,7 +22,8 @@ def help_of(*verb):
 
 assert "convert" in help_of()
 for verb in (
-    ["convert"], ["push"], ["tokenizer"], ["tokenizer", "train"], ["eval"], ["plan"],
+    ["convert"], ["tokenizer"], ["tokenizer", "train"], ["eval"], ["plan"], ["init"], ["demo"], ["chat"],
+    ["serve"], ["doctor"], ["push"],
     ["data"], *(["data", action] for action in ("check", "build", "show", "explain", "push")),
 ):
     assert f"usage: minimind-trl {' '.join(verb)}" in help_of(*verb), verb
@@ -47,6 +48,21 @@ def main_exit(arguments: list[str]) -> int:
         return main(arguments)
     except SystemExit as end:
         return end.code
+
+
+def test_an_unknown_verb_gets_the_nearest_one(capsys):
+    assert main_exit(["evl"]) == 2
+    assert capsys.readouterr().err.endswith("error: unknown verb 'evl'; did you mean 'eval'?\n")
+
+
+def test_the_demo_runs_beside_its_recipes_and_writes_here(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used/file").touch()
+    assert main(["demo", "--output_dir", "used"]) == 2
+    assert f"--output_dir {tmp_path / 'used'} is not empty" in capsys.readouterr().err and Path.cwd() == tmp_path
+    for words in (["--rl_steps", "few"], ["extra"]):
+        assert main_exit(["demo", *words]) == 2
 
 
 def test_ctrl_c_ends_a_verb_in_one_line(monkeypatch, capsys, tmp_path):

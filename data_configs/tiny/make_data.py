@@ -2,12 +2,16 @@
 
     python data_configs/tiny/make_data.py [--output_dir DIR]
 
-A scene is a list of nouns, adjectives or numbers, or of who owns what. A skill asks one question about a scene and
-knows the answer: whitespace-separated tokens, so that one position-wise score grades every skill. Texts for
-pretraining ask much about one scene, so that most of a text follows from its beginning; chats ask one thing.
-An answer starts a line, in texts as in chats: a byte-level BPE gives a word another token there than after a space.
-A question about a scene belongs to the held-out split or to training by a hash of its content, never of its
-phrasing, in all stages. Only the standard library is used, and every run writes the same bytes.
+A scene is a list of nouns, adjectives or numbers. A skill asks one question about a scene and knows the answer:
+whitespace-separated words, so that one position-wise score grades every skill. Each stage has what the next one lacks:
+texts for pretraining ask about short scenes; texts for midtraining also about long ones, and two skills at once; a few
+chats with their answers show the form; many prompts come with a checkable answer, for reinforcement learning.
+
+A text asks one to three things about a scene, and a fact may stand between a question and its answer. Answers are thus
+not always as far from their scene, and a model learns to look for it, which it can also do in a chat. An answer starts
+a line, in texts as in chats: a byte-level BPE gives a word another token there than after a space. A question about a
+scene belongs to the held-out split or to training by a hash of its content, in all stages. Only the standard library is
+used, and every run writes the same bytes.
 """
 
 from __future__ import annotations
@@ -26,149 +30,121 @@ KINDS = {
     "animal": ["cat", "dog", "cow", "pig"],
     "color": ["red", "blue", "green", "pink"],
     "food": ["egg", "rice", "soup", "cake"],
-    "thing": ["cup", "hat", "box", "bell", "lamp"],
 }
 KIND_OF = {noun: kind for kind, nouns in KINDS.items() for noun in nouns}
-NAMES = ["tom", "ann", "ben", "sue", "max", "eva", "pam"]
-PAIRS = ["hot cold", "big small", "fast slow", "wet dry", "old new", "hard soft", "good bad"]
+PAIRS = ["hot cold", "big small", "fast slow", "wet dry", "old new"]
 OPPOSITES = {a: b for pair in PAIRS for a, b in (pair.split(), reversed(pair.split()))}
 ORDINALS = ["first", "second", "third", "last"]
-MAX_NUMBER = 20
-NUMBERS = [str(n) for n in range(1, MAX_NUMBER + 1)]
+NUMBERS = [str(n) for n in range(1, 13)]
+WORDS = {"nouns": list(KIND_OF), "adjectives": list(OPPOSITES), "numbers": NUMBERS}
 
 HELD_OUT_SHARE = 5  # one question in so many is held out
-ROWS = {  # train and validation rows; per skill for the chats
-    "pretrain": (6250, 120),
-    "midtrain": (600, 90),
-    "sft": (600, 50),
-    "dpo": (150, 20),
-    "rlaif": (155, 50),
-}
-HARD_SHARE = {"pretrain": 0.25, "midtrain": 0.75, "sft": 0.25, "dpo": 0.25, "rlaif": 0.25}
+SHORT, ALL = (2, 3), (2, 3, 4, 5)  # words of a scene
 
 
 @dataclass(frozen=True)
-class Question:
-    slots: dict[str, str]  # fill the phrasings
-    answer: str
-    made_up: list[str]  # tokens for wrong answers: of the same sort, and not in the scene
+class Skill:
+    question: str
+    answer: Callable[..., list[str]]  # of the scene's words and the question's slots
+    slots: Callable[[random.Random, list[str]], dict[str, str]] = lambda rng, words: {}
 
 
-def but(pool: list[str], items: list[str]) -> list[str]:
-    return [token for token in pool if token not in items]
+@dataclass(frozen=True)
+class Task:
+    skill: str
+    scene: str
+    words: list[str]
+    question: str
+    answer: list[str]
+
+    @property
+    def prompt(self) -> str:
+        return f"{show(self.scene, self.words)} {self.question}?"
 
 
-def others(items: list[str]) -> list[str]:
-    """Tokens of the sort that a scene of one sort consists of, which it does not have."""
-    return next(but(pool, items) for pool in (NUMBERS, list(OPPOSITES), list(KIND_OF)) if items[0] in pool)
+def an_ordinal(rng: random.Random, words: list[str]) -> dict[str, str]:
+    return {"nth": rng.choice([*ORDINALS[: min(len(words), 3)], "last"])}
 
 
-# --- scenes: hard ones are longer ---
-def adjectives(rng, hard):
-    return rng.sample(list(OPPOSITES), rng.randint(2, 3) + hard)
+def a_size(rng: random.Random, words: list[str]) -> dict[str, str]:
+    return {"size": rng.choice(["largest", "smallest"])}
 
 
-def nouns(rng, hard):
-    return rng.sample(list(KIND_OF), rng.randint(2, 3) + hard)
+def a_kind(rng: random.Random, words: list[str]) -> dict[str, str]:
+    return {"kind": KIND_OF[rng.choice(words)]}
 
 
-def repeats(rng, hard):
-    words = rng.sample(list(KIND_OF), 2)
-    return words + rng.choices(words, k=rng.randint(1, 2) + hard)
+def pick(words: list[str], nth: str) -> list[str]:
+    return [words[-1 if nth == "last" else ORDINALS.index(nth)]]
 
 
-def numbers(rng, hard):
-    return rng.sample(NUMBERS, rng.randint(2, 3) + hard)
+def keep(words: list[str], kind: str) -> list[str]:
+    return [word for word in words if KIND_OF[word] == kind]
 
 
-def owners(rng, hard):
-    n = 2 + hard
-    return [word for pair in zip(rng.sample(NAMES, n), rng.sample(KINDS["thing"], n), strict=True) for word in pair]
+def opposite(words: list[str]) -> list[str]:
+    return [OPPOSITES[word] for word in words]
 
 
-def show(scene: str, items: list[str]) -> str:
-    title = "owners" if scene == "owners" else "words" if items[0].isalpha() else "numbers"
-    return f"{title}: {' '.join(items)}."
+def sort(words: list[str]) -> list[str]:
+    return sorted(words, key=int)
 
 
-# --- skills: a question about the items, or None where the scene does not allow it ---
-def copy(rng, items):
-    return Question({}, " ".join(items), others(items))
+def extreme(words: list[str], size: str) -> list[str]:
+    return [sort(words)[-1 if size == "largest" else 0]]
 
 
-def pick(rng, items):
-    nth = rng.choice(ORDINALS)
-    index = -1 if nth == "last" else ORDINALS.index(nth)
-    return Question({"nth": nth}, items[index], others(items)) if index < len(items) else None
-
-
-def reverse(rng, items):
-    return Question({}, " ".join(reversed(items)), others(items))
-
-
-def opposite(rng, items):
-    return Question({}, " ".join(OPPOSITES[word] for word in items), list(OPPOSITES))
-
-
-def keep(rng, items):
-    kind = KIND_OF[rng.choice(items)]
-    return Question({"kind": kind}, " ".join(word for word in items if KIND_OF[word] == kind), others(items))
-
-
-def count(rng, items):
-    word = rng.choice(items)
-    return Question({"word": word}, str(items.count(word)), list("1234"))
-
-
-def extreme(rng, items):
-    size, choose = rng.choice([("largest", max), ("smallest", min)])
-    return Question({"size": size}, choose(items, key=int), others(items))
-
-
-def sort(rng, items):
-    return Question({}, " ".join(sorted(items, key=int)), others(items))
-
-
-def lookup(rng, items):
-    i = rng.randrange(0, len(items), 2)
-    return Question({"name": items[i]}, items[i + 1], but(KINDS["thing"], items))
-
-
-SKILLS: dict[str, tuple[Callable, list[str]]] = {
-    "copy": (copy, ["again", "the same"]),
-    "pick": (pick, ["the {nth} one", "{nth}"]),
-    "reverse": (reverse, ["backwards", "from the end"]),
-    "opposite": (opposite, ["opposites", "what they are not"]),
-    "keep": (keep, ["each {kind}", "only {kind}"]),
-    "count": (count, ["how many {word}", "count {word}"]),
-    "extreme": (extreme, ["the {size}", "{size}"]),
-    "sort": (sort, ["in order", "sorted"]),
-    "lookup": (lookup, ["what has {name}", "thing of {name}"]),
+SKILLS = {
+    "copy": Skill("again", list),
+    "pick": Skill("the {nth} one", pick, an_ordinal),
+    "reverse": Skill("backwards", lambda words: words[::-1]),
+    "keep": Skill("each {kind}", keep, a_kind),
+    "opposite": Skill("opposites", opposite),
+    "extreme": Skill("the {size}", extreme, a_size),
+    "sort": Skill("in order", sort),
+    # two skills at once: not in the texts for pretraining
+    "keep_reversed": Skill("each {kind} backwards", lambda words, kind: keep(words, kind)[::-1], a_kind),
+    "opposite_reversed": Skill("opposites backwards", lambda words: opposite(words)[::-1]),
+    "sort_reversed": Skill("in order backwards", lambda words: sort(words)[::-1]),
 }
-# What can be asked about each scene; texts use all of it, chats ask a skill about its own scenes.
-SCENES: dict[str, tuple[Callable, list[str]]] = {
-    "nouns": (nouns, ["copy", "pick", "reverse", "keep"]),
-    "adjectives": (adjectives, ["copy", "pick", "reverse", "opposite"]),
-    "repeats": (repeats, ["copy", "count"]),
-    "numbers": (numbers, ["copy", "extreme", "sort"]),
-    "owners": (owners, ["lookup"]),
+SIMPLE = [skill for skill in SKILLS if not skill.endswith("_reversed")]
+SCENES = {
+    "nouns": ["copy", "pick", "reverse", "keep", "keep_reversed"],
+    "adjectives": ["copy", "pick", "reverse", "opposite", "opposite_reversed"],
+    "numbers": ["copy", "extreme", "sort", "sort_reversed"],
 }
 
 
-def held_out(skill: str, items: list[str], question: Question) -> bool:
-    if skill in ("sort", "extreme"):  # the order of the numbers is no new task
-        items = sorted(items)
-    content = f"held out? {skill} {items} {sorted(question.slots.items())}"
+@dataclass(frozen=True)
+class Stage:
+    train: int  # texts; of chats those of each skill
+    validation: int
+    lengths: tuple[int, ...] = ALL
+    skills: tuple[str, ...] = tuple(SKILLS)
+
+
+TEXTS = {"pretrain": Stage(4200, 120, SHORT, tuple(SIMPLE)), "midtrain": Stage(2100, 120)}
+# The held-out prompts of sft and rlaif are the same: every stage is measured on them.
+CHATS = {"sft": Stage(20, 48, SHORT), "dpo": Stage(60, 20), "rlaif": Stage(300, 48)}
+
+
+def show(scene: str, words: list[str]) -> str:
+    return f"{'numbers' if scene == 'numbers' else 'words'}: {' '.join(words)}."
+
+
+def is_held_out(skill: str, words: list[str], slots: dict[str, str]) -> bool:
+    if skill in ("sort", "sort_reversed", "extreme"):  # the order of the numbers is no new task
+        words = sorted(words)
+    content = f"held out? {skill} {words} {sorted(slots.items())}"
     return hashlib.sha256(content.encode()).digest()[0] % HELD_OUT_SHARE == 0
 
 
-def ask(rng: random.Random, skill: str, items: list[str], validation: bool) -> Question | None:
-    question = SKILLS[skill][0](rng, items)
-    return question if question and held_out(skill, items, question) == validation else None
-
-
-def phrase(rng: random.Random, skill: str, question: Question) -> str:
-    return rng.choice(SKILLS[skill][1]).format(**question.slots)
+def ask(rng: random.Random, name: str, scene: str, words: list[str], held_out: bool) -> Task | None:
+    skill = SKILLS[name]
+    slots = skill.slots(rng, words)
+    if is_held_out(name, words, slots) != held_out:
+        return None
+    return Task(name, scene, words, skill.question.format(**slots), skill.answer(words, **slots))
 
 
 def fact(rng: random.Random) -> str:
@@ -180,67 +156,82 @@ def fact(rng: random.Random) -> str:
     if topic == 1:
         word = rng.choice(list(KIND_OF))
         return f"{word} is {KIND_OF[word]}."
-    number = rng.randrange(MAX_NUMBER - 1)
+    number = rng.randrange(len(NUMBERS) - 1)
     return f"{NUMBERS[number]} and then {NUMBERS[number + 1]}."
 
 
-def text(rng: random.Random, validation: bool, hard_share: float) -> str:
-    """A fact, a scene, and what is true of the scene: most of it follows from what stands before."""
-    scene = rng.choice(list(SCENES))
-    draw, skills = SCENES[scene]
-    while True:
-        items = draw(rng, rng.random() < hard_share)
-        said = {}
-        for skill in skills[:1] + rng.choices(skills, k=8):
-            if len(said) < 5 and (question := ask(rng, skill, items, validation)):
-                said[f"{phrase(rng, skill, question)}?\n{question.answer}."] = None
-        if said:
-            return " ".join([fact(rng), show(scene, items), *said])
+def text(rng: random.Random, stage: Stage, held_out: bool) -> str:
+    """A fact, and scenes with what is true of them, until four or more questions are answered."""
+    skills = {scene: [name for name in names if name in stage.skills] for scene, names in SCENES.items()}
+    parts, asked = [fact(rng)], 0
+    while asked < 4:
+        scene = rng.choices(list(skills), [len(names) for names in skills.values()])[0]
+        words = rng.sample(WORDS[scene], rng.choice(stage.lengths))
+        names = rng.sample(skills[scene], rng.randint(1, 3))
+        tasks = [task for name in names if (task := ask(rng, name, scene, words, held_out))]
+        if tasks:
+            parts += [show(scene, words), *(asked_and_answered(rng, task) for task in tasks)]
+            asked += len(tasks)
+    return " ".join(parts)
 
 
-def chats(rng: random.Random, per_skill: int, validation: bool, hard_share: float) -> list[tuple]:
-    """Shuffled (skill, prompt, question), no prompt twice."""
-    rows = {}
-    for skill in SKILLS:
-        scenes = [scene for scene, (_, skills) in SCENES.items() if skill in skills]
-        goal = len(rows) + per_skill
-        while len(rows) < goal:
+def asked_and_answered(rng: random.Random, task: Task) -> str:
+    between = f" {fact(rng)}" if rng.random() < 0.5 else ""
+    return f"{task.question}?{between}\n{' '.join(task.answer)}."
+
+
+def chats(rng: random.Random, stage: Stage, held_out: bool) -> list[Task]:
+    """Shuffled tasks, equally many of each skill, none twice."""
+    tasks: dict[str, Task] = {}
+    for name in stage.skills:
+        scenes = [scene for scene, names in SCENES.items() if name in names]
+        goal = len(tasks) + (stage.validation if held_out else stage.train)
+        while len(tasks) < goal:
             scene = rng.choice(scenes)
-            items = SCENES[scene][0](rng, rng.random() < hard_share)
-            if question := ask(rng, skill, items, validation):
-                prompt = f"{show(scene, items)} {phrase(rng, skill, question)}?"
-                rows.setdefault(prompt, (skill, prompt, question))
-    rows = list(rows.values())
-    rng.shuffle(rows)
-    return rows
+            words = rng.sample(WORDS[scene], rng.choice(stage.lengths))
+            if task := ask(rng, name, scene, words, held_out):
+                tasks.setdefault(task.prompt, task)
+    shuffled = list(tasks.values())
+    rng.shuffle(shuffled)
+    return shuffled
 
 
-def wrong(rng: random.Random, question: Question) -> str:
-    """As many tokens as the right answer, so that length gives nothing away, but some of them made up."""
-    right = question.answer.split()
-    made_up = [token for token in question.made_up if token not in right]
-    changed = rng.sample(range(len(right)), rng.randint(1, len(right)))
-    return " ".join(rng.choice(made_up) if i in changed else token for i, token in enumerate(right))
+def wrong(rng: random.Random, task: Task) -> str:
+    """The answer with one of the mistakes that a half-trained model makes."""
+    right = task.answer
+    strangers = [word for word in WORDS[task.scene] if word not in right]
+    place = rng.randrange(len(right))
+    mistakes = [
+        [*right[:place], rng.choice(strangers), *right[place + 1 :]],
+        [*right[:place], *rng.choices(task.words, k=len(right) - place)],
+        [*right[:place], rng.choice(task.words), *right[place:]],
+        [*right[:place], *right[place + 1 :]],
+        [*right[:place], *reversed(right[place : place + 2]), *right[place + 2 :]],
+    ]
+    return " ".join(rng.choice([answer for answer in mistakes if answer and answer != right]))
 
 
-def make_rows(stage: str, validation: bool) -> list[dict]:
-    rng = random.Random(f"{stage} {validation}")
-    n, hard_share = ROWS[stage][validation], HARD_SHARE[stage]
-    if stage in ("pretrain", "midtrain"):
-        return [{"text": text(rng, validation, hard_share)} for _ in range(n)]
+def make_rows(name: str, held_out: bool) -> list[dict]:
+    if name in TEXTS:
+        rng = random.Random(f"{name} {held_out}")
+        stage = TEXTS[name]
+        return [{"text": text(rng, stage, held_out)} for _ in range(stage.validation if held_out else stage.train)]
+    if held_out and name == "sft":  # as in rlaif, with longer scenes than its training
+        tasks = chats(random.Random("rlaif True"), CHATS["rlaif"], held_out)
+    else:
+        tasks = chats(random.Random(f"{name} {held_out}"), CHATS[name], held_out)
+    rng = random.Random(f"wrong answers {held_out}")
     rows = []
-    for skill, prompt, question in chats(rng, n, validation, hard_share):
-        user = [{"role": "user", "content": prompt}]
-        right = [{"role": "assistant", "content": question.answer}]
-        if stage == "sft" and not validation:  # training needs no more; the bytes go into rows
-            rows.append({"messages": user + right})
-        elif stage == "sft":
-            rows.append({"messages": user + right, "skill": skill, "answer": question.answer})
-        elif stage == "dpo":
-            answers = {"chosen": question.answer, "rejected": wrong(rng, question)}
-            rows.append({"prompt": prompt, **answers, "skill": skill})
+    for task in tasks:
+        answer = " ".join(task.answer)
+        if name == "sft":
+            user, assistant = {"role": "user", "content": task.prompt}, {"role": "assistant", "content": answer}
+            rows.append({"messages": [user, assistant], "skill": task.skill, "answer": answer})
+        elif name == "dpo":
+            answers = {"chosen": answer, "rejected": wrong(rng, task)}
+            rows.append({"prompt": task.prompt, **answers, "skill": task.skill})
         else:
-            rows.append({"prompt": prompt, "answer": question.answer, "skill": skill})
+            rows.append({"prompt": task.prompt, "answer": answer, "skill": task.skill})
     return rows
 
 
@@ -249,10 +240,10 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "data")
     folder = parser.parse_args().output_dir
     folder.mkdir(parents=True, exist_ok=True)
-    for stage in ROWS:
+    for stage in [*TEXTS, *CHATS]:
         for split in ("train", "validation"):
             path = folder / f"{stage}_{split}.jsonl"
-            rows = make_rows(stage, validation=split == "validation")
+            rows = make_rows(stage, held_out=split == "validation")
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
             part = path.with_suffix(".part")
             part.write_bytes(lines)

@@ -33,7 +33,9 @@ def add_cli(verbs: argparse._SubParsersAction) -> None:
         ("explain", _explain, "follow one row of a source until it is trained on, held out or dropped"),
     ):
         action = actions.add_parser(name, help=what, description=what)
-        action.add_argument("config", metavar="CONFIG", help="mixture file, such as data_configs/tiny/sft.yaml")
+        action.add_argument(
+            "config", metavar="CONFIG", help="mixture file, or the name of a shipped one, such as tiny/sft"
+        )
         action.add_argument("--tokenizer", help="directory or Hub id; 'tiny' is the one that comes with the package")
         action.set_defaults(run=run)
         if name == "build":

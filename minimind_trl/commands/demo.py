@@ -1,18 +1,22 @@
 """Run every stage on the embedded data and measure it before and after; `make demo` runs this.
 
-    python -m minimind_trl.commands.demo --output_dir runs/demo
+    python -m minimind_trl.commands.demo --output_dir runs/demo --seed 42
 
 Start it in the repository's top folder: it runs the recipes there.
 """
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from datasets import Dataset, disable_progress_bars
+import yaml
+from datasets import disable_progress_bars
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
@@ -21,35 +25,64 @@ from transformers import logging as transformers_logging
 from ..data import DatasetMixer
 from ..errors import InputError
 from ..evaluation import exact_match_by_skill
+from ..evaluation.measures import Z95, wilson
 from ..files import atomic_path
 from ..models import MiniMindConfig, MiniMindForCausalLM, load_model
+from ..reports.page import write_report
 from ..run import run_recipe
 from ..tokenization import tiny_tokenizer
 
 _PROMPTS = "data_configs/tiny/sft.yaml"  # every stage answers its held-out prompts
-# For each stage: the stage that it starts from, and its held-out figure.
-_STAGES = {
-    "pretrain": (None, "loss"),
-    "midtrain": ("pretrain", "loss"),
-    "sft": ("midtrain", "loss"),
-    "reward": ("sft", "accuracy"),
-    "dpo": ("sft", "rewards/accuracies"),
-    "grpo": ("dpo", "reward"),
-    "ppo": ("dpo", "reward"),
-    "spo": ("dpo", "reward"),
-}
+_PAIRS = "data_configs/tiny/dpo.yaml"
 _RL = ("grpo", "ppo", "spo")
 
 
-def run_demo(output_dir: Path, rl_steps: int | None = None) -> dict:
+@dataclass(frozen=True)
+class _Stage:
+    name: str
+    figure: str  # held out
+    start: str | None = None  # the stage whose checkpoint it trains
+    recipe: str = ""  # if it is not the name
+    changes: dict[str, Any] = field(default_factory=dict)  # of the recipe's config; None removes an option
+    is_control: bool = False  # the same rows, steps and seed without what the demo shows the worth of
+
+    @property
+    def folder(self) -> str:
+        return self.name.replace(" ", "_")
+
+    @property
+    def config(self) -> str:
+        return "distill" if self.name == "student alone" else self.recipe or self.name
+
+
+_STAGES = (
+    _Stage("pretrain", "loss"),
+    _Stage("midtrain", "loss", "pretrain"),
+    _Stage("sft", "loss", "midtrain"),
+    _Stage("sft from pretrain", "loss", "pretrain", "sft", is_control=True),
+    _Stage("sft from scratch", "loss", None, "sft", {"from_weight": None, "preset": "tiny"}, is_control=True),
+    _Stage("reward", "accuracy", "sft"),
+    _Stage("dpo", "rewards/accuracies", "sft"),
+    _Stage("grpo", "reward", "dpo"),
+    _Stage("ppo", "reward", "dpo"),
+    _Stage("spo", "reward", "dpo"),
+    _Stage("distill", "loss"),
+    _Stage(
+        "student alone", "loss", None, "sft", {"teacher_model_name_or_path": None, "packing": False}, is_control=True
+    ),
+)
+
+
+def run_demo(output_dir: Path, rl_steps: int | None = None, seed: int = 42) -> dict:
     """Run every stage; report its held-out figures before and after, and its answers to held-out prompts.
 
     Args:
         output_dir: gets a folder for each stage.
         rl_steps: steps of GRPO, PPO and SPO; default: as in their configs.
+        seed: of every recipe.
 
     Returns:
-        the report, also written to `output_dir` as `report.json`, `report.md` and `report.png`.
+        the report, also written to `output_dir` as `report.json`, `report.md`, `report.png` and `report.html`.
 
     Raises:
         InputError: not started in the repository, or the folder is not empty.
@@ -62,73 +95,108 @@ def run_demo(output_dir: Path, rl_steps: int | None = None) -> dict:
     transformers_logging.disable_progress_bar()
     if not sys.stderr.isatty():
         disable_progress_bars()
+    output_dir.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     tokenizer = tiny_tokenizer()
     prompts = DatasetMixer.from_yaml(_PROMPTS).build(tokenizer)["validation"]
 
     untrained = MiniMindForCausalLM(MiniMindConfig.from_preset("tiny", vocab_size=len(tokenizer)))
-    report: dict = {"stages": [], "exact_match": {"untrained": exact_match_by_skill(untrained, tokenizer, prompts)}}
-    for stage, (parent, figure) in _STAGES.items():
-        folder = output_dir / stage
-        start = ["--from_weight", str(output_dir / parent)] if parent else []
-        steps = ["--max_steps", str(rl_steps)] if rl_steps and stage in _RL else []
-        seconds = _run_stage(stage, ["--output_dir", str(folder), *start, *steps])
+    answers = {"untrained": exact_match_by_skill(untrained, tokenizer, prompts)}
+    pairs = len(DatasetMixer.from_yaml(_PAIRS).build(tokenizer)["validation"])
+    report: dict = {"seed": seed, "pairs": pairs, "stages": [], "exact_match": answers}
+    for stage in _STAGES:
+        folder = output_dir / stage.folder
+        changes = {"seed": seed, "output_dir": str(folder), **stage.changes}
+        if stage.start:
+            changes["from_weight"] = str(output_dir / stage.start)
+        if stage.name == "distill":
+            report["teacher"] = max(_RL, key=lambda name: _after(report, name)["eval_reward"])
+            changes["teacher_model_name_or_path"] = str(output_dir / report["teacher"])
+        if rl_steps and stage.name in _RL:
+            changes["max_steps"] = rl_steps
+        seconds = _run_stage(stage, changes, output_dir)
         metrics = json.loads((folder / "metrics.json").read_text())
-        report["stages"].append({"stage": stage, "figure": figure, "seconds": round(seconds, 1), **metrics})
-        if stage != "reward":  # a reward model gives numbers, not answers
-            report["exact_match"][stage] = _ask(folder, tokenizer, prompts)
+        kept = {"stage": stage.name, "start": stage.start, "figure": stage.figure, "control": stage.is_control}
+        report["stages"].append({**kept, "seconds": round(seconds, 1), **metrics})
+        if stage.name != "reward":  # a reward model gives numbers, not answers
+            answers[stage.name] = exact_match_by_skill(load_model(folder), tokenizer, prompts)
     report["seconds"] = round(time.monotonic() - started, 1)
     _write_report(report, output_dir)
     return report
 
 
-def _run_stage(stage: str, options: list[str]) -> float:
+def _after(report: dict, name: str) -> dict:
+    return next(stage["after"] for stage in report["stages"] if stage["stage"] == name)
+
+
+def _run_stage(stage: _Stage, changes: dict[str, Any], output_dir: Path) -> float:
+    options = yaml.safe_load(Path(f"recipes/configs/{stage.config}/tiny.yaml").read_text(encoding="utf-8")) | changes
+    config = output_dir / f"{stage.folder}.yaml"
+    given = {name: value for name, value in options.items() if value is not None}
+    config.write_text(yaml.safe_dump(given, sort_keys=False), encoding="utf-8")
     command = [
         *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml"),
-        *(f"recipes/{stage}.py", "--config", f"recipes/configs/{stage}/tiny.yaml", *options),
+        *(f"recipes/{stage.recipe or stage.name}.py", "--config", str(config)),
     ]
-    print(f"\n--- {stage}: accelerate launch {' '.join(command[3:])}", flush=True)
+    print(f"\n--- {stage.name}: accelerate launch {' '.join(command[3:])}", flush=True)
     started = time.monotonic()
     subprocess.run(command, check=True)
     return time.monotonic() - started
 
 
-def _ask(folder: Path, tokenizer, prompts: Dataset) -> dict:
-    return exact_match_by_skill(load_model(folder), tokenizer, prompts)
-
-
 def _write_report(report: dict, output_dir: Path) -> None:
     table = _table(report)
     with (output_dir / "report.md").open("w", encoding="utf-8") as file:
-        console = Console(file=file, width=140)
+        console = Console(file=file, width=180)
         console.print("# minimind-trl demo\n\n```")
         console.print(table, _skills(report))
         picture = "![answers to held-out prompts](report.png)"
-        console.print(f"```\n\n{picture}\n\nTook {report['seconds']:.0f} s, evaluation included.", markup=False)
+        took = f"Seed {report['seed']}, {report['seconds']:.0f} s, evaluation included."
+        console.print(f"```\n\n{picture}\n\n{took}", markup=False)
     (output_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     _draw(report, output_dir / "report.png")
+    write_report([output_dir / stage.folder for stage in _STAGES], output_dir / "report.html")
     Console(width=None if sys.stdout.isatty() else 120).print(table)
-    print(f"took {report['seconds']:.0f} s; report in {output_dir / 'report.md'}")
+    print(f"took {report['seconds']:.0f} s; report in {output_dir / 'report.html'} and report.md")
 
 
 def _table(report: dict) -> Table:
     prompts = report["exact_match"]["untrained"]["all"]["prompts"]
     table = Table(title=f"each stage on held-out data, and its greedy answers to {prompts} held-out prompts")
-    for column in ("stage", "figure", "before", "after", "reward", "exact match", "seconds"):
-        table.add_column(column, justify="left" if column in ("stage", "figure") else "right")
-    table.add_row("untrained", "", "", "", *_answered(report, "untrained"), "")
+    for column in ("stage", "from", "figure", "before", "after", "exact match", "seconds"):
+        table.add_column(column, justify="left" if column in ("stage", "from", "figure") else "right")
+    table.add_row("untrained", "", "", "", "", _exact_match(report, "untrained"), "")
     for stage in report["stages"]:
-        before, after = (f"{stage[when]['eval_' + stage['figure']]:.3f}" for when in ("before", "after"))
-        answered = _answered(report, stage["stage"])
-        table.add_row(stage["stage"], stage["figure"], before, after, *answered, f"{stage['seconds']:.0f}")
+        name, start = stage["stage"], stage["start"] or ""
+        if name == "distill":
+            start = f"{report['teacher']} teaches"
+        figures = [_figure(report, stage[when], stage["figure"]) for when in ("before", "after")]
+        seconds = f"{stage['seconds']:.0f}"
+        style = "dim" if stage["control"] else ""
+        table.add_row(name, start, stage["figure"], *figures, _exact_match(report, name), seconds, style=style)
     return table
 
 
-def _answered(report: dict, stage: str) -> tuple[str, str]:
+def _figure(report: dict, metrics: dict, figure: str) -> str:
+    """A held-out figure, and half its 95% interval if it is a mean over prompts or pairs."""
+    value = metrics[f"eval_{figure}"]
+    if figure == "loss":
+        return f"{value:.3f}"
+    if figure == "reward":
+        return f"{value:.3f} ±{Z95 * metrics['eval_reward_std'] / math.sqrt(metrics['eval_prompts']):.3f}"
+    return f"{value:.3f} ±{_reach(value, report['pairs']):.3f}"
+
+
+def _reach(share: float, count: int) -> float:
+    interval = wilson(share, count)
+    return (interval.high - interval.low) / 2
+
+
+def _exact_match(report: dict, stage: str) -> str:
     if stage not in report["exact_match"]:
-        return "", ""
+        return ""
     figures = report["exact_match"][stage]["all"]
-    return f"{figures['position_score']:.3f}", f"{figures['exact_match']:.0%}"
+    return f"{figures['exact_match']:.1%} ±{_reach(figures['exact_match'], figures['prompts']):.1%}"
 
 
 def _skills(report: dict) -> Table:
@@ -147,13 +215,14 @@ def _skills(report: dict) -> Table:
 def _draw(report: dict, path: Path) -> None:
     """Draw reward and exact match of every stage's answers."""
     stages = list(report["exact_match"])
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
     axis = figure.subplots()
     for shift, (name, label) in enumerate((("position_score", "reward"), ("exact_match", "exact match"))):
         values = [report["exact_match"][stage]["all"][name] for stage in stages]
-        bars = axis.bar([place + 0.4 * shift - 0.2 for place in range(len(stages))], values, 0.4, label=label)
+        places = [place + 0.4 * shift - 0.2 for place in range(len(stages))]
+        bars = axis.bar(places, values, 0.4, label=label)
         axis.bar_label(bars, fmt="%.2f", fontsize=7)
-    axis.set_xticks(range(len(stages)), stages)
+    axis.set_xticks(range(len(stages)), [stage.replace(" ", "\n", 1) for stage in stages])
     axis.set_ylabel("held-out prompts, greedy answers")
     axis.legend()
     with atomic_path(path) as temporary:
@@ -164,8 +233,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"))
     parser.add_argument("--rl_steps", type=int, help="steps of GRPO, PPO and SPO (default: as in their configs)")
+    parser.add_argument("--seed", type=int, default=42, help="of every recipe (default: 42)")
     args = parser.parse_args()
-    run_demo(args.output_dir, args.rl_steps)
+    run_demo(args.output_dir, args.rl_steps, args.seed)
 
 
 if __name__ == "__main__":

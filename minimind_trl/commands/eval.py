@@ -32,7 +32,9 @@ def add_cli(verbs: argparse._SubParsersAction) -> None:
     what = "measure a checkpoint on the held-out rows of a mixture, and on standard benchmarks"
     parser = verbs.add_parser("eval", help=what, description=what)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="directory, Hub id, LoRA adapter or upstream's .pth")
-    parser.add_argument("--data_config", metavar="FILE", help="mixture file; its validation split is used")
+    parser.add_argument(
+        "--data_config", metavar="FILE", help="mixture file, or the name of a shipped one; its validation split is used"
+    )
     parser.add_argument(
         "--tokenizer",
         help="directory or Hub id; 'tiny' is the one that comes with the package (default: the checkpoint's)",

@@ -2,11 +2,12 @@
 
 import argparse
 
-_RECIPES = "pretrain, midtrain, sft, distill, dpo, reward, grpo, ppo, spo"
+from .launch import RECIPES
+
 # The plan's own options. Their values are checked with those of the recipe.
 _OPTIONS = {
     "longest_row": "tokens of the longest row, or prompt (default: --max_length, else the mixture's, else 1024)",
-    "accelerate_config": "the file for accelerate launch: sets processes and sharding",
+    "accelerate_config": "the file for accelerate launch, or the name of a shipped one: sets processes and sharding",
     "num_processes": "processes (devices) that train together",
     "zero_stage": "DeepSpeed's ZeRO stage: 1, 2 or 3",
     "device_memory": "GiB of the device to plan for, where it is not this machine's",
@@ -19,10 +20,10 @@ def add_cli(verbs: argparse._SubParsersAction) -> None:
         "plan",
         help="estimate a recipe's memory before it starts",
         description="Counts the memory of a recipe per device and reports whether it fits. Starts no training.",
-        epilog="All options of the recipe apply too: python recipes/NAME.py --help",
+        epilog="All options of the recipe apply too: minimind-trl NAME --help",
         allow_abbrev=False,
     )
-    parser.add_argument("--recipe", required=True, help=_RECIPES)
+    parser.add_argument("--recipe", required=True, help=", ".join(RECIPES))
     for name, what in _OPTIONS.items():
         parser.add_argument(f"--{name}", help=what)
     parser.set_defaults(run=_run)

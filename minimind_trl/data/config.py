@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import MixtureError, nearest, one_line
+from ..shipped_files import DATA_CONFIGS, find_config, nearest_config
 from ..yaml_files import load_yaml
 from .filters import BUILTIN_FILTERS, FilterSpec, value_at
 from .schemas import PHASES, REWARD_COLUMNS, SCHEMAS, known_columns
@@ -189,10 +190,13 @@ def format_of(name: str) -> str | None:
 def load_mixture(path: str | Path) -> Mixture:
     """Read and check a mixture file.
 
+    Args:
+        path: the file, or the name of a shipped one, such as `tiny/sft`.
+
     Raises:
         MixtureError: no such file, not YAML, or invalid; every problem is listed with its line and its field's path.
     """
-    path = Path(path)
+    path = mixture_file(path)
     node, content = _parsed(path)
     problems = [*_duplicate_keys(node), *_across_fields(content)]
     mixture = None
@@ -206,6 +210,11 @@ def load_mixture(path: str | Path) -> Mixture:
     return mixture
 
 
+def mixture_file(path: str | Path) -> Path:
+    """The file of a mixture that is given by its path or, if it is a shipped one, by its name."""
+    return Path(find_config(str(path), DATA_CONFIGS))
+
+
 def _parsed(path: Path) -> tuple[yaml.MappingNode, dict]:
     """The file's YAML, as nodes with their lines and as plain values."""
     if path.exists() and not path.is_file():
@@ -213,7 +222,7 @@ def _parsed(path: Path) -> tuple[yaml.MappingNode, dict]:
         raise MixtureError(f"{path} is {kind}; give a mixture file")
     if not path.is_file():
         hint = nearest(path.name, (file.name for file in path.parent.glob("*.yaml")))
-        raise MixtureError(f"{path}: no such mixture file{hint}")
+        raise MixtureError(f"{path}: no such mixture file{hint or nearest_config(str(path), DATA_CONFIGS)}")
     try:
         node, content = load_yaml(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import MixtureError
 from ..files import atomic_path
 from . import selection
-from .config import Mixture, Source, load_mixture
+from .config import Mixture, Source, load_mixture, mixture_file
 from .duplicates import CONTAMINATED, near_duplicates
 from .reader import MixtureReader, SourceReader, listed
 from .report import LongRows, MixtureReport, SourceReport, StreamReport, describe_long_rows, describe_split
@@ -56,7 +56,7 @@ class DatasetMixer:
         Raises:
             MixtureError: the file or one of its fields is not valid; all problems are listed.
         """
-        return cls(load_mixture(path), Path(path))
+        return cls(load_mixture(path), mixture_file(path))
 
     @property
     def name(self) -> str:

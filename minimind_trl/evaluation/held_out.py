@@ -1,7 +1,7 @@
 """Held-out loss and token accuracy, computed in the same way during training and afterwards."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 
@@ -29,6 +29,7 @@ def held_out_figures(
     bf16: bool = False,
     accelerator: Accelerator | None = None,
     chunk: bool = False,
+    on_row: Callable[[dict, list[int], torch.Tensor], None] | None = None,
 ) -> dict[str, float]:
     """Measure how well a model predicts held-out rows; every token has the same weight.
 
@@ -48,6 +49,8 @@ def held_out_figures(
         bf16: use bfloat16 autocast, as training with `bf16` does; the loss itself is float32.
         accelerator: the processes that share the rows; all must call this function, and all get the same figures.
         chunk: split rows longer than `max_length` into pieces, each of which counts as a row.
+        on_row: called with each row of this process, its T token ids, and the negative log-likelihoods (T,) in nats;
+            NaN for tokens that are no targets.
 
     Returns:
         - `eval_loss`: negative log-likelihood in nats per target token; `eval_loss_SOURCE` for each `source`;
@@ -82,9 +85,12 @@ def held_out_figures(
         # All processes run the same number of passes, because sharded models synchronise in each of them.
         for start in range(0, math.ceil(count / size), batch_size):
             batch = tokenized[start : start + batch_size] or [([tokenizer.eos_token_id], [False])]
-            scores = score_rows(model, batch, token_bytes)
-            for group, row in zip(groups[start : start + batch_size], scores, strict=False):
+            scores = score_tokens(model, batch, token_bytes)
+            for group, row in zip(groups[start : start + batch_size], scores.sum(dim=1), strict=False):
                 sums[group] += torch.cat([torch.tensor([row[1] > 0, row[1] == 0]), row])
+            if on_row is not None:
+                for row, (ids, _), tokens in zip(own[start : start + batch_size], batch, scores, strict=False):
+                    on_row(row, ids, target_losses(tokens, len(ids)))
     if size > 1:
         sums = accelerator.reduce(sums.to(accelerator.device), reduction="sum").cpu()
     return _figures(sums, sources, max_length)
@@ -145,10 +151,15 @@ def token_byte_lengths(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
 
 
 def score_rows(model, batch: list[tuple[list[int], list[bool]]], token_bytes: torch.Tensor) -> torch.Tensor:
-    """Run one forward pass and sum over each row's target tokens (rows, 5), float64 on the CPU.
+    """The sums of `score_tokens` over each row's tokens (rows, 5)."""
+    return score_tokens(model, batch, token_bytes).sum(dim=1)
 
-    The five sums are the negative log-likelihood in nats, the number of targets, the number that are the most likely
-    token, the negative log-likelihood of targets that are text, and the bytes of those.
+
+def score_tokens(model, batch: list[tuple[list[int], list[bool]]], token_bytes: torch.Tensor) -> torch.Tensor:
+    """Run one forward pass and score each row's T tokens from the second on (rows, T - 1, 5), float64 on the CPU.
+
+    The five numbers of a target are its negative log-likelihood in nats, 1, whether it is the most likely token, the
+    negative log-likelihood again if it is text, and its bytes. They are 0 for a token that is no target.
 
     Args:
         model: a model in evaluation mode.
@@ -170,7 +181,15 @@ def score_rows(model, batch: list[tuple[list[int], list[bool]]], token_bytes: to
     size = token_bytes[targets].double()
     scores = torch.zeros(*wanted.shape, 5, dtype=torch.float64)
     scores[wanted] = torch.stack([nll, torch.ones_like(nll), correct, nll.where(size > 0, 0), size], dim=-1)
-    return scores.sum(dim=1)
+    return scores
+
+
+def target_losses(scores: torch.Tensor, length: int) -> torch.Tensor:
+    """(length,) negative log-likelihoods of a row's tokens, from its part of `score_tokens`; NaN where none is."""
+    losses = torch.full((length,), math.nan, dtype=torch.float64)
+    nll, is_target = scores[: length - 1, 0], scores[: length - 1, 1] > 0
+    losses[1:] = nll.where(is_target, math.nan)
+    return losses
 
 
 def _score_tokens(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -77,12 +77,19 @@ _TIMES = ("_runtime", "_per_second", "_preparation_time")
 
 def main_figures(figures: Mapping[str, Any], prefix: str = "eval_") -> str:
     """The five most important figures of an evaluation, such as `loss 0.8951, perplexity 2.448`; "" if none."""
+    known = by_importance(figures, prefix)
+    if "reward" in known:  # the surrogate loss says nothing about the rewards
+        known.pop("loss", None)
+    return ", ".join(f"{name} {short_number(value)}" for name, value in list(known.items())[:_IN_A_LINE])
+
+
+def by_importance(figures: Mapping[str, Any], prefix: str = "eval_") -> dict[str, float]:
+    """The figures of an evaluation without prefix and times, the most important first."""
     known = {
         name.removeprefix(prefix): value
         for name, value in figures.items()
         if name.startswith(prefix) and isinstance(value, int | float) and not name.endswith(_TIMES)
     }
-    if "reward" in known:  # the surrogate loss says nothing about the rewards
-        known.pop("loss", None)
-    order = [name for name in _FIRST if name in known] + [name for name in known if name not in _FIRST]
-    return ", ".join(f"{name} {short_number(known[name])}" for name in order[:_IN_A_LINE])
+    watched = [name for name in known if name.startswith("watch/") and not name.endswith("_std")]
+    first = [name for name in _FIRST if name in known]
+    return {name: known[name] for name in dict.fromkeys([*first[:1], *watched, *first, *known])}

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InputError
 from ..tokenization import decode_tools
-from .held_out import device_of, evaluating, score_rows
+from .held_out import device_of, evaluating, score_rows, score_tokens, target_losses
 from .measures import Measure, mean, share
 
 _SIDES = ("chosen", "rejected")
@@ -42,6 +42,26 @@ def pair_log_probs(
     with evaluating(model), torch.autocast(device_of(model).type, torch.bfloat16, enabled=bf16):
         scores = [score_rows(model, batch, no_text)[:, 0] for batch in _batches(sequences, 2 * batch_size)]
     return -torch.cat(scores).view(-1, 2)
+
+
+def answer_log_probs(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, row: dict, *, max_length: int | None, bf16: bool = False
+) -> list[tuple[list[int], torch.Tensor]] | None:
+    """The T tokens of a row's chosen and of its rejected answer, each with their log-probabilities (T,) in nats.
+
+    Rows are prepared as by `pair_log_probs`; None for one whose prompt leaves no room for an answer.
+    """
+    pair = tokenize_answers(row, tokenizer, max_length)
+    if pair is None:
+        return None
+    no_text = torch.zeros(len(tokenizer), dtype=torch.int64)
+    with evaluating(model), torch.autocast(device_of(model).type, torch.bfloat16, enabled=bf16):
+        scores = score_tokens(model, pair, no_text)
+    answers = []
+    for (ids, mask), tokens in zip(pair, scores, strict=True):
+        start = mask.index(True) if any(mask) else len(ids)
+        answers.append((ids[start:], -target_losses(tokens, len(ids))[start:]))
+    return answers
 
 
 def preference_measures(
@@ -112,6 +132,17 @@ def reward_measures(
         "eval_margin": mean(margins.tolist()),
         "eval_loss": mean((-F.logsigmoid(margins)).tolist()),
     }
+
+
+def pair_rewards(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, row: dict, *, max_length: int | None, bf16: bool = False
+) -> torch.Tensor | None:
+    """The rewards (2,) of a row's chosen and rejected answer; None if one is longer than `max_length`."""
+    sides = [_render(tokenizer, row["prompt"] + row[side], row) for side in _SIDES]
+    if max_length is not None and max(map(len, sides)) > max_length:
+        return None
+    with evaluating(model), torch.autocast(device_of(model).type, torch.bfloat16, enabled=bf16):
+        return _rewards(model, sides, tokenizer.pad_token_id)
 
 
 def _rewards(model, batch: list[list[int]], pad: int) -> torch.Tensor:

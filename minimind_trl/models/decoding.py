@@ -117,13 +117,15 @@ class _Decoder:
         self.head_dim, self.scaling = attention.head_dim, attention.scaling
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         cache = DynamicCache(config=model.config)
-        output = self.body(ids, mask, positions, cache, use_cache=True)  # the keyword depends on the version
-        self.logits = self.head(output.last_hidden_state[:, -1])
+        # Equal prompts, such as those of a GRPO group, are read once.
+        prompts, place = torch.stack([ids, mask.to(ids)]).unique(dim=1, return_inverse=True)
+        output = self.body(*prompts, (prompts[1].cumsum(-1) - 1).clamp(min=0), cache, use_cache=True)
+        self.logits = self.head(output.last_hidden_state[:, -1])[place]
         self.position, self.length = positions[:, -1:], ids.shape[1]
         layers = cache.layers
         self.kv_heads = layers[0].keys.shape[1]
-        self.keys = [layer.keys.flatten(0, 1) for layer in layers]
-        self.values = [layer.values.flatten(0, 1) for layer in layers]
+        self.keys = [layer.keys[place].flatten(0, 1) for layer in layers]
+        self.values = [layer.values[place].flatten(0, 1) for layer in layers]
         masked = torch.zeros_like(mask, dtype=self.keys[0].dtype).masked_fill(mask == 0, float("-inf"))
         self.bias = masked.repeat_interleave(self.kv_heads, 0)[:, None]
         self._grow()

@@ -50,7 +50,9 @@ PRESETS: dict[str, tuple[tuple[str, float], ...]] = {
 }
 
 
-def load_rewards(specs: Sequence[str], weights: Sequence[float] | None = None) -> tuple[list[Reward], list[float]]:
+def load_rewards(
+    specs: Sequence[str], weights: Sequence[float] | None = None, option: str = "--reward_funcs"
+) -> tuple[list[Reward], list[float]]:
     """Build reward functions and their weights.
 
     Args:
@@ -62,6 +64,7 @@ def load_rewards(specs: Sequence[str], weights: Sequence[float] | None = None) -
             - `module:function`, your own function, from the working directory or an installed package; its attributes
               `low` and `high` may give its range.
         weights: one per spec, 1 by default. A preset's weight multiplies the weights inside the preset.
+        option: that gave the specs, for messages.
 
     Raises:
         InputError: one line for every invalid spec.
@@ -78,11 +81,21 @@ def load_rewards(specs: Sequence[str], weights: Sequence[float] | None = None) -
                 rewards.append(_load(part))
                 shares.append(share * weight)
         except InputError as error:
-            problems.append(f"--reward_funcs {spec}: {error}")
+            problems.append(f"{option} {spec}: {error}")
     names = [reward.__name__ for reward in rewards]
-    problems += [f"--reward_funcs: {name} is given twice" for name in sorted({n for n in names if names.count(n) > 1})]
+    problems += [f"{option}: {name} is given twice" for name in sorted({n for n in names if names.count(n) > 1})]
     raise_all(problems)
     return rewards, shares
+
+
+def reward_name(spec: str) -> str:
+    """The name in logs of a spec's reward function, or of its first."""
+    name, _, rest = spec.partition(":")
+    if name in PRESETS:
+        return reward_name(PRESETS[name][0][0])
+    if name in REWARDS:
+        return name
+    return "reward_model" if name == "reward_model" or is_reward_model(spec) else rest or name
 
 
 def _expanded(spec: str) -> list[tuple[str, float]]:

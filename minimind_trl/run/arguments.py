@@ -26,7 +26,7 @@ class RecipeArguments:
 
     _argument_group_name = "minimind-trl"
 
-    data_config: str = field(metadata={"help": "Mixture file, such as data_configs/tiny/sft.yaml."})
+    data_config: str = field(metadata={"help": "Mixture file, or the name of a shipped one, such as tiny/sft."})
     preset: str | None = field(
         default=None, metadata={"help": "Train from scratch: nano, tiny, minimind2-small, minimind2, minimind3, ..."}
     )
@@ -54,6 +54,13 @@ class RecipeArguments:
         default=None,
         metadata={
             "help": "auto: from the last whole checkpoint in --output_dir, if there is one; or a checkpoint's folder."
+        },
+    )
+    report: bool = field(
+        default=True,
+        metadata={
+            "help": "Write samples.jsonl, what the model says at a few moments of training, and report.html, a page "
+            "about the run. Both show rows of the mixture, and --push_to_hub uploads them."
         },
     )
     dry_run: bool = field(default=False, metadata={"help": "Check everything, print the plan, train nothing."})
@@ -176,12 +183,18 @@ class _Parser(TrlParser):
 
 
 def parse_arguments(
-    config: type, *, lora: bool = True, arguments: type = RecipeArguments, options: list[str] | None = None
+    config: type,
+    *,
+    lora: bool = True,
+    arguments: type = RecipeArguments,
+    options: list[str] | None = None,
+    recipe: str | None = None,
 ) -> tuple:
     """Parse the command line and `--config FILE` (YAML) into `arguments`, the config and, with `lora`, `LoraArguments`.
 
-    The command line overrides the file. `options` replace the program's own command line. A Hub token among them is
-    moved to the environment's HF_TOKEN and kept nowhere else.
+    The command line overrides the file. `options` replace the program's own command line, and `recipe` its name, which
+    says whose shipped configs `--config` may name. A Hub token among the options is moved to the environment's HF_TOKEN
+    and kept nowhere else.
 
     Raises:
         InputError: one line for each unknown option (with the nearest known one), for each value out of range, for each
@@ -195,7 +208,7 @@ def parse_arguments(
     words = [part for word in (sys.argv[1:] if options is None else options) for part in _split_config(word)]
     if options is None:
         take_out_secrets(sys.argv)
-    given, words = read_config_file(words)
+    given, words = read_config_file(words, recipe or Path(sys.argv[0]).stem)
     try:
         parser.set_defaults_with_config(**given)
         args, config, *rest = parser.parse_args_into_dataclasses(words)

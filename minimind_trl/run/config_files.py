@@ -8,11 +8,15 @@ from typing import Any
 import yaml
 
 from ..errors import InputError
+from ..shipped_files import RECIPE_CONFIGS, find_config, nearest_config
 from ..yaml_files import load_yaml
 
 
-def read_config_file(options: list[str]) -> tuple[dict[str, Any], list[str]]:
+def read_config_file(options: list[str], recipe: str) -> tuple[dict[str, Any], list[str]]:
     """Take `--config FILE` out of the options.
+
+    Args:
+        recipe: the recipe whose shipped configs may be given by name, such as `tiny`.
 
     Returns:
         The file's values, with their paths resolved, and the remaining options.
@@ -25,13 +29,15 @@ def read_config_file(options: list[str]) -> tuple[dict[str, Any], list[str]]:
     at = options.index("--config")
     if at + 1 == len(options):
         raise InputError("--config needs a file")
-    path = Path(options[at + 1])
+    folders = (f"{RECIPE_CONFIGS}/{recipe}", RECIPE_CONFIGS)
+    path = Path(find_config(options[at + 1], *folders))
     if path.exists() and not (path.is_file() or path.is_fifo()):
         raise InputError(f"--config {path} is {'a folder' if path.is_dir() else 'a device'}; give a file")
     try:
         _, values = load_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise InputError(f"--config {path}: no such file") from error
+        hint = nearest_config(options[at + 1], *folders)
+        raise InputError(f"--config {path}: no such file{hint}") from error
     except OSError as error:
         raise InputError(f"--config {path}: cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:

@@ -10,6 +10,7 @@ import sys
 import time
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,8 +38,11 @@ _EXAMPLES = 2
 _TIMED_STEPS = 3
 
 
-def flight_check(trainer, run: RunContext) -> None:
+def flight_check(trainer, run: RunContext) -> dict[str, Any]:
     """Refuse a run that would train on nothing or on the wrong thing; print the plan.
+
+    Returns:
+        `{"plan": text, "warnings": [line, ...]}`, as printed; {} in all processes but the first.
 
     Raises:
         InputError: one line for each reason, with the nearest setting that works.
@@ -56,14 +60,22 @@ def flight_check(trainer, run: RunContext) -> None:
         ]
     )
     seconds = _seconds_per_step(trainer)  # in all processes, since the loss gathers figures
-    if trainer.is_world_process_zero():
-        _print_plan(trainer, rows, run.tokenizer, run.mixer, seconds)
-        print_warnings(boundary.warnings())
+    if not trainer.is_world_process_zero():
+        return {}
+    console = plan_console()
+    warnings = [*_print_plan(console, trainer, rows, run.tokenizer, run.mixer, seconds), *boundary.warnings()]
+    return checked(console, warnings)
 
 
-def print_warnings(warnings: list[str]) -> None:
+def plan_console() -> Console:
+    return Console(highlight=False, soft_wrap=True, record=True)
+
+
+def checked(console: Console, warnings: list[str]) -> dict[str, Any]:
+    """Print the warnings, and return what was printed."""
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
+    return {"plan": console.export_text(), "warnings": warnings}
 
 
 def checkpointing_problems(trainer) -> list[str]:
@@ -187,9 +199,15 @@ def _tokenized(trainer, rows: list[Row], tokenizer: PreTrainedTokenizerBase, lim
 
 
 def _print_plan(
-    trainer, rows: list[Row], tokenizer: PreTrainedTokenizerBase, mixer: DatasetMixer, seconds: float | None
-) -> None:
-    config, console = trainer.args, Console(highlight=False, soft_wrap=True)
+    console: Console,
+    trainer,
+    rows: list[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    mixer: DatasetMixer,
+    seconds: float | None,
+) -> list[str]:
+    """Print the plan; returns warnings."""
+    config, warnings = trainer.args, []
     limit = config.max_length
     whole = _tokenized(trainer, rows, tokenizer, None)
     cut = whole if mixer.on_long == "chunk" else _tokenized(trainer, rows, tokenizer, limit)
@@ -214,14 +232,14 @@ def _print_plan(
         + (f"; {no_room.mean():.1%} of the rows are dropped: {dropped_why}" if no_room.any() else "")
     )
     if mixer.report is None and long_rows.share > FEW:  # otherwise the mixer has reported it
-        print(
-            f"warning: of the first {len(whole)} rows {long_rows.summary()}; --max_length {long_rows.enough} would "
-            "keep 95% of the tokens",
-            file=sys.stderr,
+        warnings.append(
+            f"of the first {len(whole)} rows {long_rows.summary()}; --max_length {long_rows.enough} would keep 95% of "
+            "the tokens"
         )
     if seconds is not None:
         minutes = seconds * steps / 60
         console.print(f"time: {seconds:.2f} s a step here, {minutes:.1f} minutes in all, without evaluation")
+    return warnings
 
 
 def _without_room(trainer, rows: list[Row], tokenizer: PreTrainedTokenizerBase, over: np.ndarray) -> np.ndarray:

@@ -73,13 +73,23 @@ def usual_rate(stage: str, parameters: int, *, scratch: bool = False, lora: bool
     return rate, source
 
 
+def usual_rate_of(run) -> tuple[float, str]:
+    """The default learning rate of a run (a `RunContext`), whatever rate it was given, and its source."""
+    scratch = _is_scratch(run.args, run.config)
+    return usual_rate(run.config.stage, run.model.num_parameters(), scratch=scratch, lora=run.lora.use_peft)
+
+
+def _is_scratch(args, config) -> bool:
+    return args.preset is not None and config.stage in _LEARNED_ANEW
+
+
 def set_learning_rate(args, config, lora: Any, model: PreTrainedModel) -> None:
     """Set the learning rate if none is given, and print it; warn about a fine-tuning rate in a run from scratch.
 
     Args:
         config: its `stage` is a key of `RATES`.
     """
-    scratch = args.preset is not None and config.stage in _LEARNED_ANEW
+    scratch = _is_scratch(args, config)
     parameters = model.num_parameters()
     usual, source = usual_rate(config.stage, parameters, scratch=scratch, lora=lora.use_peft)
     given = config.learning_rate is not None

@@ -123,7 +123,7 @@ def make_plan(recipe: str, options: list[str]) -> Plan:
         hint = nearest(recipe, RECIPES)
         raise InputError(f"--recipe {recipe!r} is unknown{hint}; choose one of {', '.join(RECIPES)}")
     config_class, trainer_class = RECIPES[recipe] or _distillation()
-    args, config, lora = parse_arguments(config_class, arguments=PlanArguments, options=options)
+    args, config, lora = parse_arguments(config_class, arguments=PlanArguments, options=options, recipe=recipe)
     given = [f"--{name} cannot be counted: {why}" for name, why in _NOT_COUNTED.items() if getattr(config, name, False)]
     if given:
         raise InputError("; ".join(given))

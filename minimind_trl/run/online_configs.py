@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.utils import is_hqq_available, is_optimum_quanto_available
 
 from ..errors import InputError, nearest
 from ..internals import replaced
+from ..rewards.registry import reward_name
 from ..trainers.ppo_config import PPOConfig
 from ..trainers.rollout_config import RolloutConfig
 from ..trainers.spo_config import SPOConfig
@@ -34,6 +36,14 @@ class OnlineConfig(RecipeConfig):
             "parameters as in length:low=5,high=20. Weights: --reward_weights."
         },
     )
+    watch: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "What the reward does not see, named as for --reward_funcs, and measured in every evaluation as "
+            "eval_watch/NAME. The doctor warns if one falls while the reward rises; the best checkpoint goes by the "
+            "first."
+        },
+    )
     thinking_ratio: float = field(
         default=0.0,
         metadata={
@@ -54,8 +64,9 @@ class OnlineConfig(RecipeConfig):
     }
 
     def __post_init__(self):
-        if self.metric_for_best_model is None and self.load_best_model_at_end:
-            self.metric_for_best_model = "reward"  # the loss says nothing about how good the policy is
+        chooses = self.load_best_model_at_end or self.save_strategy == SaveStrategy.BEST
+        if self.metric_for_best_model is None and chooses:  # the loss says nothing about how good the policy is
+            self.metric_for_best_model = f"watch/{reward_name(self.watch[0])}" if self.watch else "reward"
         # TRL requires evaluation batches of whole groups; our evaluation takes prompts one by one.
         with replaced(self, num_generations_eval=1):
             try:
@@ -69,6 +80,10 @@ class OnlineConfig(RecipeConfig):
             yield "--max_completion_length none: an answer must end somewhere; give a number of tokens"
         if not 0 <= self.thinking_ratio <= 1:
             yield f"--thinking_ratio {self.thinking_ratio}: a share, between 0 and 1"
+        if self.watch and self.eval_strategy == IntervalStrategy.NO:
+            yield f"--watch {' '.join(self.watch)} is measured in evaluations: set --eval_interval N"
+        for spec in set(self.watch) & set(self.reward_funcs):
+            yield f"--watch {spec}: the reward sees it; watch what it does not see"
         if self.thinking_ratio and "open_thinking" in (self.chat_template_kwargs or {}):
             yield "--thinking_ratio sets open_thinking prompt by prompt: leave it out of chat_template_kwargs"
         if self.lr_scheduler_type in BY_EVALUATION:

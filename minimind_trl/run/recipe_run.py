@@ -12,7 +12,10 @@ from transformers.integrations.integration_utils import default_logdir
 
 from ..data import LOCK
 from ..errors import InputError, TrainingInterrupted, nearest
+from ..reports import FLIGHT_CHECK
+from ..reports.samples import SampleFile
 from ..trainers.callbacks import EvaluateAtEnd
+from ..trainers.live_doctor import Doctor
 from ..trainers.safe_checkpoints import saving
 from .flight_check import flight_check
 from .loading import build_data, open_mixture
@@ -21,6 +24,7 @@ from .output_folder import lock_output_folder
 from .processes import limit_waiting
 from .records import RECIPE, run_record
 from .results import count_rows, mixture_lock, write_results
+from .row_checks import row_checks
 from .run_context import RunContext
 from .settings import complete_config, set_checkpoint_to_resume
 
@@ -55,9 +59,9 @@ class Run(RunContext):
         limit_waiting(None)  # in the trainer's constructor, where TRL tokenizes in one process while the others wait
         return Splits(self.data["train"], self.data.get("validation") if self.args.eval_interval else None)
 
-    def check(self, trainer) -> None:
-        """Refuse what would train on nothing or on the wrong thing, and print the plan."""
-        flight_check(trainer, self)
+    def check(self, trainer) -> dict[str, Any]:
+        """Refuse what would train on nothing or on the wrong thing; print the plan, and return what was printed."""
+        return flight_check(trainer, self)
 
     def finish(self, trainer) -> dict[str, dict[str, float]]:
         """Check, evaluate, train, evaluate, and save model, tokenizer, figures, lock and model card.
@@ -72,13 +76,20 @@ class Run(RunContext):
         """
         trainer.row_counts = count_rows(trainer, self.data["train"])
         limit_waiting(self.config.ddp_timeout)
-        self.check(trainer)
+        checked = self.check(trainer)
         if self.args.dry_run:
             return {}
-        record = run_record(trainer, self)
+        if self.args.report and trainer.is_world_process_zero():
+            trainer.record_samples_to(SampleFile(Path(self.config.output_dir)))
+        record = run_record(trainer, self) | {"checks": row_checks(self)}
         metrics: dict[str, dict[str, float]] = {}
-        trainer.records = {LOCK: lambda: mixture_lock(self, record), RECIPE: lambda: record}
+        trainer.records = {
+            LOCK: lambda: mixture_lock(self, record),
+            RECIPE: lambda: record,
+            FLIGHT_CHECK: lambda: checked,
+        }
         trainer.complete_card = lambda: complete_card(trainer, self, record, metrics)
+        trainer.add_callback(Doctor(trainer, record))
         at_end = EvaluateAtEnd(trainer)
         if self.args.eval_interval:
             at_end.put_first()
@@ -87,16 +98,16 @@ class Run(RunContext):
         trainer.train(resume_from_checkpoint=self.config.resume_from_checkpoint)
         if self.args.eval_interval:
             metrics["after"] = at_end.figures
-        self._save_results(trainer, metrics, record)
+        self._save_results(trainer, metrics)
         return metrics
 
-    def _save_results(self, trainer, metrics: dict[str, dict[str, float]], record: dict[str, Any]) -> None:
+    def _save_results(self, trainer, metrics: dict[str, dict[str, float]]) -> None:
         with trainer.signals:  # a signal waits until all is saved
             with saving("the model", self.config.output_dir):
                 trainer.processing_class = self.tokenizer  # not a twin made for the training
                 trainer.save_without_push()  # until the results are there
                 if trainer.is_world_process_zero():
-                    write_results(trainer, self, metrics, record)
+                    write_results(trainer, self, metrics)
             if self.config.push_to_hub:
                 trainer.push_to_hub(commit_message="Model save", revision=self.config.hub_revision)
             stopped_by = trainer.signals.agreed(self.config)

@@ -1,6 +1,7 @@
 """`recipe.json`: how a run was started. It is in every checkpoint, and compared on a resume."""
 
 import json
+import math
 import os
 import shlex
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 import transformers
 import trl
 
+from .learning_rates import usual_rate_of
 from .run_context import RunContext
 from .secrets import take_out_secrets
 
@@ -45,6 +47,8 @@ def run_record(trainer, run: RunContext) -> dict[str, Any]:
         "model": _without(model.config.to_dict(), _VOLATILE),
         "lora": adapter and adapter.to_dict(),
         "data": {name: value for name, value in run.mixer.lock()["made_from"].items() if name not in _CODE},
+        "usual_learning_rate": usual_rate_of(run)[0],
+        "reward_range": _finite(trainer.declared_range()) if hasattr(trainer, "declared_range") else None,
         "rows": trainer.row_counts,  # left and dropped by the trainer; None for online trainers
         "versions": {"trl": trl.__version__, "transformers": transformers.__version__},
     }
@@ -89,6 +93,11 @@ def _short(value: Any) -> str:
 
 def _without(values: dict[str, Any], beginnings: tuple[str, ...]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if not name.startswith(beginnings)}
+
+
+def _finite(ends: tuple[float, float]) -> list[float | None]:
+    """A range for JSON, which has no infinity: None where it has no end."""
+    return [end if math.isfinite(end) else None for end in ends]
 
 
 def _plain(value: Any) -> Any:

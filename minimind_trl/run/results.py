@@ -5,11 +5,11 @@ from typing import Any
 
 from datasets import Dataset, IterableDataset
 
-from ..data import LOCK
 from ..evaluation.measures import main_figures
 from ..files import write_json
+from ..reports import HISTORY
+from ..reports.page import REPORT, write_report
 from ..trainers import write_curves
-from .records import RECIPE
 from .run_context import RunContext
 
 
@@ -37,7 +37,7 @@ def count_rows(trainer, rows: Dataset | IterableDataset) -> dict[str, Any] | Non
     }
 
 
-def write_results(trainer, run: RunContext, metrics: dict[str, dict], record: dict[str, Any]) -> None:
+def write_results(trainer, run: RunContext, metrics: dict[str, dict]) -> None:
     """Write these files, and print the held-out figures before and after training."""
     config = trainer.args
     folder = Path(config.output_dir)
@@ -53,11 +53,15 @@ def write_results(trainer, run: RunContext, metrics: dict[str, dict], record: di
         "beta": getattr(config, "beta", None),
     }
     write_json(folder / "metrics.json", metrics | {"options": options})
-    write_json(folder / LOCK, mixture_lock(run, record))
-    write_json(folder / RECIPE, record)
+    for file, content in trainer.records.items():
+        write_json(folder / file, content())
     start = [{"step": 0, **metrics["before"]}] if metrics else []  # training's own history begins after it
-    write_curves(start + trainer.state.log_history, folder / "curves.png")
+    history = start + trainer.state.log_history
+    write_json(folder / HISTORY, history)
+    write_curves(history, folder / "curves.png")
     trainer.create_model_card(model_name=folder.name)
+    if run.args.report:
+        write_report([folder], folder / REPORT)
     for when, figures in metrics.items():
         print(f"held-out {when} training: {main_figures(figures)}")
-    print(f"saved to {folder}")
+    print(f"saved to {folder}{f'; all about the run: {folder / REPORT}' if run.args.report else ''}")

@@ -15,10 +15,11 @@ from ..errors import InputError, raise_all
 from ..tokenization import compare_prompts
 from .flight_check import (
     SAMPLE,
+    checked,
     checkpointing_problems,
     overlap_problems,
+    plan_console,
     print_model,
-    print_warnings,
     resume_problems,
     tokenizer_problems,
 )
@@ -33,10 +34,13 @@ STREAM_HEAD = 1000  # rows of a stream to examine before training
 _SHOWN = 80  # characters of a value in a message
 
 
-def rl_flight_check(trainer: "RolloutTrainer", run: RunContext) -> None:
+def rl_flight_check(trainer: "RolloutTrainer", run: RunContext) -> dict[str, Any]:
     """Refuse a run that could not learn; print mixture, two prompts with answers and rewards, plan, memory and time.
 
     Equal rewards in the trial that may still differ later are a warning.
+
+    Returns:
+        as `flight_check`.
 
     Raises:
         InputError: one line for each reason.
@@ -61,9 +65,11 @@ def rl_flight_check(trainer: "RolloutTrainer", run: RunContext) -> None:
     problem, warning = reward_problem(trainer.declared_range(), answers)
     if problem and not trainer.args.allow_equal_rewards:
         raise InputError(f"{problem}. --allow_equal_rewards true goes on anyway")
-    if trainer.is_world_process_zero():
-        _print_plan(trainer, run.mixer, answers, seconds)
-        print_warnings([*unscored_warnings, *filter(None, (problem, warning)), *boundary.warnings()])
+    if not trainer.is_world_process_zero():
+        return {}
+    console = plan_console()
+    _print_plan(console, trainer, run.mixer, answers, seconds)
+    return checked(console, [*unscored_warnings, *filter(None, (problem, warning)), *boundary.warnings()])
 
 
 def unscored_prompts(trainer: "RolloutTrainer", data: DatasetDict) -> tuple[list[str], list[str]]:
@@ -154,8 +160,10 @@ def _rewards(answers: list[dict[str, Any]]) -> list[float]:
     return [answer["reward"] for answer in answers if answer["reward"] is not None]
 
 
-def _print_plan(trainer: "RolloutTrainer", mixer: DatasetMixer, answers: list[dict], seconds: float) -> None:
-    config, console = trainer.args, Console(highlight=False, soft_wrap=True)
+def _print_plan(
+    console: Console, trainer: "RolloutTrainer", mixer: DatasetMixer, answers: list[dict], seconds: float
+) -> None:
+    config = trainer.args
     if mixer.report:
         console.print(mixer.report.table())
     for number, answer in enumerate(answers[:_EXAMPLES], start=1):

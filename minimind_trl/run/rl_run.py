@@ -25,6 +25,7 @@ class RLRun(Run):
 
     Attributes:
         reward_funcs: those of `--reward_funcs`; their weights are set in the config.
+        watch_funcs: those of `--watch`.
 
     Raises:
         InputError: also from `load_rewards`.
@@ -32,6 +33,7 @@ class RLRun(Run):
 
     def __init__(self, args, config: OnlineConfig, lora):
         self.reward_funcs, config.reward_weights = load_rewards(config.reward_funcs, config.reward_weights)
+        self.watch_funcs = load_rewards(config.watch, option="--watch")[0] if config.watch else []
         super().__init__(args, config, lora)
 
     def load_data(self, *phases: str) -> Splits:
@@ -42,16 +44,18 @@ class RLRun(Run):
         """
         splits = super().load_data(*phases)
         self.data = _with_tools(self.config, _with_thinking(self.config, self.data, self.tokenizer), self.tokenizer)
+        off = self.config.watch and not self.args.eval_interval
         raise_all(
             [
-                *_column_problems(self.reward_funcs, self.data),
+                *[f"--watch is measured on held-out prompts, and {self.args.data_config} has none"] * bool(off),
+                *_column_problems([*self.reward_funcs, *self.watch_funcs], self.data),
                 *_length_problems(self.config, self.model, self.tokenizer, self.data),
             ]
         )
         return Splits(self.data["train"], splits.validation and self.data["validation"])
 
-    def check(self, trainer) -> None:
-        rl_flight_check(trainer, self)
+    def check(self, trainer) -> dict[str, Any]:
+        return rl_flight_check(trainer, self)
 
 
 def _column_problems(rewards: list[Reward], data: DatasetDict) -> Iterator[str]:

@@ -8,6 +8,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
 from ..errors import InputError
+from ..shipped_files import ACCELERATE_CONFIGS, find_config, nearest_config
 from ..yaml_files import load_yaml
 from .memory import Memory
 
@@ -106,17 +107,20 @@ def read_accelerate_file(name: str, num_processes: int | None) -> Sharding:
     """The sharding of a file for `accelerate launch --config_file`.
 
     Args:
+        name: the file, or the name of a shipped one, such as `zero2`.
         num_processes: replaces the file's.
 
     Raises:
         InputError: the file cannot be read, or its kind of sharding is not known here.
     """
+    file = find_config(name, ACCELERATE_CONFIGS)
     try:
-        if Path(name).suffix != ".json":
-            load_yaml(Path(name).read_text(encoding="utf-8"))  # refuses aliases that accelerate would expand endlessly
-        launch = load_config_from_file(name)
+        if Path(file).suffix != ".json":
+            load_yaml(Path(file).read_text(encoding="utf-8"))  # refuses aliases that accelerate would expand endlessly
+        launch = load_config_from_file(file)
     except FileNotFoundError as error:
-        raise InputError(f"--accelerate_config {name}: no such file") from error
+        hint = nearest_config(name, ACCELERATE_CONFIGS)
+        raise InputError(f"--accelerate_config {name}: no such file{hint}") from error
     except OSError as error:
         raise InputError(f"--accelerate_config {name}: cannot be read: {error.strerror}") from error
     except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:

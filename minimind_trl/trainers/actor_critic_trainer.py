@@ -38,10 +38,12 @@ class ActorCriticTrainer(RolloutTrainer):
     def rollout_values(self, tensors: dict[str, Any]) -> Tensor:
         """(B, T): the critic's values of the states in which the tokens of the completions were chosen."""
         ids, mask = joined(tensors)
+        answered = mask.bool()
+        answered[:, : tensors["prompt_ids"].shape[1]] = False
         size = self.args.per_device_train_batch_size
         with torch.no_grad(), self.accelerator.autocast():
             parts = [
-                values_of(self.critic, ids[start : start + size], mask[start : start + size])
+                values_of(self.critic, *(part[start : start + size] for part in (ids, mask, answered)))
                 for start in range(0, len(ids), size)
             ]
         return completion_values(torch.cat(parts), tensors["completion_ids"].shape[1])

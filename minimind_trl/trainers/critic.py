@@ -12,6 +12,7 @@ import torch
 from accelerate.utils import is_peft_model
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers.utils import SAFE_WEIGHTS_NAME
 from trl.trainer.utils import FusedCausalLMOutput
 
@@ -24,6 +25,7 @@ from ..models import (
 )
 from ..models.checkpoints import architecture_of
 from ..models.stored import check_finite
+from .packed_answers import pack_inputs
 
 CRITIC = "critic"  # the submodule, and the folder beside the policy's files
 
@@ -78,15 +80,26 @@ def attach_critic(policy: MiniMindForCausalLM, critic: MiniMindForTokenClassific
         outputs = inner(*args, fused_lm_head=fused_lm_head, **kwargs)
         if not fused_lm_head or not torch.is_grad_enabled():
             return outputs
-        values = values_of(self.get_submodule(CRITIC), kwargs["input_ids"], kwargs["attention_mask"])
+        answered = kwargs["labels"] != -100
+        values = values_of(self.get_submodule(CRITIC), kwargs["input_ids"], kwargs["attention_mask"], answered)
         return OutputWithValues(**outputs, token_values=values)
 
     policy.forward = types.MethodType(forward, policy)
 
 
-def values_of(critic: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """(B, length): at each position the value of the state in which the next token is chosen."""
-    return critic(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits.squeeze(-1).float()
+def values_of(critic: nn.Module, input_ids: Tensor, attention_mask: Tensor, answered: Tensor) -> Tensor:
+    """(B, length): at each position the value of the state in which the next token is chosen.
+
+    Args:
+        answered: (B, length), true for the tokens of the answers; values of other states may be left out (0).
+    """
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+    packed = pack_inputs(critic, inputs, answered)
+    if packed is None:
+        return critic(**inputs, use_cache=False).logits.squeeze(-1).float()
+    values = critic(**packed.inputs(), use_cache=False).logits.float().flatten()[packed.states]
+    before = answered[:, 1:]
+    return pad(values.new_zeros(before.shape).masked_scatter(before, values), (0, 1))
 
 
 @contextmanager

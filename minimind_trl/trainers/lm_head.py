@@ -12,6 +12,7 @@ from trl.trainer.utils import FusedCausalLMOutput
 
 from ..models import MiniMindForCausalLM
 from ..models.modeling_minimind import load_balancing_loss
+from .packed_answers import pack_inputs
 
 # Up to this size the logits of all learned positions fit in memory; TRL's head, in tiles, is for larger ones.
 LARGEST_VOCABULARY = 32_768
@@ -35,6 +36,7 @@ def add_learned_positions_head(
     temperature: float = 1.0,
     for_preferences: bool = False,
     entropy_gradient: bool = False,
+    pack: bool = False,
 ) -> None:
     """Let `model(..., labels=labels, fused_lm_head=True)` compute the logits of learned positions only, all at once.
 
@@ -48,6 +50,8 @@ def add_learned_positions_head(
         temperature: divides the logits, for log-probabilities of what was sampled at that temperature.
         for_preferences: also return the figures that only DPO needs.
         entropy_gradient: keep the gradient of the entropy, for an entropy bonus; else it costs no memory.
+        pack: compute the states of answers without padding, and of equal prompts once (`pack_answers`). This needs
+            attention by SDPA, whose masks are arbitrary.
     """
     model = base_model(model)
     if model.config.vocab_size > LARGEST_VOCABULARY and not is_deepspeed_zero3_enabled():
@@ -58,12 +62,15 @@ def add_learned_positions_head(
     def forward(self, *args, fused_lm_head: bool = False, **kwargs):
         if not fused_lm_head or kwargs.get("shift_labels") is not None:
             return other_forward(*args, fused_lm_head=fused_lm_head, **kwargs)
-        labels = kwargs.pop("labels")[:, 1:]
+        labels = kwargs.pop("labels")
         kwargs.pop("num_items_in_batch", None)
-        outputs = self.model(*args, **kwargs | {"use_cache": False})
+        packed = pack_inputs(self, kwargs, labels != -100) if pack else None
+        outputs = self.model(*args, **kwargs | (packed.inputs() if packed else {}) | {"use_cache": False})
+        labels = labels[:, 1:]
         learned = labels != -100
-        targets = labels[learned]
-        logits = self.lm_head(outputs.last_hidden_state[:, :-1][learned]).float() / temperature
+        targets, states = labels[learned], outputs.last_hidden_state
+        states = states[:, :-1][learned] if packed is None else states.flatten(0, 1)[packed.states]
+        logits = self.lm_head(states).float() / temperature
         log_softmax = logits.log_softmax(-1)
         figures = {"log_probs": log_softmax.gather(-1, targets[:, None]).squeeze(-1)}
         with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):

@@ -1,14 +1,29 @@
 """TRL's DPOTrainer and RewardTrainer on pairs of answers."""
 
-from datasets import Dataset, IterableDataset
-from trl import DPOTrainer, RewardTrainer
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
 
+import torch
+from accelerate.utils import is_peft_model
+from datasets import Dataset, IterableDataset
+from torch import nn
+from trl import DPOTrainer, RewardTrainer
+from trl.trainer.utils import use_adapter
+
+from ..evaluation.pairs import answer_log_probs, pair_rewards
+from ..reports.samples import AT_A_MOMENT, Sample, rounded, shown_prompt
 from .lm_head import add_learned_positions_head
+from .sample_recording import cut_tokens, cut_values, varied
 from .trainer_mixin import TrainerMixin, first_batches
+
+_LOOKED_AT = 200  # held-out pairs to choose samples from
 
 
 class PairsTrainer(TrainerMixin):
-    """A mixin that counts the pairs which TRL's trainer drops."""
+    """A mixin that counts the pairs which TRL's trainer drops, and records samples of held-out pairs."""
+
+    sample_kind: str
 
     def __init__(
         self,
@@ -20,15 +35,30 @@ class PairsTrainer(TrainerMixin):
     ):
         held_out = first_batches(eval_dataset, kwargs["args"], eval_batches)
         super().__init__(*args, train_dataset=train_dataset, eval_dataset=held_out, **kwargs)
+        self.held_out = held_out  # as text
         self.rows_dropped = {"train": _missing(self.train_dataset, train_dataset)}
         if held_out is not None:
             self.rows_dropped["validation"] = _missing(self.eval_dataset, held_out)
+
+    def evaluate(self, *args, **kwargs):
+        figures = super().evaluate(*args, **kwargs)
+        if self.held_out is not None and self.wants_samples(self.sample_kind) and self.whole_model() is not None:
+            with self.untimed(), torch.no_grad():
+                pairs = varied(islice(self.held_out, _LOOKED_AT))
+                samples = (self.pair_sample(row) for row in pairs)
+                self.add_samples(self.sample_kind, list(islice(filter(None, samples), AT_A_MOMENT // 2)))
+        return figures
+
+    def pair_sample(self, row: dict) -> Sample | None:
+        """What to show of a held-out pair; None for one that is too long."""
+        raise NotImplementedError
 
 
 class MiniMindDPOTrainer(PairsTrainer, DPOTrainer):
     """DPOTrainer with our metrics. It cuts answers to `max_length`, and drops pairs whose prompt leaves no room."""
 
     drop_reason = "a prompt of max_length={} tokens or more"
+    sample_kind = "pair"
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -41,13 +71,58 @@ class MiniMindDPOTrainer(PairsTrainer, DPOTrainer):
         if figures.get("eval_rewards/chosen") == figures.get("eval_rewards/rejected") == 0.0:
             # The policy still equals its reference, so every pair is a tie, which TRL counts as wrong.
             figures["eval_rewards/accuracies"] = 0.5
+        with self.untimed():
+            self.record_answers(self.held_out or ())
         return figures
+
+    def pair_sample(self, row: dict) -> Sample | None:
+        options = {"max_length": self.args.max_length, "bf16": self.args.bf16}
+        answers = answer_log_probs(self.whole_model(), self.processing_class, row, **options)
+        with self._whole_reference() as reference:
+            if answers is None or reference is None:
+                return None
+            references = answer_log_probs(reference, self.processing_class, row, **options)
+        sample = {"prompt": shown_prompt(row["prompt"]), "source": row.get("source")}
+        for side, (ids, ours), (_, theirs) in zip(("chosen", "rejected"), answers, references, strict=True):
+            ratios = ours - theirs
+            sample[side] = {
+                **cut_tokens(self.processing_class, ids),
+                "log_ratios": cut_values(ratios),
+                "log_ratio": rounded([ratios.sum().item()])[0],
+            }
+        return sample
+
+    @contextmanager
+    def _whole_reference(self) -> Iterator[nn.Module | None]:
+        """The reference model within the block; None if its log-probabilities were computed beforehand."""
+        model = self.whole_model()
+        if self.ref_model is not None:
+            yield self.accelerator.unwrap_model(self.ref_model)
+        elif is_peft_model(model):
+            with use_adapter(model, "ref" if "ref" in model.peft_config else None):
+                yield model
+        else:
+            yield None
 
 
 class MiniMindRewardTrainer(PairsTrainer, RewardTrainer):
     """RewardTrainer with our metrics. It cuts no row, since the reward is read at the last token."""
 
     drop_reason = "longer than max_length={}"
+    sample_kind = "score"
+
+    def pair_sample(self, row: dict) -> Sample | None:
+        options = {"max_length": self.args.max_length, "bf16": self.args.bf16}
+        scores = pair_rewards(self.whole_model(), self.processing_class, row, **options)
+        if scores is None:
+            return None
+        sides = {side: row[side][-1].get("content") for side in ("chosen", "rejected")}
+        return {
+            "prompt": shown_prompt(row["prompt"]),
+            "source": row.get("source"),
+            **sides,
+            "scores": rounded(scores.tolist()),
+        }
 
 
 def _missing(prepared: Dataset | IterableDataset, rows: Dataset | IterableDataset) -> int:

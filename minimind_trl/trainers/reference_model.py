@@ -29,7 +29,7 @@ class ReferenceModel(RolloutEngine):
         """Make a separate model the reference; with `sync` it follows the policy."""
         add_fused_lm_head(reference, temperature=self.temperature, cast_lm_head_to_fp32=self.args.cast_lm_head_to_fp32)
         if not self.args.cast_lm_head_to_fp32:
-            add_learned_positions_head(reference, self.temperature)
+            add_learned_positions_head(reference, self.temperature, pack=True)
         if self.args.disable_dropout:
             disable_dropout_in_model(reference)
         reference.eval().requires_grad_(False)

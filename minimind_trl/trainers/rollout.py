@@ -14,6 +14,8 @@ class Rollout:
 
     Attributes:
         rows: of the dataset, one for each completion.
+        prompts, completions: as reward functions get them.
+        completion_ids: token ids of each completion.
         tensors: TRL's batch: `prompt_ids`, `prompt_mask` (B, P), `completion_ids`, `completion_mask` (B, T),
             `advantages`, ...
         mask: (B, T), 1 for the tokens that the policy chose and trains on.
@@ -27,6 +29,9 @@ class Rollout:
     """
 
     rows: list[dict]
+    prompts: list
+    completions: list
+    completion_ids: list[list[int]]
     tensors: dict[str, Any]
     mask: Tensor
     logps: Tensor | None

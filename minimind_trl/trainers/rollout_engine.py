@@ -1,5 +1,6 @@
 """How the online trainers generate: prompts in, completions with log-probabilities and rewards out."""
 
+import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ class RolloutEngine(GRPOHooks):
 
     def generate_rollout(self, rows: list[dict]) -> Rollout:
         """Answer the rows' prompts and score the answers."""
-        rows = [self.with_rendered_prompt(row) for row in rows]
+        rows = self.with_rendered_prompts(rows)
         seen = self.state.num_input_tokens_seen
         tensors, generation = self.generate_and_score(rows)
         self.state.num_input_tokens_seen = seen  # GRPOTrainer counts generated tokens; we count those trained on
@@ -34,6 +35,9 @@ class RolloutEngine(GRPOHooks):
         lengths = map(len, ids) if tool_mask is None else map(sum, tool_mask)
         return Rollout(
             rows=rows,
+            prompts=generation.prompts,
+            completions=generation.completions,
+            completion_ids=ids,
             tensors=tensors,
             mask=loss_mask(tensors),
             logps=tensors.get("old_per_token_logps"),
@@ -46,20 +50,26 @@ class RolloutEngine(GRPOHooks):
 
     # Prompts
 
-    def with_rendered_prompt(self, row: dict) -> dict:
-        """The row with `rendered_prompts`, the prompt as the model reads it."""
+    def with_rendered_prompts(self, rows: list[dict]) -> list[dict]:
+        """The rows with `rendered_prompts`, the prompt as the model reads it."""
         if self.environment_factories is not None:  # environments change the prompt
-            return row
+            return rows
+        rendered: dict[str, str] = {}  # the answers of a group share their prompt
+        for row in rows:
+            if (key := _prompt_key(row)) not in rendered:
+                rendered[key] = self._render(row)
+        return [row | {"rendered_prompts": rendered[_prompt_key(row)]} for row in rows]
+
+    def _render(self, row: dict) -> str:
         prompt = row["prompt"]
-        if not isinstance(prompt, str):
-            kwargs = self.chat_template_kwargs | (row.get(TEMPLATE_KWARGS) or {})
-            kwargs["chat_template"] = self.chat_template
-            prompt = render_prompt(self.processing_class, prompt, self.tools or None, **kwargs)
-        return row | {"rendered_prompts": prompt}
+        if isinstance(prompt, str):
+            return prompt
+        kwargs = self.chat_template_kwargs | (row.get(TEMPLATE_KWARGS) or {})
+        kwargs["chat_template"] = self.chat_template
+        return render_prompt(self.processing_class, prompt, self.tools or None, **kwargs)
 
     def tokenize_prompts(self, prompts: list, rows: list[dict]) -> list[list[int]] | None:
-        has_kwargs = any(row.get(TEMPLATE_KWARGS) for row in rows)
-        if self.environment_factories is not None or isinstance(prompts[0], str) or not has_kwargs:
+        if self.environment_factories is not None or isinstance(prompts[0], str):
             return None
         return self.text_tokenizer([row["rendered_prompts"] for row in rows], add_special_tokens=False)["input_ids"]
 
@@ -156,3 +166,7 @@ class RolloutEngine(GRPOHooks):
     def base_policy(self) -> nn.Module:
         """The policy without wrappers and without PEFT's model around it."""
         return base_model(self.accelerator.unwrap_model(self.model))
+
+
+def _prompt_key(row: dict) -> str:
+    return json.dumps([row["prompt"], row.get(TEMPLATE_KWARGS)], default=repr)

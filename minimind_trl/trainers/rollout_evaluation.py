@@ -1,21 +1,25 @@
 """Held-out evaluation of the online trainers: greedy answers, and a loss on answers that were sampled once."""
 
+import json
 import math
 import random
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from trl.trainer.utils import get_callable_name
 
 from ..evaluation.held_out import evaluating
 from ..internals import replaced
+from ..reports.samples import rounded, shown_prompt
 from .reference_model import ReferenceModel
 from .rollout import Rollout, weighted_sums
 from .rollout_rewards import RolloutRewards
+from .sample_recording import PROMPTS, varied
 
 _FROZEN = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
 
@@ -99,7 +103,7 @@ class RolloutEvaluation(RolloutRewards, ReferenceModel):
         loss = self._frozen_loss(frozen)
         repeats = self.args.num_generations_eval or 1 if self.args.eval_temperature else 1
         with self.sampling_at(self.args.eval_temperature):
-            columns = self.answer_all([row for row in rows for _ in range(repeats)])
+            columns = self.answer_all([row for row in rows for _ in range(repeats)], self._record_answers)
         tokens, rewards = columns["tokens"], columns["rewards"]
         sums = weighted_sums(rewards, self.reward_weights)
         rewarded = sums[~sums.isnan()]
@@ -116,13 +120,22 @@ class RolloutEvaluation(RolloutRewards, ReferenceModel):
             "prompts": len(rows),
             "answers": len(sums),
         }
+        for place, function in enumerate(self.watch_funcs):
+            scores = columns["watched"][:, place]
+            scores = scores[~scores.isnan()]
+            name = f"watch/{get_callable_name(function)}"
+            figures |= {name: scores.mean().item(), f"{name}_std": scores.std(correction=0).item()}
         if "kl" in columns:
             figures["kl"] = (columns["kl"].sum() / tokens.sum()).item()
         figures |= self.summarize(columns)
         return {name: value for name, value in figures.items() if not math.isnan(value)}  # NaN: no answer has a reward
 
-    def answer_all(self, rows: list[dict]) -> dict[str, Tensor]:
-        """Figures of the answers to all rows: tensors with a row for each answer."""
+    def answer_all(self, rows: list[dict], on_rollout: Callable[[Rollout], None] | None = None) -> dict[str, Tensor]:
+        """Figures of the answers to all rows: tensors with a row for each answer.
+
+        Args:
+            on_rollout: called with each batch of this process's answers.
+        """
         columns: dict[str, list[Tensor]] = defaultdict(list)
         for local, count in self._batches(rows):
             rollout = self.generate_rollout(local)
@@ -138,9 +151,29 @@ class RolloutEvaluation(RolloutRewards, ReferenceModel):
             for name, column in own.items():
                 columns[name].append(self.accelerator.gather(column.contiguous())[:count])
             columns["rewards"].append(rollout.all_rewards[:count])
+            if self.watch_funcs:
+                columns["watched"].append(self.watched_scores(rollout)[:count])
+            if on_rollout is not None:
+                on_rollout(rollout)
         all_answers = {name: torch.cat(parts) for name, parts in columns.items()}
         self.expect_rewards(all_answers["rewards"])
         return all_answers
+
+    def _record_answers(self, rollout: Rollout) -> None:
+        """Keep a few of the answers of the evaluation's first batch."""
+        if not self.wants_samples("answer"):
+            return
+        completions = zip(rollout.tensors["completion_ids"], rollout.mask, strict=True)
+        answers = self.text_tokenizer.batch_decode(
+            [ids[mask.bool()].tolist() for ids, mask in completions], skip_special_tokens=True
+        )
+        samples = {}
+        for row, answer, reward in zip(rollout.rows, answers, rounded(rollout.rewards.tolist()), strict=True):
+            right = row.get("answer") if isinstance(row.get("answer"), str) else None
+            sample = {"prompt": shown_prompt(row["prompt"]), "right": right, "answer": answer, "reward": reward}
+            samples.setdefault(json.dumps(row["prompt"], default=str), (row, sample))
+        chosen = varied(row | {"sample": sample} for row, sample in samples.values())
+        self.add_samples("answer", [row["sample"] for row in chosen[:PROMPTS]])
 
     def _batches(self, rows: list[dict]) -> Iterator[tuple[list[dict], int]]:
         """This process's rows of every batch, and the size of the whole batch; the last row fills it up."""

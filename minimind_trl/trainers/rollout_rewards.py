@@ -1,6 +1,7 @@
 """The rewards of rollouts: reward functions that are checked, their errors, and completions that get no reward."""
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,9 @@ from trl.data_utils import is_conversational
 from trl.trainer.utils import get_callable_name, is_async_callable
 
 from ..errors import InputError
+from ..internals import replaced
 from ..rewards import Reward, declared_range
+from .rollout import Rollout
 from .rollout_engine import RolloutEngine
 
 MAX_UNREWARDED = 10  # rollouts in a row without any reward end a run; at the start of a run a single one does
@@ -18,6 +21,7 @@ MAX_UNREWARDED = 10  # rollouts in a row without any reward end a run; at the st
 class RolloutRewards(RolloutEngine):
     """Scores completions, and counts or raises what goes wrong with reward functions."""
 
+    watch_funcs: Sequence[Reward] = ()  # what the reward does not see, measured in evaluations
     num_reward_errors = 0
     unrewarded_rollouts = MAX_UNREWARDED - 1  # in a row
     _reported_error = False
@@ -27,7 +31,7 @@ class RolloutRewards(RolloutEngine):
         alone = (
             self.accelerator.num_processes == 1
         )  # otherwise all processes must learn of an error before it is raised
-        for reward in self._checked_rewards():
+        for reward in [*self._checked_rewards(), *self.watch_funcs]:
             reward.on_error = "none" if self.args.reward_errors == "none" else "raise" if alone else "note"
 
     def score_completions(self, rows: list[dict], prompts: list, completions: list, completion_ids: list) -> Tensor:
@@ -45,12 +49,21 @@ class RolloutRewards(RolloutEngine):
     def rewards_of(self, rows: list[dict], completion_ids: list[list[int]]) -> Tensor:
         """(N, functions) rewards of completions that another model wrote, of all processes; nothing is logged."""
         texts = self.text_tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
-        rows = [self.with_rendered_prompt(row) for row in rows]
+        rows = self.with_rendered_prompts(rows)
         talk = is_conversational(rows[0])
         completions = [[{"role": "assistant", "content": text}] for text in texts] if talk else texts
         rewards = self.score_completions(rows, [row["prompt"] for row in rows], completions, completion_ids)
         self.discard_reward_logs()
         return rewards
+
+    def watched_scores(self, rollout: Rollout) -> Tensor:
+        """(N, watched functions) of all processes' completions of a rollout; nothing is logged."""
+        names = [get_callable_name(function) for function in self.watch_funcs]
+        functions = {"reward_funcs": self.watch_funcs, "reward_processing_classes": [None] * len(names)}
+        with replaced(self, **functions, reward_func_names=names):
+            scores = self.score_completions(rollout.rows, rollout.prompts, rollout.completions, rollout.completion_ids)
+        self.discard_reward_logs()
+        return scores
 
     def declared_range(self) -> tuple[float, float]:
         """Lowest and highest weighted sum of the rewards; infinite where a function declares no range."""

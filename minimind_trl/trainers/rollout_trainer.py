@@ -1,5 +1,6 @@
 """What GRPO, PPO and SPO share."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,11 +14,11 @@ from trl.trainer.utils import get_config_model_id
 
 from ..errors import InputError
 from ..models import load_model
-from .doctor import RLDoctor
 from .lm_head import add_learned_positions_head, unpatched_copy
 from .rollout import Rollout, joined, loss_mask
 from .rollout_config import RolloutConfig
 from .rollout_rewards import checked
+from .rollout_samples import RolloutSamples
 from .rollout_state import RolloutState
 from .trainer_mixin import TrainerMixin
 
@@ -52,6 +53,8 @@ class RolloutTrainer(RolloutState, TrainerMixin, GRPOTrainer):
         args: a config of `config_class`; by default one with `output_dir` NAME-METHOD, such as `minimind-GRPO`.
         ref_model: the reference, if `args.beta` is not 0; by default a copy of `model`. With a new adapter
             (`peft_config`) it is the model without it; for a `PeftModel` it is its adapter as it is at the start.
+        watch_funcs: functions or `Reward`s, as `reward_funcs`, that training does not see. Evaluation reports
+            `eval_watch/NAME`: where it falls while the reward rises, the policy exploits the reward.
 
     With `args.reward_errors="none"` a completion on which a reward function fails gets None from it, and
     `num_reward_errors` in the logs counts these, including those in evaluation; the first is printed to stderr.
@@ -65,8 +68,19 @@ class RolloutTrainer(RolloutState, TrainerMixin, GRPOTrainer):
 
     config_class: ClassVar[type[RolloutConfig]] = RolloutConfig
     loss_name = "policy_loss"  # the policy's loss in the logs
+    _rollout_samples: RolloutSamples | None = None  # of the rollout that is trained on, until the next
+    _rollout_step = 0
 
-    def __init__(self, model, reward_funcs=None, args=None, *positional, ref_model: nn.Module | None = None, **kwargs):
+    def __init__(
+        self,
+        model,
+        reward_funcs=None,
+        args=None,
+        *positional,
+        ref_model: nn.Module | None = None,
+        watch_funcs: Sequence = (),
+        **kwargs,
+    ):
         functions = reward_funcs if isinstance(reward_funcs, list) else [] if reward_funcs is None else [reward_funcs]
         model, args = self.model_and_config(model, args)
         has_adapter = is_peft_model(model) or kwargs.get("peft_config") is not None
@@ -85,12 +99,14 @@ class RolloutTrainer(RolloutState, TrainerMixin, GRPOTrainer):
         super().__init__(model, [checked(function) for function in functions], args, *positional, **kwargs)
         args.beta, self.beta, args.sync_ref_model = beta, beta, sync
         if not args.cast_lm_head_to_fp32:
-            add_learned_positions_head(self.base_policy(), self.temperature, entropy_gradient=self.has_entropy_bonus)
+            add_learned_positions_head(
+                self.base_policy(), self.temperature, entropy_gradient=self.has_entropy_bonus, pack=True
+            )
         if reference is not None:
             self.add_reference(reference, sync)
         self._refuse_too_few_prompts()
+        self.watch_funcs = [checked(function) for function in watch_funcs]
         self.prepare_reward_funcs()
-        self._set_doctors_range()
 
     @classmethod
     def model_and_config(cls, model: str | nn.Module, args: RolloutConfig | None) -> tuple[nn.Module, RolloutConfig]:
@@ -106,7 +122,9 @@ class RolloutTrainer(RolloutState, TrainerMixin, GRPOTrainer):
 
     def training_batch(self, rows: list[dict]) -> dict[str, Any]:
         """From the prompts of the sampler to the tensors that the loss needs, of a whole rollout."""
-        return self.collect_rollout(rows).tensors
+        rollout = self.collect_rollout(rows)
+        self._record_rollout(rollout, rollout.tensors)
+        return rollout.tensors
 
     def minibatch_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         return self.policy_loss(model, inputs, self.beta)[0]
@@ -143,7 +161,9 @@ class RolloutTrainer(RolloutState, TrainerMixin, GRPOTrainer):
         if advantages.dim() == 2:
             shown = (advantages * rollout.mask).sum(1) / rollout.mask.sum(1).clamp(min=1)
         self.log_advantages(self.accelerator.gather(shown.contiguous()).tolist())
-        return rollout.tensors | {"old_per_token_logps": rollout.logps, "advantages": advantages, **more}
+        tensors = rollout.tensors | {"old_per_token_logps": rollout.logps, "advantages": advantages, **more}
+        self._record_rollout(rollout, tensors)
+        return tensors
 
     def policy_loss(self, model: nn.Module, inputs: dict[str, Any], beta: float) -> tuple[Tensor, Any]:
         """GRPOTrainer's loss of a minibatch (`loss_type`, entropy bonus, router loss), and the model's output.
@@ -157,6 +177,8 @@ class RolloutTrainer(RolloutState, TrainerMixin, GRPOTrainer):
         metrics = self.current_metrics
         before = {name: len(values) for name, values in metrics.items()}
         loss, outputs = self.grpo_loss(model, inputs, beta)
+        if self._rollout_samples is not None and self.model.training:
+            self._rollout_samples.see(inputs, outputs.log_probs[:, -inputs["completion_ids"].shape[1] :])
         self.record(**{self.loss_name: self._loss_to_log(loss.detach())})
         if self.mask_truncated_completions and not self.sum_over_processes(loss_mask(inputs).sum()):
             for name in list(metrics):  # means over no token, which would be logged as 0
@@ -173,6 +195,22 @@ class RolloutTrainer(RolloutState, TrainerMixin, GRPOTrainer):
         mean = self.sum_over_processes(loss).item() / self.accelerator.num_processes * steps
         return mean - self.router_aux_loss_coef * metrics["aux_loss"][-1] if self.aux_loss_enabled else mean
 
+    # Samples
+
+    def _record_rollout(self, rollout: Rollout, tensors: dict[str, Any]) -> None:
+        self.finish_samples()
+        args = self.args
+        steps = max(args.steps_per_generation * self.num_iterations // args.gradient_accumulation_steps, 1)
+        if self.wants_samples("rollout", (self.state.max_steps - 1) // steps * steps):
+            own = self.own_part(rollout.all_rewards, len(rollout.rows))
+            self._rollout_samples = RolloutSamples(rollout, tensors, self.reward_func_names, own, self.text_tokenizer)
+            self._rollout_step = self.state.global_step
+
+    def finish_samples(self) -> None:
+        if self._rollout_samples is not None:
+            self.samples.add("rollout", self._rollout_step, self._rollout_samples.finished())
+            self._rollout_samples = None
+
     # Logs and checks
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -181,16 +219,6 @@ class RolloutTrainer(RolloutState, TrainerMixin, GRPOTrainer):
             if self.args.reward_errors == "none":
                 logs["num_reward_errors"] = self.num_reward_errors
         super().log(logs, start_time)
-
-    def add_callback(self, callback) -> None:
-        super().add_callback(callback)
-        self._set_doctors_range()
-
-    def _set_doctors_range(self) -> None:
-        """Give doctors the highest reward there can be, which no log contains."""
-        for callback in self.callback_handler.callbacks:
-            if isinstance(callback, RLDoctor) and callback.reward_range is None:
-                callback.reward_range = self.declared_range()
 
     def _refuse_too_few_prompts(self) -> None:
         args, rows = self.args, self.train_dataset

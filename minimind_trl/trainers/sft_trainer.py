@@ -10,6 +10,7 @@ from ..evaluation.held_out import evaluating
 from ..internals import SFTHooks, attention_implementation
 from .collators import PackedRowsCollator
 from .lm_head import add_learned_positions_head
+from .sample_recording import LossSamples
 from .tokenized_rows import pieces_of, with_labels
 from .trainer_mixin import TrainerMixin
 
@@ -34,13 +35,15 @@ class HeldOutEvaluation(TrainerMixin):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         with self.untimed():
             figures = self.held_out_figures()
+            self.record_answers(self.held_out)
         with evaluating(self.model):  # otherwise TRL takes this log for one of training, and empties that
             self.log(figures)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
         return figures
 
     def held_out_figures(self) -> dict[str, float]:
-        return held_out_figures(
+        losses = LossSamples(self.processing_class) if self.wants_samples("loss") else None
+        figures = held_out_figures(
             self.model,
             self.processing_class,
             self.held_out,
@@ -51,7 +54,11 @@ class HeldOutEvaluation(TrainerMixin):
             bf16=self.args.bf16,
             accelerator=self.accelerator,
             chunk=getattr(self, "on_long", None) == "chunk",
+            on_row=losses,
         )
+        if losses:
+            self.add_samples("loss", losses.samples)
+        return figures
 
 
 class MiniMindSFTTrainer(HeldOutEvaluation, SFTHooks, SFTTrainer):

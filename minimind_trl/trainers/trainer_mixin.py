@@ -11,13 +11,15 @@ from .early_evaluation import EarlyEvaluation
 from .endless_stream import StreamTraining
 from .finite_loss import FiniteLoss
 from .graceful_shutdown import GracefulShutdown
+from .sample_recording import SampleRecording
 
 
-class TrainerMixin(GracefulShutdown, StreamTraining, FiniteLoss, EarlyEvaluation):
+class TrainerMixin(SampleRecording, GracefulShutdown, StreamTraining, FiniteLoss, EarlyEvaluation):
     """Stands before one of TRL's trainers: `class MiniMindSFTTrainer(TrainerMixin, SFTTrainer)`.
 
     Composed of mixins with one job each:
 
+    - `SampleRecording`: what the model says at a few moments of the training goes to `samples.jsonl`;
     - `GracefulShutdown`: errors and signals end training after its last completed step is saved;
     - `CheckpointSaving`: checkpoints are either complete or not there;
     - `Throughput`: tokens per second, MFU, time left in every training log;

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from minimind_trl.tokenization import tiny_tokenizer
+
 TINY = Path(__file__).parents[2] / "data_configs" / "tiny"
 DATA = TINY / "data"
 STAGES = ["pretrain", "midtrain", "sft", "dpo", "rlaif"]
@@ -18,11 +20,11 @@ KINDS = {
     "animal": {"cat", "dog", "cow", "pig"},
     "color": {"red", "blue", "green", "pink"},
     "food": {"egg", "rice", "soup", "cake"},
-    "thing": {"cup", "hat", "box", "bell", "lamp"},
 }
-PAIRS = ["hot cold", "big small", "fast slow", "wet dry", "old new", "hard soft", "good bad"]
+PAIRS = ["hot cold", "big small", "fast slow", "wet dry", "old new"]
 OPPOSITES = {a: b for pair in PAIRS for a, b in (pair.split(), pair.split()[::-1])}
-SCENE = re.compile(r"(words|numbers|owners): [\w ]+\.")
+KIND_OF = {word: kind for kind, words in KINDS.items() for word in words}
+SCENE = re.compile(r"(?:words|numbers): ([\w ]+)\.")
 
 
 def rows(stage: str, split: str) -> list[dict]:
@@ -34,39 +36,42 @@ def prompt_of(row: dict) -> str:
     return prompt if isinstance(prompt, str) else prompt[0]["content"]
 
 
-def questions(text: str) -> list[tuple[str, str]]:
-    """(scene, question) of every question that a text or a prompt asks; one text asks several about one scene."""
-    scene = SCENE.search(text)
-    asked = re.findall(r"([a-z][a-z ]*)\?", text[scene.end() :])
-    # In a text the answer follows its question and ends with a full stop, which no question contains.
-    return [(" ".join(scene.group().split()), question.strip()) for question in asked]
+def questions(text: str) -> list[tuple[tuple[str, ...], str]]:
+    """(words of the scene, question) of every question that a text or a prompt asks about its scenes."""
+    scenes = [*SCENE.finditer(text)]
+    ends = [*(scene.start() for scene in scenes[1:]), len(text)]
+    return [
+        (tuple(scene[1].split()), question.strip())
+        for scene, end in zip(scenes, ends, strict=True)
+        # In a text the answer follows its question and ends with a full stop, which no question contains.
+        for question in re.findall(r"([a-z][a-z ]*)\?", text[scene.end() : end])
+    ]
+
+
+def instance(words: tuple[str, ...], question: str) -> tuple[tuple[str, ...], str]:
+    """What makes a task: the order of the words is part of it, unless the question ignores it."""
+    ignores_order = question.startswith(("in order", "the largest", "the smallest"))
+    return (tuple(sorted(words)) if ignores_order else words, question)
 
 
 def expected(prompt: str) -> str:
     """The answer, worked out from the wording alone."""
-    [(scene, question)] = questions(prompt)
-    last = question.split()[-1]
-    items = re.findall(r"\w+", scene)[1:]
-    if scene.startswith("owners"):
-        return items[items.index(last) + 1]
-    if "largest" in question:
-        return str(max(map(int, items)))
-    if "smallest" in question:
-        return str(min(map(int, items)))
-    if question in ("in order", "sorted"):
-        return " ".join(map(str, sorted(map(int, items))))
-    if question in ("again", "the same"):
-        return " ".join(items)
-    if question in ("backwards", "from the end"):
-        return " ".join(items[::-1])
-    if question in ("opposites", "what they are not"):
-        return " ".join(OPPOSITES[item] for item in items)
-    if question.startswith(("each", "only")):
-        return " ".join(item for item in items if item in KINDS[last])
-    if question.startswith(("how many", "count")):
-        return str(items.count(last))
-    nth = next(word for word in ("first", "second", "third", "last") if word in question)
-    return items[{"first": 0, "second": 1, "third": 2, "last": -1}[nth]]
+    [(words, question)] = questions(prompt)
+    question, is_reversed = question.removesuffix("backwards").strip(), question.endswith("backwards")
+    if question in ("", "again"):
+        answer = list(words)
+    elif question == "opposites":
+        answer = [OPPOSITES[word] for word in words]
+    elif question == "in order":
+        answer = sorted(words, key=int)
+    elif question.startswith("each"):
+        answer = [word for word in words if word in KINDS[question.split()[-1]]]
+    elif question.startswith("the "):
+        which = question.split()[1]
+        ordered = sorted(words, key=int) if which in ("smallest", "largest") else words
+        places = {"first": 0, "second": 1, "third": 2, "last": -1, "smallest": 0, "largest": -1}
+        answer = [ordered[places[which]]]
+    return " ".join(answer[::-1] if is_reversed else answer)
 
 
 def test_regenerating_gives_the_same_bytes(tmp_path):
@@ -85,14 +90,30 @@ def test_at_most_two_megabytes():
 
 def test_nothing_held_out_is_trained_on():
     held_out = {
-        question for stage in CHATS for row in rows(stage, "validation") for question in questions(prompt_of(row))
+        instance(*asked) for stage in CHATS for row in rows(stage, "validation") for asked in questions(prompt_of(row))
     }
-    assert len(held_out) > 300
+    assert len(held_out) > 450
     for stage in STAGES:
         for row in rows(stage, "train"):
-            asked = questions(row["text"] if "text" in row else prompt_of(row))
+            asked = [instance(*asked) for asked in questions(row["text"] if "text" in row else prompt_of(row))]
             assert asked and not held_out.intersection(asked), row
             assert len(asked) == str(row).count("?")  # the check has seen every question
+
+
+def test_every_stage_is_measured_on_the_same_held_out_prompts_short_and_long():
+    prompts = [prompt_of(row) for row in rows("sft", "validation")]
+    assert prompts == [prompt_of(row) for row in rows("rlaif", "validation")]
+    lengths = Counter(len(words) for prompt in prompts for words, _ in questions(prompt))
+    assert set(lengths) == {2, 3, 4, 5} and min(lengths.values()) >= 80
+    assert {len(words) for row in rows("sft", "train") for words, _ in questions(prompt_of(row))} == {2, 3}
+
+
+def test_every_word_of_an_answer_is_one_token_wherever_it_stands():
+    words = {word for row in rows("rlaif", "train") for word in row["answer"].split()}
+    assert words == {*KIND_OF, *OPPOSITES, *map(str, range(1, 13))}
+    tokenizer = tiny_tokenizer()
+    for word in words:
+        assert len(tokenizer(word).input_ids) == len(tokenizer(f" {word}").input_ids) == 1, word
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
@@ -103,16 +124,14 @@ def test_chats_are_valid_and_their_answers_right(stage, split):
         prompt = prompt_of(row)
         seen[prompt] += 1
         if stage == "sft":
-            assert set(row) == {"messages", "skill", "answer"} or (split == "train" and set(row) == {"messages"})
+            assert set(row) == {"messages", "skill", "answer"}
             assert [message["role"] for message in row["messages"]] == ["user", "assistant"]
-            answer = row["messages"][1]["content"]
-            assert answer == row.get("answer", answer)
+            answer = row["answer"]
+            assert answer == row["messages"][1]["content"]
         elif stage == "dpo":
             assert set(row) == {"prompt", "chosen", "rejected", "skill"}
-            answer, rejected = row["chosen"].split(), row["rejected"].split()
-            assert answer != rejected and len(answer) == len(rejected)
-            answer = " ".join(answer)
-            assert (answer, " ".join(rejected)) == (row["chosen"], row["rejected"])
+            answer, rejected = row["chosen"], row["rejected"]
+            assert rejected and rejected != answer
         else:
             assert set(row) == {"prompt", "answer", "skill"}
             answer = row["answer"]

@@ -12,7 +12,7 @@ from tests.forking import LIMIT, accelerate_environment
 from tests.forking import run as run_forked
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml"]
-QUICK = {"max_steps": 20, "warmup_steps": 2, "eval_interval": 10, "eval_batches": 2}
+QUICK = {"max_steps": 20, "warmup_steps": 2, "eval_interval": 10, "eval_batches": 2, "report": False}
 
 
 def launch(

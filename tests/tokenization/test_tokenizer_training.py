@@ -1,18 +1,15 @@
 import copy
 import json
 import random
-from pathlib import Path
 
 import pytest
 from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 from transformers import AutoTokenizer
 
-from minimind_trl.data.texts import iter_texts
 from minimind_trl.models import PRESETS
 from minimind_trl.tokenization import (
     GENERATIONS,
     MIN_VOCAB_SIZE,
-    TINY_TOKENIZER_DIR,
     TokenizerTrainingError,
     bytes_per_token,
     inference_template,
@@ -167,15 +164,6 @@ def test_options_that_cannot_work():
         train_tokenizer(["", ""], 300)
     with pytest.raises(TokenizerTrainingError, match=r"too small for vocab_size 6400: it supports only \d{3} tokens"):
         train_tokenizer(TEXTS, 6400)
-
-
-def test_the_shipped_tokenizer_is_trained_on_the_embedded_tasks(tmp_path):
-    """The command in docs/models.md makes `minimind_trl/tokenization/tiny`, byte for byte."""
-    data = Path(__file__).resolve().parents[2] / "data_configs" / "tiny" / "data"
-    texts = iter_texts([data / f"{stage}_train.jsonl" for stage in ("pretrain", "midtrain", "sft")])
-    save_tokenizer(train_tokenizer(texts, len(tiny_tokenizer()), model_max_length=2048), tmp_path / "tiny")
-    for file in TINY_TOKENIZER_DIR.iterdir():
-        assert (tmp_path / "tiny" / file.name).read_bytes() == file.read_bytes(), file.name
 
 
 def test_the_tiny_preset_has_the_shipped_tokenizers_vocabulary():

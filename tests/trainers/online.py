@@ -62,7 +62,8 @@ def bandit_model(seed: int = 0, **more: Any) -> MiniMindForCausalLM:
 
 def online(method: str, folder: Path, model=None, reward=low_ids, rows=None, held_out=None, **options: Any):
     trainer, config, own = METHODS[method]
-    of_trainer = {name: options.pop(name) for name in ("peft_config", "ref_model", "rollout_func") if name in options}
+    own_arguments = ("peft_config", "ref_model", "rollout_func", "watch_funcs")
+    of_trainer = {name: options.pop(name) for name in own_arguments if name in options}
     return trainer(
         model or bandit_model(),
         reward,

@@ -1,9 +1,18 @@
 """Advantages, whitening and the value loss, against hand-computed and brute-force values."""
 
+import math
+
 import pytest
 import torch
 
-from minimind_trl.trainers.advantages import clipped_value_losses, generalized_advantages, token_rewards, whiten
+from minimind_trl.trainers.advantages import (
+    clipped_value_losses,
+    explained_variance,
+    generalized_advantages,
+    token_rewards,
+    value_moments,
+    whiten,
+)
 
 
 def test_advantages_by_hand():
@@ -79,3 +88,19 @@ def test_token_rewards_are_the_kl_everywhere_and_the_score_at_the_last_token():
     rewards = token_rewards(torch.tensor([5.0, 7.0, 9.0]), torch.full((3, 4), 0.5), kl_coef=0.2, mask=mask)
     expected = torch.tensor([[-0.1, 0, 4.9, 0], [-0.1, -0.1, -0.1, 6.9], [0, 0, 0, 0]])
     torch.testing.assert_close(rewards, expected)
+
+
+def moments(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> dict[str, float]:
+    return {name: part.double().sum().item() for name, part in value_moments(values, returns, mask).items()}
+
+
+def test_explained_variance_by_hand_and_nan_where_there_is_nothing_to_explain():
+    torch.manual_seed(0)
+    mask, noise = torch.ones(64, 8), 0.01 * torch.randn(64, 8)
+    solved = torch.ones(64, 8)
+    assert math.isnan(explained_variance(**moments(0.99 + noise, solved, mask)))
+    assert math.isnan(explained_variance(**moments(noise, solved * 0, mask)))
+    assert math.isnan(explained_variance(**moments(noise * 0, solved * 0, mask * 0))), "every answer is masked"
+    returns = torch.randn(64, 8)
+    expected = 1 - (returns - noise).var(correction=0) / returns.var(correction=0)
+    assert explained_variance(**moments(noise, returns, mask)) == pytest.approx(expected.item(), abs=1e-5)

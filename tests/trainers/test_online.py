@@ -12,7 +12,7 @@ from datasets import Dataset
 from peft import LoraConfig
 
 from minimind_trl.errors import InputError
-from minimind_trl.trainers import PPOConfig, RLDoctor, RolloutConfig, SPOConfig
+from minimind_trl.trainers import PPOConfig, RolloutConfig, SPOConfig
 from minimind_trl.trainers.stored_answers import pack_answers
 from tests.conftest import REPOSITORY
 from tests.forking import accelerate_environment, run
@@ -439,40 +439,3 @@ def test_a_prompt_may_bring_arguments_of_the_template_and_rewards_see_what_the_m
     for number in range(16):
         end = "<think>\n" if number % 2 == 0 else "<think>\n\n</think>\n\n"
         assert seen[f"say {number}"].endswith(f"assistant\n{end}")
-
-
-@pytest.mark.parametrize(
-    ("logs", "sentence"),
-    [
-        ([{"frac_reward_zero_std": 0.62}], "62% of the groups have equal rewards"),
-        ([{"completions/clipped_ratio": 0.5}], "50% of the completions are cut off at 256 tokens"),
-        ([{"completions/mean_length": 20.0}] * 3 + [{"completions/mean_length": 4.0}], "completions have 4.0 tokens"),
-        (
-            [{"completions/mean_length": 20.0}] * 3 + [{"completions/mean_length": 60.0, "reward": 2.0}],
-            "it may pay for length",
-        ),
-        ([{"entropy": 2.0}] * 3 + [{"entropy": 0.1}], "the policy hardly tries anything new"),
-        ([{"frac_reward_none": 0.125}], "12.5% of the completions have no reward"),
-        ([{"kl": 3.0}], "3.00 nats per token from its reference"),
-        ([{"kl_ref": 3.0, "approx_kl": 0.1}], "3.00 nats per token from its reference"),
-        ([{"explained_variance": -0.2}] * 6, "the critic explains nothing"),
-    ],
-)
-def test_the_doctor_says_what_is_wrong_once(logs, sentence, capsys, tmp_path):
-    doctor, trainer = RLDoctor(), online("grpo", tmp_path, max_completion_length=256)
-    for log in [*logs, logs[-1]]:
-        doctor.on_log(trainer.args, trainer.state, trainer.control, logs={"loss": 0.0, "reward": 1.0, **log})
-    said = capsys.readouterr().out
-    assert said.count(sentence) == 1 and said.count("doctor,") == 1
-
-
-def test_the_doctor_is_silent_where_nothing_is_wrong(capsys, tmp_path):
-    doctor, trainer = RLDoctor(), online("grpo", tmp_path)
-    fine = {"loss": 0.0, "reward": 1.0, "entropy": 1.0, "kl": 0.01, "completions/mean_length": 9.0}
-    fine |= {"frac_reward_none": 0.0}
-    for _ in range(9):
-        doctor.on_log(trainer.args, trainer.state, trainer.control, logs=dict(fine))
-    # PPO's kl without a reference, and a window in which nothing had a reward
-    for log in ({"kl": 3.0, "approx_kl": 0.1}, {"reward": None, "completions/mean_length": 30.0}):
-        doctor.on_log(trainer.args, trainer.state, trainer.control, logs=fine | log)
-    assert capsys.readouterr().out == "" and not doctor.said

@@ -209,7 +209,7 @@ REASONS = {
     "what is saved, and where": "save_* hub_* push_to_hub enable_jit_checkpoint",
     "what is measured; that it changes nothing is tested in test_online.py": """eval_* per_device_eval_batch_size
         bf16_full_eval fp16_full_eval prediction_loss_only num_generations_eval include_for_metrics batch_eval_metrics
-        do_train do_eval do_predict metric_for_best_model greater_is_better load_best_model_at_end""",
+        watch do_train do_eval do_predict metric_for_best_model greater_is_better load_best_model_at_end""",
     "how a run is resumed": "resume_from_checkpoint ignore_data_skip restore_callback_states_from_checkpoint",
     "the machine and its processes, on which what is learned does not depend but for rounding": """use_cpu fp16 tf32
         activation_checkpointing* gradient_checkpointing* torch_compile* use_liger_kernel liger_kernel_config use_cache

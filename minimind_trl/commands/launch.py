@@ -1,0 +1,121 @@
+"""`minimind-trl RECIPE [OPTION ...]`: a recipe under `accelerate launch`."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from ..errors import InputError, one_line
+from ..shipped_files import ACCELERATE_CONFIGS, find_config, nearest_config, shipped_root
+
+RECIPES = {
+    "pretrain": "train from scratch, on plain text",
+    "midtrain": "train a checkpoint further, on plain text",
+    "sft": "fine-tune on conversations",
+    "distill": "train a smaller student on a teacher's probabilities",
+    "dpo": "train the better answer over the worse one",
+    "reward": "train a reward model",
+    "grpo": "train on rewards, comparing several answers to a prompt",
+    "ppo": "train on rewards, comparing an answer with what a critic expected",
+    "spo": "train on rewards, comparing an answer with what its prompt used to get",
+}
+# Options of both accelerate's launcher and the recipes. As in `trl sft`, the recipe gets them.
+SHARED = ("debug", "gradient_accumulation_steps", "help")
+
+
+def add_cli(verbs: argparse._SubParsersAction) -> None:
+    """Add a verb for each recipe. Their options are parsed by accelerate and by the recipe."""
+    for recipe, what in RECIPES.items():
+        verbs.add_parser(recipe, help=what, add_help=False, allow_abbrev=False).set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    return launch_recipe(args.verb, args.options)
+
+
+def launch_recipe(recipe: str, words: list[str]) -> int:
+    """Do what `accelerate launch [LAUNCH OPTIONS] recipes/RECIPE.py [RECIPE OPTIONS]` does.
+
+    Where accelerate would start one process, this process becomes it, so that its signals and its exit code are those
+    of the recipe.
+
+    Args:
+        words: options of the launcher and of the recipe, in any order. `--accelerate_config` is the launcher's
+            `--config_file`, and takes the name of a shipped file too.
+
+    Returns:
+        The exit code of the process that failed first; 0 if none did.
+
+    Raises:
+        InputError: an option of the launcher cannot be used.
+    """
+    from accelerate.commands import launch
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    from ..internals import replaced
+
+    parser = launch.launch_command_parser()
+    parser.exit_on_error = False  # its usage would fill two screens
+    for_launcher, for_recipe = split_options(words, parser)
+    script = shipped_root() / "recipes" / f"{recipe}.py"
+    try:
+        args = parser.parse_args([*for_launcher, str(script), *for_recipe])
+        with replaced(launch, simple_launcher=_become):
+            launch.launch_command(args)
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+    except (argparse.ArgumentError, ValueError, ImportError, FileNotFoundError) as error:  # accelerate's own checks
+        raise InputError(f"accelerate launch: {one_line(error)}") from error
+    return 0
+
+
+def split_options(words: list[str], parser: argparse.ArgumentParser) -> tuple[list[str], list[str]]:
+    """The words for accelerate's launcher, and those for the recipe.
+
+    Args:
+        parser: accelerate's.
+
+    Raises:
+        InputError: an option of the launcher has no value; or `--accelerate_config` names no file.
+    """
+    takes_value = {
+        option: action.nargs != 0
+        for action in parser._actions
+        for option in action.option_strings
+        if option.startswith("--") and option.lstrip("-") not in SHARED
+    }
+    takes_value["--accelerate_config"] = True
+    for_launcher, for_recipe = [], []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        option, has_value, value = word.partition("=")
+        if option not in takes_value:
+            for_recipe.append(word)
+            continue
+        if not has_value and takes_value[option]:
+            if not rest:
+                raise InputError(f"{option} needs a value")
+            value, has_value = rest.pop(0), "="
+        if option == "--accelerate_config":
+            option, value = "--config_file", _accelerate_config(value)
+        for_launcher += [option, value] if has_value else [option]
+    return for_launcher, for_recipe
+
+
+def _accelerate_config(name: str) -> str:
+    path = find_config(name, ACCELERATE_CONFIGS)
+    if not Path(path).is_file():
+        raise InputError(f"--accelerate_config {name}: no such file{nearest_config(name, ACCELERATE_CONFIGS)}")
+    return path
+
+
+def _become(args: argparse.Namespace) -> None:
+    """Replace this process by the recipe, in the environment that accelerate gives it."""
+    from accelerate.utils.launch import prepare_simple_launcher_cmd_env
+
+    command, environment = prepare_simple_launcher_cmd_env(args)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execvpe(command[0], command, environment)

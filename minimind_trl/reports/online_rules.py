@@ -1,0 +1,166 @@
+"""What goes wrong in online RL, read off its figures."""
+
+import math
+from statistics import median
+
+from ..evaluation.measures import Z95
+from .figures import Figures
+from .finding import Finding, fault, warning
+from .run_folder import RunFolder
+
+ONLINE = ("grpo", "ppo", "spo")
+_TOP = 0.05  # of the rewards' range: from here on a task is solved
+_VARIED = 0.1  # of the first rewards' deviation: below, there is hardly anything for a critic to explain
+_NOTHING = 1e-3  # of the returns' variance: a critic that never moved explains that little
+_FEW = 4  # answers to a prompt, below which they often get equal rewards
+_CRITIC_LOGS = 5  # whose median explained variance counts
+
+
+def is_solved(run: RunFolder, figures: Figures) -> bool:
+    """Whether the reward is near the highest there can be, where equal rewards and low entropy are no faults."""
+    low, high = reward_range(run)
+    return math.isfinite(high - low) and figures.latest("reward") >= high - _TOP * (high - low)
+
+
+def reward_range(run: RunFolder) -> tuple[float, float]:
+    """Lowest and highest reward; infinite where they are not known."""
+    low, high = run.record.get("reward_range") or (None, None)
+    return -math.inf if low is None else low, math.inf if high is None else high
+
+
+def held_out_noise(figures: Figures, name: str) -> float:
+    """How far two held-out means may differ by chance (95%), from the deviation and the number of prompts."""
+    deviation, prompts = figures.after(f"{name}_std"), figures.after("prompts")
+    return Z95 * math.sqrt(2 / prompts) * deviation if prompts > 0 else math.nan
+
+
+def reward_hacking(run: RunFolder, figures: Figures) -> Finding | None:
+    """A watched measure is below its best so far by more than chance, while the reward is higher than it was then."""
+    for name in (name for name in figures.held_out[0] if name.startswith("watch/")) if figures.held_out else ():
+        watched, rewards = figures.evaluations(name), figures.evaluations("reward")
+        best = max(range(len(watched)), key=watched.__getitem__)
+        fell, rose = watched[best] - watched[-1], rewards[-1] - rewards[best]
+        if fell > held_out_noise(figures, name) and rose > 0:
+            sentence = (
+                f"since the evaluation at step {figures.held_out[best]['step']:.0f} the held-out reward rose from "
+                f"{rewards[best]:.3f} to {rewards[-1]:.3f}, while {name.removeprefix('watch/')}, which it does not "
+                f"see, fell from {watched[best]:.3f} to {watched[-1]:.3f}: the policy exploits the reward; stop here, "
+                "take the checkpoint of that step, and mend the reward"
+            )
+            return fault("reward hacking", sentence)
+    return None
+
+
+def groups_too_small(run: RunFolder, figures: Figures) -> Finding | None:
+    size, equal = run.options.get("num_generations") or math.nan, figures.latest("frac_reward_zero_std")
+    if run.method != "grpo" or is_solved(run, figures) or not (size < _FEW and equal > 0.3):
+        return None
+    if not figures.latest("reward_std") > 0:
+        return None
+    sentence = (
+        f"{equal:.0%} of the groups of {size} answers have equal rewards, though rewards differ between prompts: most "
+        "of what is generated teaches nothing; raise --num_generations to 8 or more"
+    )
+    return fault("groups too small", sentence)
+
+
+def no_reward(run: RunFolder, figures: Figures) -> Finding | None:
+    unrewarded = figures.latest("frac_reward_none")
+    if not unrewarded > 0:
+        return None
+    sentence = (
+        f"{unrewarded:.1%} of the completions have no reward, as every reward function returned None for them: nothing "
+        "is learned from those; see which rows they are, or add a reward that always applies"
+    )
+    return warning("no reward", sentence)
+
+
+def kl_blow_up(run: RunFolder, figures: Figures) -> Finding | None:
+    # PPO's kl is to the rollout's policy.
+    distance = figures.latest("kl" if run.method != "ppo" else "kl_ref")
+    if not abs(distance) > 1:
+        return None
+    sentence = (
+        f"the policy is {distance:.2f} nats per token from its reference: lower the learning rate or raise the weight "
+        "of the KL"
+    )
+    return fault("KL blow-up", sentence)
+
+
+def length_hacking(run: RunFolder, figures: Figures) -> Finding | None:
+    length, normal = figures.latest("completions/mean_length"), figures.first("completions/mean_length")
+    if not (length > 2 * normal and figures.latest("reward") > figures.first("reward")):
+        return None
+    sentence = (
+        f"completions have {length:.1f} tokens, at first {normal:.1f}, while the reward rises: it may pay for length; "
+        "look at the answers, and add a length reward"
+    )
+    return fault("length hacking", sentence)
+
+
+def reward_without_spread(run: RunFolder, figures: Figures) -> Finding | None:
+    equal = figures.latest("frac_reward_zero_std")
+    if is_solved(run, figures) or not equal > 0.7:
+        return None
+    sentence = (
+        f"{equal:.0%} of the groups have equal rewards: no gradient comes from them; raise --temperature, use a graded "
+        "reward, or try SPO"
+    )
+    return fault("reward without spread", sentence)
+
+
+def truncation(run: RunFolder, figures: Figures) -> Finding | None:
+    cut = figures.latest("completions/clipped_ratio")
+    if is_solved(run, figures) or not cut > 0.3:
+        return None
+    sentence = (
+        f"{cut:.0%} of the completions are cut off at {run.options.get('max_completion_length')} tokens: raise "
+        "--max_completion_length, or reward those that end"
+    )
+    return fault("truncation", sentence)
+
+
+def length_collapse(run: RunFolder, figures: Figures) -> Finding | None:
+    length, normal = figures.latest("completions/mean_length"), figures.first("completions/mean_length")
+    if is_solved(run, figures) or not length < 0.3 * normal:
+        return None
+    sentence = f"completions have {length:.1f} tokens, at first {normal:.1f}: the reward may not ask for more"
+    return warning("length collapse", sentence)
+
+
+def entropy_collapse(run: RunFolder, figures: Figures) -> Finding | None:
+    entropy, normal = figures.latest("entropy"), figures.first("entropy")
+    if is_solved(run, figures) or not entropy < 0.1 * normal:
+        return None
+    sentence = (
+        f"entropy is {entropy:.3g}, at first {normal:.3g}: the policy hardly tries anything new; lower the learning "
+        "rate, add --entropy_coef or a KL to the reference"
+    )
+    return fault("entropy collapse", sentence)
+
+
+def dead_critic(run: RunFolder, figures: Figures) -> Finding | None:
+    normal = figures.first("reward_std")
+    varied = [
+        log["explained_variance"]
+        for log in figures.training[1:]
+        if "explained_variance" in log and not log.get("reward_std", math.inf) <= _VARIED * normal
+    ]
+    still_varied = not figures.latest("reward_std") <= _VARIED * normal
+    if is_solved(run, figures) or not still_varied or len(varied) < _CRITIC_LOGS:
+        return None
+    explained = median(varied[-_CRITIC_LOGS:])
+    if explained > _NOTHING:
+        return None
+    sentence = (
+        f"the critic explains nothing of the returns (explained variance {explained:.2f}): raise "
+        "--critic_learning_rate or --vf_coef, or start it from a reward model with --critic_model"
+    )
+    return fault("dead critic", sentence)
+
+
+# The cause before its consequences.
+ONLINE_RULES = (
+    *(reward_hacking, length_hacking, truncation, kl_blow_up, entropy_collapse, groups_too_small),
+    *(reward_without_spread, dead_critic, length_collapse, no_reward),
+)

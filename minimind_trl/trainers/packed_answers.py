@@ -1,0 +1,123 @@
+"""Rows of prompts with answers, repacked without padding and with equal prompts once, for a forward pass."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..internals import attention_implementation
+
+_SHORTEST = 64  # tokens of a packed row: shorter ones would not fill the processor
+_WORTH = 0.8  # of the padded batch's size: above, repacking gains nothing
+
+
+@dataclass(frozen=True)
+class PackedAnswers:
+    """R rows of L tokens, each with some prompts and their answers.
+
+    Attributes:
+        input_ids: (R, L).
+        position_ids: (R, L); an answer's go on from its prompt's.
+        attention_mask: (R, 1, L, L), true where a token (third dimension) attends to another: those before it in its
+            prompt and in its own answer.
+        states: (N,) for each answer token, in the order of the given rows, the place in the flattened rows of the
+            hidden state that predicts it.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    attention_mask: Tensor
+    states: Tensor
+
+    def inputs(self) -> dict[str, Tensor]:
+        """Arguments of a model's body."""
+        names = ("input_ids", "position_ids", "attention_mask")
+        return {name: getattr(self, name) for name in names}
+
+
+class _Row:
+    """A packed row in the making."""
+
+    def __init__(self):
+        self.ids: list[int] = []
+        self.positions: list[int] = []
+        self.prompts: list[int] = []  # of each token; those of different prompts do not see each other
+        self.answers: list[int] = []  # of each token, 0 in the prompt itself
+
+    def add(self, ids: list[int], first_position: int, prompt: int, answer: int) -> int:
+        """Append tokens; returns the place of the first."""
+        start = len(self.ids)
+        self.ids += ids
+        self.positions += range(first_position, first_position + len(ids))
+        self.prompts += [prompt] * len(ids)
+        self.answers += [answer] * len(ids)
+        return start
+
+
+def pack_inputs(model: nn.Module, inputs: dict[str, Any], answered: Tensor) -> PackedAnswers | None:
+    """`pack_answers` of a model's inputs; None also where the model cannot take a mask of its own.
+
+    The balancing loss of a mixture of experts is one of the given rows, so they stay as they are where it is asked for.
+    """
+    mask = inputs.get("attention_mask")
+    if mask is None or mask.dim() != 2 or "position_ids" in inputs or inputs.get("output_router_logits"):
+        return None
+    return pack_answers(inputs["input_ids"], mask, answered) if attention_implementation(model) == "sdpa" else None
+
+
+def pack_answers(input_ids: Tensor, attention_mask: Tensor, answered: Tensor) -> PackedAnswers | None:
+    """Pack prompts with their answers.
+
+    A packed row is as long as the longest given one, or 64 tokens if that is more. Answers to one prompt share it as
+    long as they fit in a row with it. None if less than a fifth of the batch would be
+    saved, or if an answer has no prompt.
+
+    Args:
+        input_ids: (B, S).
+        attention_mask: (B, S), 1 for tokens; they are contiguous in a row.
+        answered: (B, S), true for the tokens that are predicted. The tokens before the first of a row are its prompt.
+    """
+    length = max(_SHORTEST, int(attention_mask.sum(1).max()))
+    rows: list[_Row] = []
+    open_rows: dict[tuple[int, ...], tuple[int, int]] = {}  # prompt -> its row, and the prompt's place there
+    states = []
+    for number, (ids, mask, targets) in enumerate(
+        zip(input_ids.tolist(), attention_mask.tolist(), answered.tolist(), strict=True), 1
+    ):
+        if True not in targets:
+            continue
+        first, begin = targets.index(True), mask.index(1)
+        if first == begin:  # nothing before it that could predict it
+            return None
+        end = len(mask) - mask[::-1].index(1)
+        prompt, answer = ids[begin:first], ids[first:end]
+        place = open_rows.get(tuple(prompt))
+        if place is None or len(rows[place[0]].ids) + len(answer) > length:
+            needed = len(prompt) + len(answer)
+            row = next((index for index, row in enumerate(rows) if len(row.ids) + needed <= length), len(rows))
+            if row == len(rows):
+                rows.append(_Row())
+            place = open_rows[tuple(prompt)] = row, rows[row].add(prompt, 0, number, 0)
+        row, prompt_start = place
+        start = rows[row].add(answer, len(prompt), rows[row].prompts[prompt_start], number)
+        before = [prompt_start + len(prompt) - 1, *range(start, start + len(answer) - 1)]
+        states += [row * length + before[i - first] for i in range(first, end) if targets[i]]
+    if not rows or len(rows) * length > _WORTH * input_ids.numel():
+        return None
+    return _as_tensors(rows, length, states, input_ids.device)
+
+
+def _as_tensors(rows: list[_Row], length: int, states: list[int], device: torch.device) -> PackedAnswers:
+    def padded(values: list[list[int]], fill: int) -> Tensor:
+        return torch.tensor([row + [fill] * (length - len(row)) for row in values], device=device)
+
+    prompts, answers = padded([row.prompts for row in rows], 0), padded([row.answers for row in rows], 0)
+    of_prompt, of_answer = prompts[:, :, None] == prompts[:, None], answers[:, :, None] == answers[:, None]
+    attends = of_prompt & (of_answer | (answers == 0)[:, None])
+    return PackedAnswers(
+        input_ids=padded([row.ids for row in rows], 0),
+        position_ids=padded([row.positions for row in rows], 0),
+        attention_mask=attends.tril()[:, None],
+        states=torch.tensor(states, device=device),
+    )
