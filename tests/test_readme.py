@@ -189,7 +189,8 @@ def test_commands_exist_and_take_their_options(page):
 @pytest.mark.parametrize("page", PAGES)
 def test_options_exist(page):
     scripts = [str(path.relative_to(REPOSITORY)) for path in REPOSITORY.glob("benchmarks/*.py")]
-    verbs = ("convert", "data check", "data build", "data show", "data explain", "tokenizer train", "eval", "plan")
+    of_data = (f"data {action}" for action in ("check", "build", "show", "explain", "push"))
+    verbs = ("convert", *of_data, "tokenizer train", "eval", "plan", "push")
     known = frozenset({"config", "recipe"}).union(
         *(options_of(what) for what in ("accelerate", "minimind_trl/commands/demo.py", *scripts, *verbs))
     )
