@@ -131,6 +131,7 @@ def render(data: dict[str, Any], runs: Sequence[RunFolder]) -> str:
 _INLINED = {
     "plot_style": "uPlot.min.css",
     "style": "report.css",
+    "plot_license": "uPlot.LICENSE",
     "plot_script": "uPlot.iife.min.js",
     "script": "report.js",
 }
