@@ -212,7 +212,7 @@ def _dataset_card(lock: dict[str, Any], repo_id: str) -> DatasetCard:
     text = f"""\
 # {repo_id.partition("/")[2]}
 
-{lock["description"].removesuffix(".") or "A mixture"}. Prepared by `minimind-trl data build` for the phase {lock["phase"]}.
+{lock["description"].removesuffix(".") or "A mixture"}. Prepared by `minimind-trl data build`, phase {lock["phase"]}.
 
 | source | from | train rows | share |
 |---|---|---|---|
