@@ -209,11 +209,10 @@ def _dataset_card(lock: dict[str, Any], repo_id: str) -> DatasetCard:
         f"| {source['name']} | {source['source']} | {source['train']['rows']:,} | {source['train']['share']:.1%} |"
         for source in lock["sources"]
     )
-    described = lock["description"].removesuffix(".") or "A mixture"
     text = f"""\
 # {repo_id.partition("/")[2]}
 
-{described}. Prepared by `minimind-trl data build` for the phase {lock["phase"]}.
+{lock["description"].removesuffix(".") or "A mixture"}. Prepared by `minimind-trl data build`, phase {lock["phase"]}.
 
 | source | from | train rows | share |
 |---|---|---|---|
