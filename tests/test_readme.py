@@ -191,7 +191,20 @@ def test_commands_exist_and_take_their_options(page):
 @pytest.mark.parametrize("page", PAGES)
 def test_options_exist(page):
     scripts = [str(path.relative_to(REPOSITORY)) for path in REPOSITORY.glob("benchmarks/*.py")]
-    verbs = ["chat", "serve", "init", "demo", "sft", "convert", "eval", "plan", "push", "tokenizer train"]
+    verbs = [
+        "chat",
+        "serve",
+        "init",
+        "demo",
+        "sft",
+        "convert",
+        "eval",
+        "plan",
+        "push",
+        "report",
+        "doctor",
+        "tokenizer train",
+    ]
     verbs += [f"data {action}" for action in ("check", "build", "show", "explain", "push")]
     known = frozenset({"config", "recipe"}).union(
         *(options_of(what) for what in ("accelerate", "minimind_trl/commands/demo.py", *scripts, *verbs))
