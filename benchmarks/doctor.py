@@ -213,7 +213,8 @@ def make_world(folder: Path) -> None:
     }
     for name, (phase, count, make) in kinds.items():
         for split, size in (("train", count), ("validation", 600)):
-            lines = [json.dumps(row) for row in rows(size, make)]
+            # The few rows are long ones, of which hardly any is held out as well.
+            lines = [json.dumps(row) for row in rows(size, make, longest=6 if name == "sft_few" else 3)]
             (folder / f"{name}_{split}.jsonl").write_text("\n".join(lines) + "\n")
         columns = "[answer]" if phase == "rlaif" else "[]"
         (folder / f"{name}.yaml").write_text(MIXTURE.format(phase=phase, name=name, columns=columns))

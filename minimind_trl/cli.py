@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from . import __version__
-from .commands import chat, convert, data, doctor, eval, init, launch, plan, reporting, serve, tokenizer
+from .commands import chat, convert, data, doctor, eval, init, launch, plan, push, reporting, serve, tokenizer
 from .errors import CertificateError, InputError, nearest
 from .files import full_disk_message
 from .shipped_files import shipped_root
@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="minimind-trl", description="MiniMind on the Hugging Face stack")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for command in (launch, init, data, tokenizer, plan, eval, doctor, reporting, chat, serve, convert):
+    for command in (launch, init, data, tokenizer, plan, eval, doctor, reporting, chat, serve, convert, push):
         command.add_cli(verbs)
     _add_demo(verbs)
     if words and not words[0].startswith("-") and words[0] not in verbs.choices:

@@ -208,6 +208,7 @@ def use_cpu(training_args: Any) -> None:
     training_args.use_cpu = True
     if training_args.device.type != "cpu":
         del training_args._setup_devices  # a cached property
+    _ = training_args.device  # now: making it resets accelerate's state, which an Accelerator made later needs
 
 
 @contextmanager

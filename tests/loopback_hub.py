@@ -5,7 +5,7 @@
         hub.add("owner/files", {"helpful/train.jsonl.gz": rows, "notes.txt": "text"}, private=True)
         subprocess.run([sys.executable, "-c", "..."], env=hub.environment(tmp_path, token=hub.token))
 
-The endpoint is fixed when those libraries are imported, hence the subprocess. Nothing can be uploaded here.
+The endpoint is fixed when those libraries are imported, hence the subprocess. For uploads see `loopback_uploads.py`.
 """
 
 import csv
@@ -94,7 +94,7 @@ class LoopbackHub:
         self._lock = threading.Lock()
 
     def __enter__(self) -> "LoopbackHub":
-        self._server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
+        self._server = _Server(("127.0.0.1", 0), type("Handler", (self._handler_class(),), {"hub": self}))
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
         self._thread.start()
@@ -104,6 +104,9 @@ class LoopbackHub:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+    def _handler_class(self) -> type["_Handler"]:
+        return _Handler
 
     def add(
         self,

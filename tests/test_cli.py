@@ -23,8 +23,8 @@ def help_of(*verb):
 assert "convert" in help_of()
 for verb in (
     ["convert"], ["tokenizer"], ["tokenizer", "train"], ["eval"], ["plan"], ["init"], ["demo"], ["chat"],
-    ["serve"], ["doctor"],
-    ["data"], *(["data", action] for action in ("check", "build", "show", "explain")),
+    ["serve"], ["doctor"], ["push"],
+    ["data"], *(["data", action] for action in ("check", "build", "show", "explain", "push")),
 ):
     assert f"usage: minimind-trl {' '.join(verb)}" in help_of(*verb), verb
 print(*sorted({name.partition(".")[0] for name in sys.modules}))

@@ -3,7 +3,8 @@
 import ast
 
 import pytest
-from transformers import Trainer
+import torch
+from transformers import Trainer, TrainingArguments
 from trl import DPOTrainer, GRPOTrainer, RewardTrainer, SFTTrainer
 
 from minimind_trl.internals import (
@@ -16,6 +17,7 @@ from minimind_trl.internals import (
     TrainerHooks,
     collisions,
     moved,
+    use_cpu,
 )
 from tests.conftest import REPOSITORY
 
@@ -77,3 +79,11 @@ def test_no_other_file_uses_a_private_name_of_the_list():
             if name in private:
                 found.append(f"{path.name}:{node.lineno} {name}")
     assert found == []
+
+
+def test_arguments_made_on_a_gpu_have_the_cpu_as_their_device_at_once(tmp_path):
+    """Made later, after an Accelerator, the device would take away the state that the Accelerator reads."""
+    arguments = TrainingArguments(str(tmp_path), use_cpu=True)
+    arguments.__dict__["_setup_devices"] = torch.device("cuda")  # as on a machine with a GPU
+    use_cpu(arguments)
+    assert arguments.__dict__["_setup_devices"] == torch.device("cpu")

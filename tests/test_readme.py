@@ -70,6 +70,8 @@ def printed_help(run) -> str:
 @cache
 def options_of(what: str) -> frozenset[str]:
     """Option names in the help of a recipe (`recipes/sft.py`) or verb (`data check`), or in a script's parser."""
+    if what in RECIPES:  # as a verb it also takes the launcher's
+        return options_of(f"recipes/{what}.py") | options_of("accelerate") | {"accelerate_config", "config"}
     if what in {f"recipes/{name}.py" for name in RECIPES}:
         with patch.object(sys, "argv", [what, "--help"]):
             text = printed_help(lambda: runpy.run_path(str(REPOSITORY / what), run_name="__main__"))
@@ -189,7 +191,8 @@ def test_commands_exist_and_take_their_options(page):
 @pytest.mark.parametrize("page", PAGES)
 def test_options_exist(page):
     scripts = [str(path.relative_to(REPOSITORY)) for path in REPOSITORY.glob("benchmarks/*.py")]
-    verbs = ("convert", "data check", "data build", "data show", "data explain", "tokenizer train", "eval", "plan")
+    verbs = ["chat", "serve", "init", "demo", "sft", "convert", "eval", "plan", "push", "tokenizer train"]
+    verbs += [f"data {action}" for action in ("check", "build", "show", "explain", "push")]
     known = frozenset({"config", "recipe"}).union(
         *(options_of(what) for what in ("accelerate", "minimind_trl/commands/demo.py", *scripts, *verbs))
     )

@@ -1,4 +1,4 @@
-"""`minimind-trl data {check,build,show,explain} CONFIG`."""
+"""`minimind-trl data {check,build,show,explain} CONFIG`, and `minimind-trl data push FOLDER USER/NAME`."""
 
 import argparse
 import json
@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ..errors import MixtureError, nearest
+from .push import add_hub_options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,8 +23,8 @@ _EXAMPLES = 2
 
 
 def add_cli(verbs: argparse._SubParsersAction) -> None:
-    """Add the `data` verb and its four actions."""
-    parser = verbs.add_parser("data", help="check, build, show and explain data mixtures")
+    """Add the `data` verb and its five actions."""
+    parser = verbs.add_parser("data", help="check, build, show, explain and publish data mixtures")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     for name, run, what in (
         ("check", _check, "validate a mixture file and look at the first rows of every source, without building"),
@@ -43,6 +44,11 @@ def add_cli(verbs: argparse._SubParsersAction) -> None:
             action.add_argument("--source", help="name of a source in the mixture (default: the first)")
             action.add_argument("--file", type=int, default=1, help="number of its file or split, from 1")
             action.add_argument("--row", type=int, required=True, help="line or row in that file, from 1")
+    what = "upload a prepared mixture to the Hub as a data set, with a card and its lock"
+    push = actions.add_parser("push", help=what, description=what)
+    push.add_argument("folder", metavar="FOLDER", help="folder that `data build` wrote")
+    add_hub_options(push)
+    push.set_defaults(run=_push)
 
 
 def _load(args: argparse.Namespace, progress: bool = False) -> tuple["DatasetMixer", "PreTrainedTokenizerBase | None"]:
@@ -73,6 +79,13 @@ def _build(args: argparse.Namespace) -> None:
     _warn(mixer)
     rows = " and ".join(f"{len(split):,} {name}" for name, split in data.items())
     print(f"{folder}: {rows} rows, {LOCK}")
+
+
+def _push(args: argparse.Namespace) -> None:
+    from .upload import push_dataset
+
+    options = {"private": args.private, "license": args.license, "language": args.language}
+    print(push_dataset(args.folder, args.repo_id, **options))
 
 
 def _show(args: argparse.Namespace) -> None:

@@ -27,14 +27,17 @@ def learning_rate_too_high(run: RunFolder, figures: Figures) -> Finding | None:
         shown = not fell and (after > _WORSE * before or (times >= _FAR and after > no_better * before))
     if not shown and not times >= _TOO_FAR:
         return None
-    remedy = f"the usual rate here is {usual:g}" if times >= _FAR else "lower it tenfold, or warm up longer"
-    sentence = f"held-out {name} went from {before:.3g} to {after:.3g} with --learning_rate {rate:g}: {remedy}"
+    seen = "" if math.isnan(after - before) else f", and the held-out {name} went from {before:.3g} to {after:.3g}"
+    if times >= _FAR:
+        sentence = f"--learning_rate {rate:g} is {times:.0f} times the usual {usual:g} here{seen}: take the usual rate"
+    else:
+        sentence = f"--learning_rate is {rate:g}{seen}: lower it tenfold, or warm up longer"
     return (fault if shown else warning)("learning rate too high", sentence)
 
 
 def learning_rate_too_low(run: RunFolder, figures: Figures) -> Finding | None:
     rate, usual, times = _learning_rate(run)
-    if not times <= 1 / _FAR:
+    if not times <= 1 / _FAR or run.last_step < 0.5 * run.options.get("max_steps", 0):  # it may still learn
         return None
     if run.method in ONLINE:
         before, after, name = figures.before("reward"), figures.after("reward"), "reward"
@@ -45,8 +48,8 @@ def learning_rate_too_low(run: RunFolder, figures: Figures) -> Finding | None:
     if moved or math.isnan(after - before):
         return None
     sentence = (
-        f"held-out {name} went from {before:.3g} only to {after:.3g} with --learning_rate {rate:g}: the usual rate "
-        f"here is {usual:g}"
+        f"--learning_rate {rate:g} is {1 / times:.0f} times lower than the usual {usual:g} here, and the held-out "
+        f"{name} went from {before:.3g} only to {after:.3g}: take the usual rate"
     )
     return fault("learning rate too low", sentence)
 

@@ -115,7 +115,7 @@ def render(data: dict[str, Any], runs: Sequence[RunFolder]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = short_number
+    environment.filters |= {"number": short_number, "breakable": breakable}
     names = unique_names(runs)
     described = [_described(run, name, runs, names) for run, name in zip(runs, names, strict=True)]
     parts = {name: (_PARTS / file).read_text(encoding="utf-8") for name, file in _INLINED.items()}
@@ -131,9 +131,17 @@ def render(data: dict[str, Any], runs: Sequence[RunFolder]) -> str:
 _INLINED = {
     "plot_style": "uPlot.min.css",
     "style": "report.css",
+    "plot_license": "uPlot.LICENSE",
     "plot_script": "uPlot.iife.min.js",
     "script": "report.js",
 }
+
+
+def breakable(name: str) -> str:
+    """A name as HTML, which narrow screens may break after its underscores and slashes."""
+    from markupsafe import Markup, escape  # comes with Jinja2
+
+    return Markup(str(escape(name)).replace("_", "_<wbr>").replace("/", "/<wbr>"))
 
 
 def script_json(data: Any) -> str:

@@ -1,5 +1,7 @@
 """What goes wrong in DPO and reward models, read off figures of the two answers."""
 
+import math
+
 from .figures import Figures
 from .finding import Finding, fault, warning
 from .run_folder import RunFolder
@@ -36,7 +38,8 @@ def both_fall(run: RunFolder, figures: Figures) -> Finding | None:
 def labels_without_signal(run: RunFolder, figures: Figures) -> Finding | None:
     accuracy, before, after = _accuracy(run, figures), figures.before("loss"), figures.after("loss")
     epochs = figures.latest("epoch", 1)
-    if not (accuracy < _CHANCE and after > 0.97 * before and epochs >= 1):
+    # A new head begins above log 2, the loss of a pair by chance; other losses of DPO begin elsewhere.
+    if not (accuracy < _CHANCE and after > 0.97 * min(before, math.log(2)) and epochs >= 1):
         return None
     sentence = (
         f"held-out accuracy is {accuracy:.2f} after {epochs:.1f} epochs, as by chance: the labels do not follow from "

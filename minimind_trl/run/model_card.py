@@ -15,6 +15,7 @@ from ..evaluation.measures import short_number
 from ..files import atomic_path
 from ..models import MiniMindForSequenceClassification
 from ..models.stored import find_file
+from .card_metadata import eval_results, hub_datasets
 from .run_context import RunContext
 
 _HYPERPARAMETERS = (
@@ -40,6 +41,10 @@ def complete_card(trainer, run: RunContext, record: dict[str, Any], metrics: dic
     card = ModelCard.load(folder / "README.md")
     model = trainer.accelerator.unwrap_model(trainer.model)
     _set_metadata(card.data, model, args, trainer.args)
+    lock = mixer.lock()
+    card.data.datasets = hub_datasets(lock) or None
+    if results := eval_results(metrics, lock, card.data.pipeline_tag):
+        card.data.model_name, card.data.eval_results = folder.name, results
     text = re.sub(
         r"This model is a fine-tuned version of .*?\nIt has been trained using",
         lambda _: f"{_start(model, args)}\nIt has been trained using",
@@ -56,11 +61,11 @@ def complete_card(trainer, run: RunContext, record: dict[str, Any], metrics: dic
         text = text.replace("was trained with SFT.", f"was trained with TRL's SFTTrainer (stage: {stage}).")
     options = record["options"] | {"processes": record["processes"]}
     chosen = [(name, options[name]) for name in (*_HYPERPARAMETERS, "processes") if options.get(name) is not None]
-    results = "Training has not ended yet." if trainer.is_in_train else _not_measured(mixer)
+    no_results = "Training has not ended yet." if trainer.is_in_train else _not_measured(mixer)
     parts = [
         text,
         "## Results on held-out data",
-        _results(metrics) if "after" in metrics else results,
+        _results(metrics) if "after" in metrics else no_results,
         *(["![curves](curves.png)"] if (folder / "curves.png").is_file() else []),
         "## How to repeat it",
         f"```bash\n{record['command']}\n```",

@@ -34,7 +34,7 @@ def service_problems(config, use_wandb: bool = False) -> Iterator[str]:
         if problem := _tracker_problem(name):
             yield f"{option}: {problem}"
     for option in ("push_to_hub", "log_completions_hub_repo", "trackio_space_id"):
-        if getattr(config, option, None) and (problem := _hub_problem()):
+        if getattr(config, option, None) and (problem := hub_problem()):
             yield f"--{option}: {problem}"
 
 
@@ -90,7 +90,8 @@ def _has_entry(file: Path, host: str) -> bool:
         return False
 
 
-def _hub_problem() -> str | None:
+def hub_problem() -> str | None:
+    """Why nothing can be pushed to the Hub; None if it can. The token is in no message."""
     if constants.is_offline_mode():
         return "needs the Hub, and HF_HUB_OFFLINE is set: unset it, or leave the option out"
     if get_token() is None:

@@ -24,6 +24,7 @@ from minimind_trl.run import recipe_run
 from minimind_trl.run.model_card import _imports
 from minimind_trl.trainers import write_curves
 from tests.conftest import REPOSITORY
+from tests.loopback_uploads import UploadHub
 from tests.recipes.launching import as_options
 
 QUICK = {
@@ -223,6 +224,28 @@ def test_the_card_of_a_chat_model_answers(base, full, capsys):
     assert f"This model starts from `{base}`." in card.text
     assert "model.generate(" in code and f'name = "{full.folder}"' in code
     run_quick_start(full.folder, capsys)
+
+
+def test_the_hub_reads_a_card_s_figures(full):
+    data = card_of(full.folder).data
+    results = {result.metric_type: result.metric_value for result in data.eval_results}
+    assert results["loss"] == pytest.approx(full.metrics["after"]["eval_loss"]) and "runtime" not in results
+    assert data.model_name == "full" and data.datasets is None  # the rows are local files
+
+
+def test_a_recipe_pushes_its_checkpoints_and_its_end(runs, monkeypatch):
+    with UploadHub() as hub:
+        hub.use(monkeypatch)
+        options = {"push_to_hub": True, "hub_model_id": "me/it", "hub_strategy": "every_save", "hub_private_repo": True}
+        folder = runs("pretrain", "pushed", "pretrain", preset="nano", packing=False, **options)
+        pushed = [tree for tree in hub.repos["models/me/it"].commits.values() if "model.safetensors" in tree]
+        files = hub.files("models/me/it")
+    assert len(pushed) >= 2 and len({tree["model.safetensors"] for tree in pushed}) == 2  # of steps 1 and 2
+    assert files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+    assert {"mixture.lock.json", "metrics.json", "recipe.json", "README.md", "tokenizer.json"} < set(files)
+    assert b"model-index" in files["README.md"] and b'name = "me/it"' in files["README.md"]
+    assert not any(hub.token.encode() in content for content in files.values())
+    assert hub.repos["models/me/it"].private
 
 
 def test_the_card_of_an_adapter_names_its_library_and_its_base_model(base, chat, capsys):

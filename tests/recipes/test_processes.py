@@ -78,6 +78,7 @@ def check_engine(engine: str, recipes: list[str], to_resume: list[str], alone: P
         assert json.loads((whole / recipe / "recipe.json").read_text())["processes"] == 2
         assert (whole / recipe / "checkpoint-2" / "global_step2").is_dir() == (engine != "ddp")  # DeepSpeed's
         assert last_good_checkpoint(whole / recipe) == whole / recipe / "checkpoint-4"
+        assert (whole / recipe / "samples.jsonl").is_file() and (whole / recipe / "report.html").is_file()
         loads_without_an_engine(recipe, whole / recipe)
         loads_without_an_engine(recipe, whole / recipe / "checkpoint-2")
         if recipe in SUPERVISED:

@@ -96,6 +96,8 @@ def test_a_learning_rate_is_too_low_if_it_is_and_nothing_moves():
     assert findings("sft", curve("loss", 2.0, 1.9), rate=0.01) == {"learning rate too low": "fault"}
     assert findings("sft", curve("loss", 2.0, 0.5), rate=0.01) == {}
     assert findings("sft", curve("loss", 2.0, 1.9)) == {}
+    goes_on = {"options": {"learning_rate": 1e-5, "max_steps": 1000}}
+    assert findings("sft", curve("loss", 2.0, 1.9), **goes_on) == {}, "too early to tell"
     still = {"reward_std": 0.4, "prompts": 100}
     assert findings("grpo", curve("reward", 0.3, 0.31, **still), rate=0.01) == {"learning rate too low": "fault"}
     assert findings("grpo", curve("reward", 0.3, 0.6, **still), rate=0.01) == {}
@@ -151,6 +153,8 @@ def test_labels_by_chance():
     noise = [{"loss": 0.70, "accuracy": 0.5}, {"loss": 0.71, "accuracy": 0.52}]
     assert findings("reward", noise, [{"epoch": 2.0}]) == {"labels without signal": "fault"}
     assert findings("reward", noise, [{"epoch": 0.2}]) == {}, "too early to tell"
+    from_above = [{"loss": 0.80, "accuracy": 0.5}, {"loss": 0.69, "accuracy": 0.54}]
+    assert findings("reward", from_above, [{"epoch": 2.0}]) == {"labels without signal": "fault"}
     assert findings("reward", [noise[0], {"loss": 0.4, "accuracy": 0.85}]) == {}
 
 

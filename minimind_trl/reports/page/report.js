@@ -214,7 +214,7 @@
     advantages: { label: "advantage", about: "blue tokens are made more likely, orange ones less", two: true, format: signed },
     values: { label: "value", about: "the reward that the critic expects at this token", two: true, format: short },
     kl: { label: "log-ratio to the reference", about: "nats; its mean estimates the KL", two: true, format: signed },
-    ratios: { label: "ratio", about: "probability after the updates on this rollout, by that before", two: true, of: Math.log, format: short },
+    ratios: { label: "ratio", about: "probability at the last step on the answer, by that when it was sampled", two: true, of: Math.log, format: short },
     log_probs: { label: "surprise", about: "nats that the policy itself gave the token", two: false, of: (value) => -value, format: short },
     losses: { label: "loss", about: "nats", two: false, format: short },
     gains: { label: "change since the start", about: "nats; blue tokens became easier", two: true, of: (value) => -value, format: signed },
