@@ -15,7 +15,7 @@ RL = ("grpo", "ppo", "spo")
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_every_stage_improves_what_it_is_for(demo):
-    """The bounds are below what every seed in benchmarks/README.md reached."""
+    """The bounds leave room below the figures in benchmarks/README.md, for other seeds and machines."""
     report = json.loads((demo / "report.json").read_text())
     exact = {name: figures["all"]["exact_match"] for name, figures in report["exact_match"].items()}
     before = {stage["stage"]: stage["before"] for stage in report["stages"]}
@@ -24,15 +24,15 @@ def test_every_stage_improves_what_it_is_for(demo):
     assert before["pretrain"]["eval_loss"] - after["pretrain"]["eval_loss"] > 5
     assert before["midtrain"]["eval_loss"] - after["midtrain"]["eval_loss"] > 0.7
     assert exact["untrained"] == 0 and exact["midtrain"] < 0.02
-    assert exact["sft"] > 0.15
+    assert exact["sft"] > 0.25
     assert exact["sft"] - exact["sft from scratch"] > 0.12
-    assert exact["sft"] - exact["sft from pretrain"] > 0.05
-    assert after["reward"]["eval_accuracy"] > 0.7 and after["dpo"]["eval_rewards/accuracies"] > 0.7
-    assert exact["dpo"] - exact["sft"] > 0.08
+    assert exact["sft"] - exact["sft from pretrain"] > 0.02
+    assert after["reward"]["eval_accuracy"] > 0.58 and after["dpo"]["eval_rewards/accuracies"] > 0.7
+    assert exact["dpo"] - exact["sft"] > 0.03
     for stage in RL:
-        assert after[stage]["eval_reward"] - before[stage]["eval_reward"] > 0.08, stage
+        assert after[stage]["eval_reward"] - before[stage]["eval_reward"] > 0.1, stage
         assert exact[stage] - exact["dpo"] > 0.05, stage
-    assert exact["distill"] > exact["student alone"]
+    assert exact["distill"] - exact["student alone"] > 0.08
 
 
 @pytest.mark.slow
