@@ -58,6 +58,7 @@ def add_cli(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--generate", type=int, metavar="N", help="greedy answers to N held-out prompts")
     parser.add_argument("--max_new_tokens", type=int, default=64, help="per answer (%(default)s)")
     parser.add_argument("--lm_eval", metavar="TASK[,TASK]", help="standard benchmarks, if lm-eval is installed")
+    parser.add_argument("--suite", metavar="NAME", help="benchmarks of lm-eval that are reported together: minimind")
     parser.add_argument("--lm_eval_include_path", metavar="DIR", help="folder with lm-eval task files of your own")
     parser.add_argument(
         *("--apply_chat_template", "--lm_eval_apply_chat_template"),
@@ -83,6 +84,8 @@ def add_cli(verbs: argparse._SubParsersAction) -> None:
 def _run(args: argparse.Namespace) -> None:
     report = evaluate(args)
     Console(width=None if sys.stdout.isatty() else 120).print(_table(report))
+    for line in chance_lines(report["figures"]):
+        print(line)
     if args.output:
         write_json(args.output, report)
         print(f"written to {args.output}")
@@ -234,8 +237,10 @@ def _device() -> "torch.device":
 
 
 def _check_options(args: argparse.Namespace) -> None:
+    if args.suite:
+        _expand_suite(args)
     if not (args.data_config or args.lm_eval):
-        raise InputError("nothing to evaluate on: give --data_config, --lm_eval or both")
+        raise InputError("nothing to evaluate on: give --data_config, --lm_eval, --suite")
     smallest = {"eval_batches": 1, "batch_size": 1, "generate": 1, "max_new_tokens": 1, "max_length": 2}
     for name, least in smallest.items():
         value = getattr(args, name)
@@ -250,6 +255,26 @@ def _check_options(args: argparse.Namespace) -> None:
         args.limit = _checked_limit(args.limit)
     if args.output and args.output.is_dir():
         raise InputError(f"--output {args.output} is a folder; give a file")
+
+
+def _expand_suite(args: argparse.Namespace) -> None:
+    from ..evaluation.harness import SUITES
+
+    if args.suite not in SUITES:
+        raise InputError(f"--suite {args.suite}: choose one of {', '.join(SUITES)}")
+    if args.lm_eval:
+        raise InputError("--suite and --lm_eval both name benchmarks: give one of them")
+    args.lm_eval = ",".join(SUITES[args.suite])
+
+
+def chance_lines(figures: dict[str, dict]) -> list[str]:
+    """One line for each figure of the model whose 95% interval includes the figure of guessing."""
+    return [
+        f"{name}: {_number(measure['value'])} cannot be told from chance ({_number(chance['value'])})"
+        for name, chance in figures.get("chance", {}).items()
+        if (measure := figures["model"].get(name))
+        and measure.get("low", math.inf) <= chance["value"] <= measure["high"]
+    ]
 
 
 def _checked_limit(limit: float) -> float | int:

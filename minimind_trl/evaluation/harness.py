@@ -11,6 +11,8 @@ from ..errors import InputError, first_line, nearest
 from .held_out import device_of
 from .measures import Z95, Measure, wilson
 
+# Benchmarks that are reported together, by lm-eval's names.
+SUITES = {"minimind": ("ceval-valid", "cmmlu", "arc_easy", "piqa", "openbookqa", "hellaswag", "social_iqa")}
 _ACCURACIES = ("acc", "acc_norm")
 
 
@@ -68,15 +70,21 @@ def harness_measures(
         )
     except OSError as error:
         raise InputError(f"--lm_eval {','.join(tasks)}: cannot be read: {first_line(error)}") from error
+    counts = {task: samples["effective"] for task, samples in found["n-samples"].items()}
+    groups = {group: [part for part in parts if part in counts] for group, parts in found["group_subtasks"].items()}
+    groups = {group: parts for group, parts in groups.items() if parts}
+    counts |= {group: sum(counts[part] for part in parts) for group, parts in groups.items()}
+    shown = {task for task in found["results"] if task in tasks or not any(task in parts for parts in groups.values())}
     measures = {
-        f"{task}/{metric.removesuffix(',none')}": _measure(value, results, metric, found["n-samples"].get(task))
+        f"{task}/{metric.removesuffix(',none')}": _measure(value, results, metric, counts.get(task))
         for task, results in found["results"].items()
+        if task in shown
         for metric, value in results.items()
         if isinstance(value, int | float) and "," in metric and "_stderr" not in metric
     }
     guesses = {
         f"{task}/{metric}": guess
-        for task, samples in found["samples"].items()
+        for task, samples in _with_groups(found["samples"], groups).items()
         if (guess := _guessing(samples))
         for metric in _ACCURACIES
     }
@@ -97,10 +105,16 @@ def check_installed() -> None:
         ) from error
 
 
-def _measure(value: float, results: dict, metric: str, samples: dict | None) -> Measure:
+def _with_groups(samples: dict[str, list[dict]], groups: dict[str, list[str]]) -> dict[str, list[dict]]:
+    """The questions of each task, and of each group those of its parts."""
+    return samples | {
+        group: [one for part in parts for one in samples.get(part, [])] for group, parts in groups.items()
+    }
+
+
+def _measure(value: float, results: dict, metric: str, count: int | None) -> Measure:
     name, _, filtered = metric.partition(",")
     error = results.get(f"{name}_stderr,{filtered}")
-    count = samples and samples["effective"]
     if name in _ACCURACIES and count:
         return wilson(value, count)
     if not isinstance(error, int | float) or not math.isfinite(error):

@@ -392,6 +392,37 @@ def test_the_harness_is_told_how_to_ask(checkpoints, capsys, tmp_path, monkeypat
     assert {name: report["options"][name] for name in expected} == expected
 
 
+def test_a_suite_names_its_benchmarks_and_says_what_is_chance(checkpoints, capsys, tmp_path, monkeypatch):
+    asked = []
+
+    def harness(model, tokenizer, tasks, **given):
+        asked.extend(tasks)
+        return {"piqa/acc": Measure(0.52, 0.45, 0.59, 200), "arc_easy/acc": Measure(0.4, 0.35, 0.45, 400)}, {
+            "piqa/acc": Measure(0.5),
+            "arc_easy/acc": Measure(0.25),
+        }
+
+    monkeypatch.setattr("minimind_trl.evaluation.harness.check_installed", lambda: None)
+    monkeypatch.setattr("minimind_trl.evaluation.harness.harness_measures", harness)
+    _, out = evaluate(capsys, tmp_path, checkpoints["dense3"], "--suite", "minimind", "--limit", 200)
+    assert asked == ["ceval-valid", "cmmlu", "arc_easy", "piqa", "openbookqa", "hellaswag", "social_iqa"]
+    assert "piqa/acc: 0.5200 cannot be told from chance (0.5000)" in out and "arc_easy/acc: " not in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--suite", "mmlu"], "--suite mmlu: choose one of minimind"),
+        (["--suite", "minimind", "--lm_eval", "piqa"], "give one of them"),
+        (["--suite", "minimind", "--limit", "0"], "--limit 0: a number of questions"),
+    ],
+)
+def test_a_suite_is_refused_in_one_line(checkpoints, capsys, options, message):
+    assert main(["eval", str(checkpoints["dense3"]), *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
 def test_a_chat_template_that_is_not_there_is_not_applied(checkpoints, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("minimind_trl.evaluation.harness.check_installed", lambda: None)
     tokenizer = tiny_tokenizer()
