@@ -8,6 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 from huggingface_hub import constants
+from transformers.utils.hub import hf_api
 
 from .loopback_hub import HubError, LoopbackHub, Repo, _Handler, _info, _oid
 
@@ -45,6 +46,7 @@ class UploadHub(LoopbackHub):
     def use(self, patch: pytest.MonkeyPatch, token: str | None = None) -> None:
         """Make this the Hub of this process."""
         patch.setattr(constants, "ENDPOINT", self.url)
+        patch.setattr(hf_api(), "endpoint", self.url)  # which transformers made for the whole process
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         patch.setenv("HF_TOKEN", self.token if token is None else token)

@@ -30,7 +30,7 @@ def answering(monkeypatch):
             text = waiting.pop(0)
             yield from (text[at : at + 3] for at in range(0, len(text), 3))
 
-        monkeypatch.setattr(Conversation, "_start_generation", generate)
+        monkeypatch.setattr(Conversation, "_stream", generate)
         return asked
 
     return say

@@ -66,7 +66,7 @@ REFUSED = [
     ("grpo", [*MATCH, "--num_generations", "6"], "Set --num_generations 4, or --per_device_train_batch_size 6"),
     ("grpo", [*MATCH, "--max_completion_length", "2040"], "prompts have more than 8 tokens"),
     ("grpo", [*MATCH, "--max_completion_length", "4096"], "leave no room in the model's 2048 positions: set it lower"),
-    ("grpo", [*MATCH, "--per_device_train_batch_size", "5000"], "answers 5000 prompts, and there are 1395"),
+    ("grpo", [*MATCH, "--per_device_train_batch_size", "5000"], "answers 5000 prompts, and there are 3000"),
     ("grpo", ["--from_weight", "{model}", *SFT, "--reward_funcs", "exact_match"], "but this recipe trains rlaif"),
     (
         "grpo",
@@ -138,7 +138,7 @@ REFUSED = [
     (
         "sft",
         [*LOADED, "--packing", "false", "--per_device_train_batch_size", "6000"],
-        "set --per_device_train_batch_size 5400",
+        "set --per_device_train_batch_size 400",
     ),
     # --- the folder ---
     ("sft", ["--preset", "tiny", *SFT[:2], "--output_dir", "{model}"], "not empty; give a new one, or --resume auto"),
