@@ -318,7 +318,7 @@ REWARD = "tests.recipes.own_rewards:vowels"
 # recipe, data, options
 REAL = [
     ("pretrain", "pretrain", {"max_length": 128, "per_device_train_batch_size": 96}),
-    ("sft", "sft", {"max_length": 128, "per_device_train_batch_size": 256, "gradient_checkpointing": "true"}),
+    ("sft", "distill", {"max_length": 128, "per_device_train_batch_size": 256, "gradient_checkpointing": "true"}),
     ("reward", "reward", {"max_length": 128, "per_device_train_batch_size": 256}),
     (
         *("grpo", "rlaif"),
