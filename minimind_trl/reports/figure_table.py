@@ -75,7 +75,8 @@ def _measure(run: RunFolder, name: str, figures: dict[str, Any]) -> Measure | No
     value = figures.get(f"eval_{name}")
     if value is None:
         return None
-    count, deviation = figures.get("eval_answers"), figures.get("eval_reward_std")
+    # Several answers to one prompt are alike, so an interval over answers would be too narrow.
+    count, deviation = figures.get("eval_prompts"), figures.get("eval_reward_std")
     if name == "reward" and count and deviation is not None:
         count = round(count * (1 - figures.get("eval_frac_reward_none", 0)))
         reach = Z95 * deviation / math.sqrt(max(count, 1))

@@ -30,8 +30,8 @@ def make_run(folder: Path, trainer: str = "MiniMindGRPOTrainer", start: str = ""
             "versions": {"trl": "1.16.0", "transformers": "5.24.0"},
         },
         "metrics.json": {
-            "before": {"eval_reward": 0.5, "eval_reward_std": 0.4, "eval_answers": 100, "eval_loss": 0.0, "epoch": 0},
-            "after": {"eval_reward": 0.75001234, "eval_reward_std": 0.3, "eval_answers": 100, "eval_loss": -0.1},
+            "before": {"eval_reward": 0.5, "eval_reward_std": 0.4, "eval_prompts": 100, "eval_loss": 0.0, "epoch": 0},
+            "after": {"eval_reward": 0.75001234, "eval_reward_std": 0.3, "eval_prompts": 100, "eval_loss": -0.1},
             "options": {"batch_size": 16, "eval_batches": 2},
         },
         "history.json": [
