@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from minimind_trl.trainers import last_good_checkpoint
 from tests.forking import run as run_forked
-from tests.recipes.launching import as_options, environment_of, launch_in_turn
+from tests.recipes.launching import PLAIN_DPO, as_options, environment_of, launch_in_turn
 from tests.recipes.test_online_recipes import ONLINE
 
 SUPERVISED = ["pretrain", "midtrain", "sft", "reward", "dpo", "distill"]
@@ -37,8 +37,7 @@ STEPS |= {"save_strategy": "steps", "eval_interval": 2, "per_device_eval_batch_s
 def case(recipe: str, start: Path, folder: Path, processes: int, **more) -> list[str]:
     origin = {"pretrain": None, "distill": "teacher_model_name_or_path"}.get(recipe, "from_weight")
     options = STEPS | ONLINE.get(recipe, {}) | ({origin: start} if origin else {"preset": "nano"})
-    if recipe == "dpo":  # TRL's SFT term is a mean over the tokens of each process, so it depends on their number
-        options |= {"loss_type": "sigmoid", "loss_weights": 1.0}
+    options |= PLAIN_DPO if recipe == "dpo" else {}
     options["per_device_train_batch_size"] = (16 if recipe in ONLINE else 4) // processes
     options |= {"eval_batches": 2 // processes, "output_dir": folder / recipe, **more}
     return [recipe, "--config", f"recipes/configs/{recipe}/tiny.yaml", *as_options(**options)]
