@@ -12,7 +12,7 @@ from tests.forking import LIMIT, accelerate_environment
 from tests.forking import run as run_forked
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml"]
-# TRL's SFT term, which the tiny config adds, is a mean over the tokens of each batch, so it depends on how a step is cut.
+# Without TRL's SFT term, which the tiny config adds: a mean over the tokens of a batch depends on how a step is cut.
 PLAIN_DPO = {"loss_type": "sigmoid", "loss_weights": 1.0}
 QUICK = {"max_steps": 20, "warmup_steps": 2, "eval_interval": 10, "eval_batches": 2, "report": False}
 
