@@ -204,7 +204,7 @@ def test_two_checkpoints_answer_the_same_turn(checkpoints, answering, monkeypatc
     ("lines", "words", "message"),
     [
         ("hi\n", ["no/such/folder"], "no/such/folder: no such checkpoint directory"),
-        ("hi\n", ["{checkpoint}", "--beside", "runs/none"], "runs/none: no such folder here"),
+        ("hi\n", ["{checkpoint}", "--beside", "runs/none"], "runs/none: no such"),
         ("hi\n", ["{checkpoint}", "--temperature", "-1", "--top_p", "2"], "--top_p 2.0: must be above 0, at most 1"),
         ("hi\n", ["{checkpoint}", "--web", "--beside", "x"], "--beside is for the terminal"),
         ("hi\n", ["{checkpoint}", "--port", "80"], "--host and --port are for --web"),
