@@ -26,7 +26,7 @@ $(STAMP): requirements.lock pyproject.toml
 
 demo: $(STAMP)
 	rm -rf $(RUN)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m minimind_trl.commands.demo --output_dir $(RUN)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/minimind-trl demo --output_dir $(RUN)
 
 test: $(STAMP)
 	$(PYTEST) -m "not slow and not exhaustive" $(WORKERS) tests

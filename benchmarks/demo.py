@@ -1,6 +1,6 @@
 """What each stage of the demo gains, over seeds: a table of several runs.
 
-for seed in 1 2 3; do python -m minimind_trl.commands.demo --output_dir runs/demo_$seed --seed $seed; done
+for seed in 1 2 3; do minimind-trl demo --output_dir runs/demo_$seed --seed $seed; done
 python benchmarks/demo.py runs/demo_1 runs/demo_2 runs/demo_3
 """
 

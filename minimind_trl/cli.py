@@ -1,16 +1,13 @@
 """`minimind-trl <verb>`: exit code 0 when done, 2 on bad input (one line on stderr), 130 after Ctrl-C, 1 on a crash."""
 
 import argparse
-import contextlib
 import signal
 import sys
-from pathlib import Path
 
 from . import __version__
-from .commands import chat, convert, data, doctor, eval, init, launch, plan, push, reporting, serve, tokenizer
+from .commands import chat, convert, data, demo, doctor, eval, init, launch, plan, push, reporting, serve, tokenizer
 from .errors import CertificateError, InputError, nearest
 from .files import full_disk_message
-from .shipped_files import shipped_root
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -18,9 +15,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="minimind-trl", description="MiniMind on the Hugging Face stack")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for command in (launch, init, data, tokenizer, plan, eval, doctor, reporting, chat, serve, convert, push):
+    for command in (launch, init, data, tokenizer, plan, eval, doctor, reporting, chat, serve, convert, push, demo):
         command.add_cli(verbs)
-    _add_demo(verbs)
     if words and not words[0].startswith("-") and words[0] not in verbs.choices:
         parser.error(f"unknown verb {words[0]!r}{nearest(words[0], verbs.choices, listed=True)}")
     args, others = parser.parse_known_args(words)
@@ -46,22 +42,6 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"error: {message}", file=sys.stderr)
         return 1
-
-
-def _add_demo(verbs: argparse._SubParsersAction) -> None:
-    what = "run every stage on the embedded data, and measure it before and after"
-    parser = verbs.add_parser("demo", help=what, description=what)
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"), help="default: %(default)s")
-    parser.add_argument("--rl_steps", type=int, help="steps of GRPO, PPO and SPO (default: as in their configs)")
-    parser.set_defaults(run=_run_demo)
-
-
-def _run_demo(args: argparse.Namespace) -> None:
-    from .commands.demo import run_demo
-
-    output_dir = args.output_dir.absolute()
-    with contextlib.chdir(shipped_root()):  # it runs the recipes that lie there
-        run_demo(output_dir, args.rl_steps)
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -80,7 +80,7 @@ def demo(once) -> Path:
     """What `make demo` leaves."""
 
     def run(folder: Path) -> None:
-        command = [sys.executable, "-m", "minimind_trl.commands.demo", "--output_dir", str(folder)]
+        command = [sys.executable, "-m", "minimind_trl.cli", "demo", "--output_dir", str(folder)]
         result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
 

@@ -206,7 +206,5 @@ def test_options_exist(page):
         "tokenizer train",
     ]
     verbs += [f"data {action}" for action in ("check", "build", "show", "explain", "push")]
-    known = frozenset({"config", "recipe"}).union(
-        *(options_of(what) for what in ("accelerate", "minimind_trl/commands/demo.py", *scripts, *verbs))
-    )
+    known = frozenset({"config", "recipe"}).union(*(options_of(what) for what in ("accelerate", *scripts, *verbs)))
     assert not {*_OPTION.findall(code(page))} - known
