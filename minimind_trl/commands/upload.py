@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,15 +18,18 @@ from ..data.prepared import load_prepared, read_lock
 from ..errors import InputError, first_line
 from ..models.names import looks_like_path
 from ..models.stored import read_object
+from ..reports import METRICS, RECIPE
+from ..reports.page import REPORT
 from ..run.card_metadata import eval_results, hub_datasets
 from ..run.services import hub_problem
 from .conversion import convert
 
 # What a run's folder is made of. Everything else there (optimizer states, pickled settings, logs) stays at home.
-_MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*.gguf", "*.py", "*.jinja", "README.md", "Modelfile")
+_MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*.gguf", "*.py", "*.jinja", "Modelfile")
 _MODEL_FILES += (CONFIG_NAME, ADAPTER_CONFIG_NAME, "generation_config.json", "certificate.json")
 _MODEL_FILES += ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt")
-_MODEL_FILES += (LOCK, "recipe.json", "metrics.json", "curves.png", "report.html")
+# What twin and model have in common.
+_RUN_FILES = ("README.md", LOCK, RECIPE, METRICS, REPORT, "curves.png")
 _OF_CONFIG = {"ForSequenceClassification": "text-classification"}
 
 
@@ -63,7 +66,7 @@ def push_model(
         staged = Path(temporary) / "model"
         if twin:
             convert(folder, staged, "vllm", certified=False)
-        _copy(path, staged, [name for name in _MODEL_FILES if not twin or not _is_replaced(name)])
+        _copy(path, staged, _RUN_FILES if twin else (*_MODEL_FILES, *_RUN_FILES))
         card = _model_card(staged, repo_id)
         if twin:  # loads without code of its own
             card.text = card.text.replace(", trust_remote_code=True", "")
@@ -112,16 +115,11 @@ def _check_hub(repo_id: str) -> None:
         raise InputError(f"push: {problem}")
 
 
-def _copy(source: Path, staged: Path, names: list[str]) -> None:
+def _copy(source: Path, staged: Path, names: Sequence[str]) -> None:
     staged.mkdir(exist_ok=True)
     for name in names:
         for file in source.glob(name):
             shutil.copyfile(file, staged / file.name)
-
-
-def _is_replaced(name: str) -> bool:
-    """Whether the twin has such files of its own."""
-    return name not in ("README.md", LOCK, "recipe.json", "metrics.json", "curves.png", "report.html")
 
 
 def _upload(staged: Path, repo_id: str, kind: str, private: bool) -> str:
@@ -178,7 +176,7 @@ def _model_card(staged: Path, repo_id: str) -> ModelCard:
     data.tags = sorted({*(data.tags or []), "minimind"})
     if isinstance(data.base_model, str) and (Path(data.base_model).exists() or looks_like_path(data.base_model)):
         data.base_model = None  # a path of this machine
-    lock, metrics = (_json(staged / name) for name in (LOCK, "metrics.json"))
+    lock, metrics = (_json(staged / name) for name in (LOCK, METRICS))
     if lock:
         data.datasets = data.datasets or hub_datasets(lock) or None
     if lock and metrics and (results := eval_results(metrics, lock, data.pipeline_tag)):

@@ -2,6 +2,6 @@
 
 from .examination import examine
 from .finding import Finding
-from .run_folder import FLIGHT_CHECK, HISTORY, RunFolder
+from .run_folder import FLIGHT_CHECK, HISTORY, METRICS, RECIPE, RunFolder
 
-__all__ = ["FLIGHT_CHECK", "HISTORY", "Finding", "RunFolder", "examine"]
+__all__ = ["FLIGHT_CHECK", "HISTORY", "METRICS", "RECIPE", "Finding", "RunFolder", "examine"]

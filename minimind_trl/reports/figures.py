@@ -1,9 +1,10 @@
 """A run's logged figures by name, from its start and as they are now."""
 
 import math
+from collections import defaultdict
+from collections.abc import Iterable
 from statistics import fmean, median
-
-from .run_folder import RunFolder
+from typing import Any
 
 FIRST = 3  # logs at the start, whose means are what is normal
 LATEST = 3  # logs at the end, whose medians count: one noisy log convinces nobody
@@ -17,18 +18,26 @@ class Figures:
         held_out: logs of evaluation, in order; names without `eval_`.
     """
 
-    def __init__(self, run: RunFolder):
-        logs = [_numbers(log) for log in run.history]
-        self.training = [log for log in logs if "loss" in log and not any(name.startswith("eval_") for name in log)]
-        self.held_out = [
-            {name.removeprefix("eval_"): value for name, value in log.items()}
-            for log in logs
-            if any(name.startswith("eval_") for name in log)
-        ]
+    def __init__(self, history: Iterable[dict[str, Any]] = ()):
+        self.training: list[dict[str, float]] = []
+        self.held_out: list[dict[str, float]] = []
+        self._columns: dict[str, list[float]] = defaultdict(list)  # of training
+        for log in history:
+            self.add(log)
+
+    def add(self, log: dict[str, Any]) -> None:
+        """Take in one more log of the run."""
+        numbers = _numbers(log)
+        if any(name.startswith("eval_") for name in numbers):
+            self.held_out.append({name.removeprefix("eval_"): value for name, value in numbers.items()})
+        elif "loss" in numbers:
+            self.training.append(numbers)
+            for name, value in numbers.items():
+                self._columns[name].append(value)
 
     def column(self, name: str) -> list[float]:
         """A training figure of every log that has it."""
-        return [log[name] for log in self.training if name in log]
+        return self._columns.get(name, [])
 
     def first(self, name: str) -> float:
         """What was normal: the mean of a training figure over the first logs, once there are more than those."""

@@ -17,11 +17,10 @@ _TRAINED_ON_PROMPTS = ("pretrain", "midtrain")  # phases in which a model has no
 
 def learning_rate_too_high(run: RunFolder, figures: Figures) -> Finding | None:
     rate, usual, times = _learning_rate(run)
+    name, before, after = _held_out(run, figures)
     if run.method in ONLINE:
-        before, after, name = figures.before("reward"), figures.after("reward"), "reward"
         shown = times >= _FAR and after < before - held_out_noise(figures, "reward")
     else:
-        before, after, name = figures.before("loss"), figures.after("loss"), "loss"
         fell = figures.latest("loss") < 0.8 * before  # of training: what rises is another matter then
         no_better = 0.99 if run.method in PAIRWISE else 0.9  # with a small beta a pair's loss falls slowly
         shown = not fell and (after > _WORSE * before or (times >= _FAR and after > no_better * before))
@@ -39,11 +38,10 @@ def learning_rate_too_low(run: RunFolder, figures: Figures) -> Finding | None:
     rate, usual, times = _learning_rate(run)
     if not times <= 1 / _FAR or run.last_step < 0.5 * run.options.get("max_steps", 0):  # it may still learn
         return None
+    name, before, after = _held_out(run, figures)
     if run.method in ONLINE:
-        before, after, name = figures.before("reward"), figures.after("reward"), "reward"
         moved = abs(after - before) > held_out_noise(figures, "reward")
     else:
-        before, after, name = figures.before("loss"), figures.after("loss"), "loss"
         moved = after < 0.5 * before if run.method not in PAIRWISE else after < 0.9 * before
     if moved or math.isnan(after - before):
         return None
@@ -72,7 +70,7 @@ def memorising(run: RunFolder, figures: Figures) -> Finding | None:
 
 
 def template_mismatch(run: RunFolder, figures: Figures) -> Finding | None:
-    checks = _checks(run)
+    checks = run.checks
     if not checks.get("other_template") or checks.get("start_phase") in _TRAINED_ON_PROMPTS:
         return None
     start = run.record.get("start", {}).get("from_weight")
@@ -86,7 +84,7 @@ def template_mismatch(run: RunFolder, figures: Figures) -> Finding | None:
 
 
 def end_never_trained(run: RunFolder, figures: Figures) -> Finding | None:
-    checks = _checks(run)
+    checks = run.checks
     share, cut = checks.get("rows_with_end", 1.0), checks.get("rows_cut", 0.0)
     if share >= 0.5:
         return None
@@ -99,7 +97,7 @@ def end_never_trained(run: RunFolder, figures: Figures) -> Finding | None:
 
 
 def rows_cut(run: RunFolder, figures: Figures) -> Finding | None:
-    cut = _checks(run).get("rows_cut", 0.0)
+    cut = run.checks.get("rows_cut", 0.0)
     if cut <= 0.3:
         return None
     sentence = (
@@ -115,8 +113,10 @@ def _learning_rate(run: RunFolder) -> tuple[float, float, float]:
     return rate, usual, rate / usual
 
 
-def _checks(run: RunFolder) -> dict:
-    return run.record.get("checks") or {}
+def _held_out(run: RunFolder, figures: Figures) -> tuple[str, float, float]:
+    """The held-out figure that a learning rate shows in: its name, before training and now."""
+    name = "reward" if run.method in ONLINE else "loss"
+    return name, figures.before(name), figures.after(name)
 
 
 SETTINGS_RULES = (template_mismatch, end_never_trained, learning_rate_too_high, learning_rate_too_low)

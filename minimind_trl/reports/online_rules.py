@@ -1,6 +1,9 @@
 """What goes wrong in online RL, read off its figures."""
 
+import functools
 import math
+from collections.abc import Callable
+from itertools import islice
 from statistics import median
 
 from ..evaluation.measures import Z95
@@ -20,6 +23,16 @@ def is_solved(run: RunFolder, figures: Figures) -> bool:
     """Whether the reward is near the highest there can be, where equal rewards and low entropy are no faults."""
     low, high = reward_range(run)
     return math.isfinite(high - low) and figures.latest("reward") >= high - _TOP * (high - low)
+
+
+def unless_solved(rule: Callable[[RunFolder, Figures], Finding | None]) -> Callable:
+    """The rule, which finds nothing once the task is solved."""
+
+    @functools.wraps(rule)
+    def checked(run: RunFolder, figures: Figures) -> Finding | None:
+        return None if is_solved(run, figures) else rule(run, figures)
+
+    return checked
 
 
 def reward_range(run: RunFolder) -> tuple[float, float]:
@@ -51,9 +64,10 @@ def reward_hacking(run: RunFolder, figures: Figures) -> Finding | None:
     return None
 
 
+@unless_solved
 def groups_too_small(run: RunFolder, figures: Figures) -> Finding | None:
     size, equal = run.options.get("num_generations") or math.nan, figures.latest("frac_reward_zero_std")
-    if run.method != "grpo" or is_solved(run, figures) or not (size < _FEW and equal > 0.3):
+    if run.method != "grpo" or not (size < _FEW and equal > 0.3):
         return None
     if not figures.latest("reward_std") > 0:
         return None
@@ -98,9 +112,10 @@ def length_hacking(run: RunFolder, figures: Figures) -> Finding | None:
     return fault("length hacking", sentence)
 
 
+@unless_solved
 def reward_without_spread(run: RunFolder, figures: Figures) -> Finding | None:
     equal = figures.latest("frac_reward_zero_std")
-    if is_solved(run, figures) or not equal > 0.7:
+    if not equal > 0.7:
         return None
     sentence = (
         f"{equal:.0%} of the groups have equal rewards: no gradient comes from them; raise --temperature, use a graded "
@@ -109,9 +124,10 @@ def reward_without_spread(run: RunFolder, figures: Figures) -> Finding | None:
     return fault("reward without spread", sentence)
 
 
+@unless_solved
 def truncation(run: RunFolder, figures: Figures) -> Finding | None:
     cut = figures.latest("completions/clipped_ratio")
-    if is_solved(run, figures) or not cut > 0.3:
+    if not cut > 0.3:
         return None
     sentence = (
         f"{cut:.0%} of the completions are cut off at {run.options.get('max_completion_length')} tokens: raise "
@@ -120,17 +136,19 @@ def truncation(run: RunFolder, figures: Figures) -> Finding | None:
     return fault("truncation", sentence)
 
 
+@unless_solved
 def length_collapse(run: RunFolder, figures: Figures) -> Finding | None:
     length, normal = figures.latest("completions/mean_length"), figures.first("completions/mean_length")
-    if is_solved(run, figures) or not length < 0.3 * normal:
+    if not length < 0.3 * normal:
         return None
     sentence = f"completions have {length:.1f} tokens, at first {normal:.1f}: the reward may not ask for more"
     return warning("length collapse", sentence)
 
 
+@unless_solved
 def entropy_collapse(run: RunFolder, figures: Figures) -> Finding | None:
     entropy, normal = figures.latest("entropy"), figures.first("entropy")
-    if is_solved(run, figures) or not entropy < 0.1 * normal:
+    if not entropy < 0.1 * normal:
         return None
     sentence = (
         f"entropy is {entropy:.3g}, at first {normal:.3g}: the policy hardly tries anything new; lower the learning "
@@ -139,17 +157,19 @@ def entropy_collapse(run: RunFolder, figures: Figures) -> Finding | None:
     return fault("entropy collapse", sentence)
 
 
+@unless_solved
 def dead_critic(run: RunFolder, figures: Figures) -> Finding | None:
     normal = figures.first("reward_std")
-    varied = [
+    varied = (
         log["explained_variance"]
-        for log in figures.training[1:]
+        for log in reversed(figures.training[1:])
         if "explained_variance" in log and not log.get("reward_std", math.inf) <= _VARIED * normal
-    ]
+    )
+    latest = [*islice(varied, _CRITIC_LOGS)]
     still_varied = not figures.latest("reward_std") <= _VARIED * normal
-    if is_solved(run, figures) or not still_varied or len(varied) < _CRITIC_LOGS:
+    if not still_varied or len(latest) < _CRITIC_LOGS:
         return None
-    explained = median(varied[-_CRITIC_LOGS:])
+    explained = median(latest)
     if explained > _NOTHING:
         return None
     sentence = (

@@ -11,7 +11,7 @@ _CHANCE = 0.6  # accuracy up to which nothing has been learned
 
 
 def answers_alike(run: RunFolder, figures: Figures) -> Finding | None:
-    similarity = (run.record.get("checks") or {}).get("answer_similarity", 0.0)
+    similarity = run.checks.get("answer_similarity", 0.0)
     if similarity < _ALIKE:
         return None
     accuracy = _accuracy(run, figures)

@@ -13,7 +13,7 @@ from .samples import SAMPLES, Sample, read_samples
 
 FLIGHT_CHECK = "flight_check.json"  # what the flight check printed
 HISTORY = "history.json"  # every log of the training, beginning with the evaluation before it
-_RECIPE, _METRICS = "recipe.json", "metrics.json"
+RECIPE, METRICS = "recipe.json", "metrics.json"
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,12 @@ class RunFolder:
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; name the --output_dir of a run")
         checkpoint = Path(get_last_checkpoint(folder) or folder)
-        home = folder if (folder / _RECIPE).is_file() else checkpoint
-        record = _read_json(home / _RECIPE)
+        home = folder if (folder / RECIPE).is_file() else checkpoint
+        record = _read_json(home / RECIPE)
         if not isinstance(record, dict) or not record.keys() >= {"trainer", "options"}:
-            raise InputError(f"{folder}: no {_RECIPE} in it, so no recipe ran there; name the --output_dir of a run")
+            raise InputError(f"{folder}: no {RECIPE} in it, so no recipe ran there; name the --output_dir of a run")
         history = _read_json(folder / HISTORY) or _read_json(checkpoint / "trainer_state.json").get("log_history", [])
-        others = [_read_json(path) for path in (folder / _METRICS, home / LOCK, home / FLIGHT_CHECK)]
+        others = [_read_json(path) for path in (folder / METRICS, home / LOCK, home / FLIGHT_CHECK)]
         return cls(folder, record, history, *others, read_samples(folder / SAMPLES))
 
     @property
@@ -69,12 +69,17 @@ class RunFolder:
 
     @property
     def last_step(self) -> int:
-        return max((entry["step"] for entry in self.history if "step" in entry), default=0)
+        return next((entry["step"] for entry in reversed(self.history) if "step" in entry), 0)
 
     @property
     def options(self) -> dict[str, Any]:
         """The training arguments that matter to the result."""
         return self.record["options"]
+
+    @property
+    def checks(self) -> dict[str, Any]:
+        """What `run/row_checks.py` recorded of the rows; empty for runs of earlier versions."""
+        return self.record.get("checks") or {}
 
 
 def _read_json(path: Path) -> Any:

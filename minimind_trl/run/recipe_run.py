@@ -12,7 +12,7 @@ from transformers.integrations.integration_utils import default_logdir
 
 from ..data import LOCK
 from ..errors import InputError, TrainingInterrupted, nearest
-from ..reports import FLIGHT_CHECK
+from ..reports import FLIGHT_CHECK, RECIPE
 from ..reports.samples import SampleFile
 from ..trainers.callbacks import EvaluateAtEnd
 from ..trainers.live_doctor import Doctor
@@ -22,7 +22,7 @@ from .loading import build_data, open_mixture
 from .model_card import complete_card
 from .output_folder import lock_output_folder
 from .processes import limit_waiting
-from .records import RECIPE, run_record
+from .records import run_record
 from .results import count_rows, mixture_lock, write_results
 from .row_checks import row_checks
 from .run_context import RunContext

@@ -12,11 +12,11 @@ from typing import Any
 import transformers
 import trl
 
+from ..reports import RECIPE
 from .learning_rates import usual_rate_of
 from .run_context import RunContext
 from .secrets import take_out_secrets
 
-RECIPE = "recipe.json"
 # Beginnings of the names of settings that change neither data nor weights.
 _NO_MATTER = (
     *("output_dir", "resume", "logging_", "log_", "report_to", "run_name", "project", "trackio", "disable_tqdm"),

@@ -7,7 +7,7 @@ from datasets import Dataset, IterableDataset
 
 from ..evaluation.measures import main_figures
 from ..files import write_json
-from ..reports import HISTORY
+from ..reports import HISTORY, METRICS
 from ..reports.page import REPORT, write_report
 from ..trainers import write_curves
 from .run_context import RunContext
@@ -52,7 +52,7 @@ def write_results(trainer, run: RunContext, metrics: dict[str, dict]) -> None:
         "assistant_only_loss": getattr(config, "assistant_only_loss", None),
         "beta": getattr(config, "beta", None),
     }
-    write_json(folder / "metrics.json", metrics | {"options": options})
+    write_json(folder / METRICS, metrics | {"options": options})
     for file, content in trainer.records.items():
         write_json(folder / file, content())
     start = [{"step": 0, **metrics["before"]}] if metrics else []  # training's own history begins after it

@@ -6,6 +6,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from ..reports import Finding, RunFolder, examine
+from ..reports.figures import Figures
 
 _AT_ONCE = ("reward hacking",)  # which is beyond chance already, and needs no second log
 
@@ -35,17 +36,19 @@ class Doctor(TrainerCallback):
 
     def _reset(self) -> None:
         self.said: dict[str, Finding] = {}
-        self._history: list[dict[str, float]] = []
+        self._run = RunFolder(self._folder, self._record, [])
+        self._figures = Figures()
         self._symptoms: set[str] = set()
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._reset()
-        self._history = [] if state.log_history else list(self._before)
+        for logs in [] if state.log_history else self._before:
+            self._add(logs)
         for logs in state.log_history:
             self._examine(logs)
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        if not self._history:  # before training; later ones are logs as well
+        if not self._run.history:  # before training; later ones are logs as well
             self._before = [{"step": 0, **metrics}]
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -53,13 +56,17 @@ class Doctor(TrainerCallback):
             if state.is_world_process_zero:
                 print(f"doctor, step {state.global_step}: {finding.name}: {finding.sentence}")
 
+    def _add(self, logs: dict[str, float]) -> None:
+        self._run.history.append(logs)
+        self._figures.add(logs)
+
     def _examine(self, logs: dict[str, float]) -> list[Finding]:
         """The new findings."""
-        self._history.append(logs)
+        self._add(logs)
         is_evaluation = any(name.startswith("eval_") for name in logs)
         if "loss" not in logs and not is_evaluation:
             return []
-        found = {finding.name: finding for finding in examine(RunFolder(self._folder, self._record, self._history))}
+        found = {finding.name: finding for finding in examine(self._run, self._figures)}
         sure = {*_AT_ONCE} if is_evaluation else self._symptoms | {*_AT_ONCE}
         new = {name: found[name] for name in found if name in sure and name not in self.said}
         if not is_evaluation:
