@@ -21,7 +21,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -349,13 +349,29 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def make_parser(description: str, seeds: list[int]) -> argparse.ArgumentParser:
+    """The options of this script and of tripwire.py."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES, metavar="NAME")
+    parser.add_argument("--seeds", nargs="+", type=int, default=seeds)
     parser.add_argument("--folder", type=Path, help="keep the runs here; starts that are there are used again")
     parser.add_argument("--output", type=Path)
+    return parser
+
+
+@contextlib.contextmanager
+def prepared_folder(folder: Path | None, **options: int) -> Iterator[Path]:
+    """A folder with the world and the starts, from the repository's top folder, where the rewards are found."""
+    with tempfile.TemporaryDirectory() as temporary:
+        made = (folder or Path(temporary)).resolve()
+        with contextlib.chdir(REPOSITORY):
+            make_starts(made, **options)
+            yield made
+
+
+def main() -> None:
+    parser = make_parser(__doc__.splitlines()[0], [1, 2, 3])
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES, metavar="NAME")
     parser.add_argument("--quick", action="store_true", help="three cases only; exits with 1 where the doctor is wrong")
     parser.add_argument("--read", type=Path, help="train nothing: examine the runs of an earlier --output again")
     args = parser.parse_args()
@@ -364,15 +380,11 @@ def main() -> None:
     if args.read:
         print(table(read_again(args.read)))
         return
-    output = args.output and args.output.resolve()
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = (args.folder or Path(temporary)).resolve()
-        os.chdir(REPOSITORY)  # where the rewards of this file are found
-        make_starts(folder, **{"pretrain_steps": 60} if args.quick else {})
+    with prepared_folder(args.folder, **{"pretrain_steps": 60} if args.quick else {}) as folder:
         results = run_all([(name, seed, folder) for name in args.cases for seed in args.seeds], args.jobs)
     print(table(results))
-    if output:
-        output.write_text(json.dumps(results) + "\n", encoding="utf-8")
+    if args.output:
+        args.output.write_text(json.dumps(results) + "\n", encoding="utf-8")
     wrong = [result["case"] for result in results if first_line(result) != (result["fault"] or "nothing")]
     if args.quick and wrong:
         sys.exit(f"the doctor is wrong about: {'; '.join(wrong)}")

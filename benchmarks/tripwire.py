@@ -10,20 +10,17 @@ rise while exact match fell? When did the doctor say so, and how much had exact 
 checkpoint better than that of the highest reward, on 300 prompts that neither training nor evaluation has seen?
 """
 
-import argparse
 import json
 import multiprocessing
-import os
 import random
 import re
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.doctor import COMMON, RECIPES, REPOSITORY, answer, chat, draw, make_starts, run_recipe
+from benchmarks.doctor import COMMON, RECIPES, answer, chat, draw, make_parser, prepared_folder, run_recipe
 
 EVERY = 1  # steps between evaluations
 LOST = 0.1  # of exact match, before which the alarm must come
@@ -102,7 +99,7 @@ def table(results: list[dict[str, Any]]) -> str:
     ]
     for run in results:
         rewards, watched = [point[1] for point in run["curve"]], [point[2] for point in run["curve"]]
-        alarm = "none" if run["alarm"] is None else f"{run['alarm']} | {run['lost_at_alarm']:.3f}"
+        alarm = "none | -" if run["alarm"] is None else f"{run['alarm']} | {run['lost_at_alarm']:.3f}"
         lines.append(
             f"| {run['seed']} | {rewards[0]:.3f} to {rewards[-1]:.3f} | {watched[0]:.3f}, {max(watched):.3f}, "
             f"{watched[-1]:.3f} | {alarm} | {run['chosen']:.3f} | {run['highest_reward']:.3f} |"
@@ -117,22 +114,13 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5])
-    parser.add_argument("--folder", type=Path, help="keep the runs here; starts that are there are used again")
-    parser.add_argument("--output", type=Path)
-    args = parser.parse_args()
-    output = args.output and args.output.resolve()
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = (args.folder or Path(temporary)).resolve()
-        os.chdir(REPOSITORY)  # where the reward of this file is found
-        make_starts(folder)
-        with multiprocessing.get_context("fork").Pool(args.jobs, maxtasksperchild=1) as pool:
-            results = pool.map(measure, [(seed, folder) for seed in args.seeds], chunksize=1)
+    args = make_parser(__doc__.splitlines()[0], [1, 2, 3, 4, 5]).parse_args()
+    forked = multiprocessing.get_context("fork")
+    with prepared_folder(args.folder) as folder, forked.Pool(args.jobs, maxtasksperchild=1) as pool:
+        results = pool.map(measure, [(seed, folder) for seed in args.seeds], chunksize=1)
     print(table(results))
-    if output:
-        output.write_text(json.dumps(results) + "\n", encoding="utf-8")
+    if args.output:
+        args.output.write_text(json.dumps(results) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -69,6 +69,11 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+def thinking_options(thinking: bool | None) -> dict[str, bool]:
+    """Variables for chat templates that can switch thinking: MiniMind's name for it and Qwen's."""
+    return {} if thinking is None else {"open_thinking": thinking, "enable_thinking": thinking}
+
+
 def load_chat_model(
     name: str, tokenizer: str | None = None, num_attention_heads: int | None = None
 ) -> LoadedCheckpoint:
@@ -169,8 +174,7 @@ class Conversation:
     def _prompt(self) -> dict[str, torch.Tensor]:
         """The tokenized conversation, without its oldest turns if it is too long for the model."""
         limit = self.checkpoint.model.config.max_position_embeddings - self.settings.max_new_tokens
-        thinking = self.settings.thinking
-        template = {} if thinking is None else {"open_thinking": thinking, "enable_thinking": thinking}
+        template = thinking_options(self.settings.thinking)
         while True:
             prompt = self.checkpoint.tokenizer.apply_chat_template(
                 self.messages,

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ..errors import MixtureError, nearest
-from .push import add_hub_options
+from .push import add_hub_options, hub_options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -84,8 +84,7 @@ def _build(args: argparse.Namespace) -> None:
 def _push(args: argparse.Namespace) -> None:
     from .upload import push_dataset
 
-    options = {"private": args.private, "license": args.license, "language": args.language}
-    print(push_dataset(args.folder, args.repo_id, **options))
+    print(push_dataset(args.folder, args.repo_id, **hub_options(args)))
 
 
 def _show(args: argparse.Namespace) -> None:

@@ -21,8 +21,12 @@ def add_hub_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--language", nargs="+", metavar="CODE", help="for the card, such as zh en")
 
 
+def hub_options(args: argparse.Namespace) -> dict:
+    """The values of `add_hub_options` beside the name."""
+    return {"private": args.private, "license": args.license, "language": args.language}
+
+
 def _run(args: argparse.Namespace) -> None:
     from .upload import push_model
 
-    options = {"private": args.private, "license": args.license, "language": args.language}
-    print(push_model(args.run_folder, args.repo_id, twin=args.twin, **options))
+    print(push_model(args.run_folder, args.repo_id, twin=args.twin, **hub_options(args)))

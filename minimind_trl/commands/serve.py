@@ -48,7 +48,9 @@ def _run(args: argparse.Namespace) -> None:
 def _serve(args: argparse.Namespace, name: str, port: int) -> None:
     from transformers.cli.serve import Serve
 
-    thinking = {} if args.thinking is None else {"open_thinking": args.thinking, "enable_thinking": args.thinking}
+    from .conversation import thinking_options
+
+    thinking = thinking_options(args.thinking)
     url = f"http://{args.host}:{port}/v1"
     print(f"model {name!r} at {url}", flush=True)
     server = Serve(

@@ -14,6 +14,7 @@ from .measures import Measure, mean, share
 _BATCH_SIZE = 64
 _NGRAM = 4
 _SPARE_TOKENS = 8  # beyond the longest right answer, so that a wrong answer can end by itself
+_LONGEST_SHOWN = 128  # tokens of an answer that is only shown
 
 
 def position_score(completion: str, answer: str) -> float:
@@ -49,6 +50,23 @@ def render_prompt(
     """
     options = {"tools": decode_tools(tools), "tokenize": False, "add_generation_prompt": True, **template}
     return tokenizer.apply_chat_template(messages, **options)
+
+
+def short_answers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], right: Iterable[str | None]
+) -> list[str]:
+    """Greedy completions of rendered prompts to look at: little longer than the longest right answer, if any is known.
+
+    Args:
+        right: the right answers, None where there is none.
+    """
+    longest = min(_room(tokenizer, right), _LONGEST_SHOWN)
+    return tokenizer.batch_decode(generate_tokens(model, tokenizer, texts, longest), skip_special_tokens=True)
+
+
+def _room(tokenizer: PreTrainedTokenizerBase, right: Iterable[str | None]) -> int:
+    """Tokens that an answer may have."""
+    return max(len(tokenizer(answer or "").input_ids) for answer in right) + _SPARE_TOKENS
 
 
 def generate_tokens(
@@ -102,8 +120,8 @@ def exact_match_by_skill(
         `{skill: {"exact_match": share, "position_score": mean, "prompts": count}}`.
     """
     rows = list(rows)
-    longest = max(len(tokenizer(row["answer"]).input_ids) for row in rows)
-    completions = generate_answers(model, tokenizer, [row["messages"][:-1] for row in rows], longest + _SPARE_TOKENS)
+    longest = _room(tokenizer, [row["answer"] for row in rows])
+    completions = generate_answers(model, tokenizer, [row["messages"][:-1] for row in rows], longest)
     scores: dict[str, list[float]] = defaultdict(list)
     for row, completion in zip(rows, completions, strict=True):
         score = position_score(completion, row["answer"])

@@ -115,13 +115,13 @@ class _Decoder:
         self.body, self.head = model.model, model.lm_head
         attention = self.body.layers[0].self_attn
         self.head_dim, self.scaling = attention.head_dim, attention.scaling
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
         cache = DynamicCache(config=model.config)
         # Equal prompts, such as those of a GRPO group, are read once.
         prompts, place = torch.stack([ids, mask.to(ids)]).unique(dim=1, return_inverse=True)
-        output = self.body(*prompts, (prompts[1].cumsum(-1) - 1).clamp(min=0), cache, use_cache=True)
+        positions = (prompts[1].cumsum(-1) - 1).clamp(min=0)
+        output = self.body(*prompts, positions, cache, use_cache=True)  # the cache's keyword depends on the version
         self.logits = self.head(output.last_hidden_state[:, -1])[place]
-        self.position, self.length = positions[:, -1:], ids.shape[1]
+        self.position, self.length = positions[place, -1:], ids.shape[1]
         layers = cache.layers
         self.kv_heads = layers[0].keys.shape[1]
         self.keys = [layer.keys[place].flatten(0, 1) for layer in layers]

@@ -6,12 +6,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.answers import generate_tokens, render_prompt, without_reasoning
+from ..evaluation.answers import render_prompt, short_answers, without_reasoning
 from .run_folder import RunFolder
 
 _PROMPTS = 8
-_LONGEST = 128  # tokens of an answer
-_SPARE = 8
 
 
 def stage_answers(runs: Sequence[RunFolder], ask: bool) -> list[dict[str, Any]]:
@@ -74,6 +72,4 @@ def _ask(folder: Path, prompts: list[dict[str, Any]]) -> list[str]:
         asked if isinstance(asked := prompt["prompt"], str) else render_prompt(tokenizer, asked, prompt["tools"])
         for prompt in prompts
     ]
-    longest = max(len(tokenizer(prompt["right"] or "").input_ids) for prompt in prompts)
-    completions = generate_tokens(model, tokenizer, texts, min(longest + _SPARE, _LONGEST))
-    return tokenizer.batch_decode(completions, skip_special_tokens=True)
+    return short_answers(model, tokenizer, texts, [prompt["right"] for prompt in prompts])

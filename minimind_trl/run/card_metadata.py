@@ -6,8 +6,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-_TIMES = ("_runtime", "_per_second", "_preparation_time")
-_PREFIX = "eval_"
+from ..evaluation.measures import by_importance
 
 
 def hub_datasets(lock: dict[str, Any]) -> list[str]:
@@ -36,13 +35,10 @@ def eval_results(metrics: dict[str, Any], lock: dict[str, Any], task: str) -> li
             dataset_type=found[0] if len(found) == 1 else "mixture",
             dataset_name=name,
             dataset_split="validation",
-            metric_type=figure.removeprefix(_PREFIX),
-            metric_name=figure.removeprefix(_PREFIX),
+            metric_type=figure,
+            metric_name=figure,
             metric_value=value,
         )
-        for figure, value in metrics.get("after", {}).items()
-        if figure.startswith(_PREFIX)
-        and not figure.endswith(_TIMES)
-        and isinstance(value, int | float)
-        and math.isfinite(value)
+        for figure, value in by_importance(metrics.get("after", {})).items()
+        if math.isfinite(value)
     ]

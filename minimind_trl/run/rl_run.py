@@ -44,10 +44,9 @@ class RLRun(Run):
         """
         splits = super().load_data(*phases)
         self.data = _with_tools(self.config, _with_thinking(self.config, self.data, self.tokenizer), self.tokenizer)
-        off = self.config.watch and not self.args.eval_interval
         raise_all(
             [
-                *[f"--watch is measured on held-out prompts, and {self.args.data_config} has none"] * bool(off),
+                *_watch_problems(self.config, self.args),
                 *_column_problems([*self.reward_funcs, *self.watch_funcs], self.data),
                 *_length_problems(self.config, self.model, self.tokenizer, self.data),
             ]
@@ -56,6 +55,11 @@ class RLRun(Run):
 
     def check(self, trainer) -> dict[str, Any]:
         return rl_flight_check(trainer, self)
+
+
+def _watch_problems(config: OnlineConfig, args) -> Iterator[str]:
+    if config.watch and not args.eval_interval:
+        yield f"--watch is measured on held-out prompts, and {args.data_config} has none"
 
 
 def _column_problems(rewards: list[Reward], data: DatasetDict) -> Iterator[str]:

@@ -14,10 +14,8 @@ from trl.trainer.utils import use_adapter
 from ..evaluation.pairs import answer_log_probs, pair_rewards
 from ..reports.samples import AT_A_MOMENT, Sample, rounded, shown_prompt
 from .lm_head import add_learned_positions_head
-from .sample_recording import cut_tokens, cut_values, varied
+from .sample_recording import LOOKED_AT, cut_tokens, cut_values, varied
 from .trainer_mixin import TrainerMixin, first_batches
-
-_LOOKED_AT = 200  # held-out pairs to choose samples from
 
 
 class PairsTrainer(TrainerMixin):
@@ -44,7 +42,7 @@ class PairsTrainer(TrainerMixin):
         figures = super().evaluate(*args, **kwargs)
         if self.held_out is not None and self.wants_samples(self.sample_kind) and self.whole_model() is not None:
             with self.untimed(), torch.no_grad():
-                pairs = varied(islice(self.held_out, _LOOKED_AT))
+                pairs = varied(islice(self.held_out, LOOKED_AT))
                 samples = (self.pair_sample(row) for row in pairs)
                 self.add_samples(self.sample_kind, list(islice(filter(None, samples), AT_A_MOMENT // 2)))
         return figures

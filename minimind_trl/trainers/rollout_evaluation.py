@@ -1,6 +1,5 @@
 """Held-out evaluation of the online trainers: greedy answers, and a loss on answers that were sampled once."""
 
-import json
 import math
 import random
 from collections import defaultdict
@@ -19,7 +18,7 @@ from ..reports.samples import rounded, shown_prompt
 from .reference_model import ReferenceModel
 from .rollout import Rollout, weighted_sums
 from .rollout_rewards import RolloutRewards
-from .sample_recording import PROMPTS, varied
+from .sample_recording import PROMPTS, prompt_key, right_answer, varied
 
 _FROZEN = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
 
@@ -169,9 +168,8 @@ class RolloutEvaluation(RolloutRewards, ReferenceModel):
         )
         samples = {}
         for row, answer, reward in zip(rollout.rows, answers, rounded(rollout.rewards.tolist()), strict=True):
-            right = row.get("answer") if isinstance(row.get("answer"), str) else None
-            sample = {"prompt": shown_prompt(row["prompt"]), "right": right, "answer": answer, "reward": reward}
-            samples.setdefault(json.dumps(row["prompt"], default=str), (row, sample))
+            shown = {"prompt": shown_prompt(row["prompt"]), "right": right_answer(row)}
+            samples.setdefault(prompt_key(row), (row, shown | {"answer": answer, "reward": reward}))
         chosen = varied(row | {"sample": sample} for row, sample in samples.values())
         self.add_samples("answer", [row["sample"] for row in chosen[:PROMPTS]])
 

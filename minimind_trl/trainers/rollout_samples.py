@@ -1,6 +1,5 @@
 """Answers of a rollout with what their tokens were trained by: advantage, value, log-probability, KL and ratio."""
 
-import json
 import math
 from typing import Any
 
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from ..reports.samples import Sample, first_of_groups, rounded, shown_prompt
 from .rollout import Rollout
-from .sample_recording import cut_tokens, cut_values
+from .sample_recording import cut_tokens, cut_values, prompt_key, right_answer
 
 
 class RolloutSamples:
@@ -31,7 +30,7 @@ class RolloutSamples:
         all_rewards: Tensor,
         tokenizer: Any,
     ):
-        keys = [json.dumps(row["prompt"], sort_keys=True, default=str) for row in rollout.rows]
+        keys = [prompt_key(row) for row in rollout.rows]
         self.places = first_of_groups(keys, rollout.rewards.nan_to_num(math.inf).tolist())
         self.groups = {key: number for number, key in enumerate(dict.fromkeys(keys[at] for at in self.places))}
         self._of_prompt = [self.groups[keys[at]] for at in self.places]
@@ -71,7 +70,7 @@ class RolloutSamples:
         sample = {
             "prompt": shown_prompt(row["prompt"]),
             "group": self._of_prompt[number],
-            "right": row["answer"] if isinstance(row.get("answer"), str) else None,
+            "right": right_answer(row),
             **cut_tokens(self._decoder, ids[:length].tolist()),
             "reward": rounded([float(rollout.rewards[place])])[0],
             "rewards": dict(zip(self._names, rounded(self._rewards[number]), strict=True)),

@@ -1,5 +1,6 @@
 """What trainers write to `samples.jsonl`, from passes that draw no random number and change no weight."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable
 from itertools import islice
@@ -8,13 +9,11 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from ..evaluation.answers import generate_tokens, render_prompt
+from ..evaluation.answers import render_prompt, short_answers
 from ..reports.samples import AT_A_MOMENT, MOST_TOKENS, Sample, SampleFile, rounded, shown_prompt, token_texts
 
-_LOOKED_AT = 200  # held-out rows to choose prompts from
+LOOKED_AT = 200  # held-out rows to choose samples from
 PROMPTS = 6  # to answer at a moment
-_LONGEST_ANSWER = 128  # tokens
-_SPARE = 8  # tokens beyond the longest right answer, so that a wrong one can end by itself
 
 
 class SampleRecording:
@@ -58,7 +57,7 @@ class SampleRecording:
             return
         tokenizer = self.processing_class
         asked = []
-        for row in varied(islice(rows, _LOOKED_AT)):
+        for row in varied(islice(rows, LOOKED_AT)):
             prompt, right = prompt_and_answer(row)
             text = render_prompt(tokenizer, prompt, row.get("tools")) if prompt else ""
             if text and len(tokenizer(text, add_special_tokens=False).input_ids) <= MOST_TOKENS:
@@ -68,11 +67,8 @@ class SampleRecording:
                 break
         if not asked:
             return
-        longest = max(len(tokenizer(sample["right"] or "").input_ids) for _, sample in asked)
-        completions = generate_tokens(
-            model, tokenizer, [text for text, _ in asked], min(longest + _SPARE, _LONGEST_ANSWER)
-        )
-        answers = tokenizer.batch_decode(completions, skip_special_tokens=True)
+        texts, right = [text for text, _ in asked], [sample["right"] for _, sample in asked]
+        answers = short_answers(model, tokenizer, texts, right)
         pairs = zip(asked, answers, strict=True)
         self.add_samples("answer", [sample | {"answer": answer} for (_, sample), answer in pairs])
 
@@ -120,6 +116,16 @@ def varied(rows: Iterable[dict]) -> list[dict]:
         ranked.append((counts[kind], row))
         counts[kind] += 1
     return [row for _, row in sorted(ranked, key=lambda entry: entry[0])]
+
+
+def prompt_key(row: dict) -> str:
+    """The same for rows with equal prompts."""
+    return json.dumps(row["prompt"], sort_keys=True, default=str)
+
+
+def right_answer(row: dict) -> str | None:
+    """The right answer of a prompt for RL, if the row has one as text."""
+    return row["answer"] if isinstance(row.get("answer"), str) else None
 
 
 def prompt_and_answer(row: dict) -> tuple[list[dict] | None, str | None]:
