@@ -349,16 +349,6 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def make_parser(description: str, seeds: list[int]) -> argparse.ArgumentParser:
-    """The options of this script and of tripwire.py."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
-    parser.add_argument("--seeds", nargs="+", type=int, default=seeds)
-    parser.add_argument("--folder", type=Path, help="keep the runs here; starts that are there are used again")
-    parser.add_argument("--output", type=Path)
-    return parser
-
-
 @contextlib.contextmanager
 def prepared_folder(folder: Path | None, **options: int) -> Iterator[Path]:
     """A folder with the world and the starts, from the repository's top folder, where the rewards are found."""
@@ -370,7 +360,11 @@ def prepared_folder(folder: Path | None, **options: int) -> Iterator[Path]:
 
 
 def main() -> None:
-    parser = make_parser(__doc__.splitlines()[0], [1, 2, 3])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--folder", type=Path, help="keep the runs here; starts that are there are used again")
+    parser.add_argument("--output", type=Path)
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES, metavar="NAME")
     parser.add_argument("--quick", action="store_true", help="three cases only; exits with 1 where the doctor is wrong")
     parser.add_argument("--read", type=Path, help="train nothing: examine the runs of an earlier --output again")

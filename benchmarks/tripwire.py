@@ -10,6 +10,7 @@ rise while exact match fell? When did the doctor say so, and how much had exact 
 checkpoint better than that of the highest reward, on 300 prompts that neither training nor evaluation has seen?
 """
 
+import argparse
 import json
 import multiprocessing
 import random
@@ -20,7 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.doctor import COMMON, RECIPES, answer, chat, draw, make_parser, prepared_folder, run_recipe
+from benchmarks.doctor import COMMON, RECIPES, answer, chat, draw, prepared_folder, run_recipe
 
 EVERY = 1  # steps between evaluations
 LOST = 0.1  # of exact match, before which the alarm must come
@@ -114,7 +115,12 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    args = make_parser(__doc__.splitlines()[0], [1, 2, 3, 4, 5]).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5])
+    parser.add_argument("--folder", type=Path, help="keep the runs here; starts that are there are used again")
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
     forked = multiprocessing.get_context("fork")
     with prepared_folder(args.folder) as folder, forked.Pool(args.jobs, maxtasksperchild=1) as pool:
         results = pool.map(measure, [(seed, folder) for seed in args.seeds], chunksize=1)
