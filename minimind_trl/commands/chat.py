@@ -140,11 +140,11 @@ def _print_answer(console: "Console", pieces: Iterator["Piece"]) -> None:
 def _print_beside(console: "Console", conversations: list["Conversation"], turn: str) -> None:
     """Two columns: the first fills while its model answers, then the second."""
     from rich.live import Live
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     texts = [Text() for _ in conversations]
-    table = Table(*_names(conversations), expand=True)
+    table = Table(*(Column(name, ratio=1) for name in _names(conversations)), expand=True)
     table.add_row(*texts)
     with Live(table, console=console, vertical_overflow="visible") as live:
         for conversation, text in zip(conversations, texts, strict=True):
