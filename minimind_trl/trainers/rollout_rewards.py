@@ -1,5 +1,6 @@
 """The rewards of rollouts: reward functions that are checked, their errors, and completions that get no reward."""
 
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -33,6 +34,15 @@ class RolloutRewards(RolloutEngine):
         )  # otherwise all processes must learn of an error before it is raised
         for reward in [*self._checked_rewards(), *self.watch_funcs]:
             reward.on_error = "none" if self.args.reward_errors == "none" else "raise" if alone else "note"
+
+    def check_environment_rewards(self, first: int) -> None:
+        """Make the rewards that environments give, from place `first` on, checked ones with their class's range."""
+        classes = {type(environment).__name__: type(environment) for environment in self.one_of_each_environment()}
+        for place, name in [*enumerate(self.reward_func_names)][first:]:
+            function, owner = self.reward_funcs[place], classes[name]
+            if not is_async_callable(function):
+                low, high = getattr(owner, "low", -math.inf), getattr(owner, "high", math.inf)
+                self.reward_funcs[place] = Reward(function, name, low, high)
 
     def score_completions(self, rows: list[dict], prompts: list, completions: list, completion_ids: list) -> Tensor:
         """(N, functions) rewards of all processes' completions; NaN where a function gave none.
