@@ -5,6 +5,7 @@ import json
 import pytest
 from datasets import Dataset
 
+from minimind_trl.rewards import Reward
 from minimind_trl.tokenization import tiny_tokenizer
 from minimind_trl.tools import load_tools, tool_schemas
 from tests.trainers.online import METHODS, bandit_model, low_ids, online
@@ -141,3 +142,32 @@ def test_training_with_tools_runs_and_logs_what_came_of_the_calls(tmp_path):
     trainer.train()
     logs = trainer.state.log_history[0]
     assert logs["tools/errors"] == 1 and logs["tools/turns"] == 2 and logs["tools/failure_frequency"] == 1
+
+
+def test_evaluation_says_how_often_tools_were_called_and_failed(tmp_path):
+    trainer = trainer_with(
+        tmp_path, "grpo", reward=Reward(lambda completions, **_: [1.0] * len(completions), "r", 0, 1)
+    )
+    scripted(trainer, call("1/0"), "Done.")
+    figures = trainer.evaluate()
+    tools = {name: value for name, value in figures.items() if "tools/" in name or "success" in name}
+    assert tools == {
+        **{"eval_success": 1, "eval_tools/calls": 0, "eval_tools/failed_calls": 0},  # the first was for the frozen loss
+        **{"eval_tools/repeated_calls": 0, "eval_tools/turns": 1},
+    }
+
+
+class Door(Safe):
+    """Another environment."""
+
+
+@pytest.mark.filterwarnings("ignore:You are using 'environment_factory'")
+def test_each_row_has_its_environment_and_each_environment_its_figures(tmp_path):
+    rows = Dataset.from_list([ASKED | {"secret": 3, "environment": name} for name in ("Safe", "Door") * 12])
+    trainer = trainer_with(
+        tmp_path, "spo", rows, reward=[], tools=None, environment_factory={"Safe": Safe, "Door": Door}
+    )
+    scripted(trainer, '<tool_call>{"name": "open_safe", "arguments": {"number": 3}}</tool_call>')
+    figures = trainer.evaluate()
+    assert figures["eval_Safe/success"] == figures["eval_Door/success"] == figures["eval_success"] == 1
+    assert figures["eval_Door/tools/calls"] > 1 and figures["eval_Door/tools/failed_calls"] == 0
