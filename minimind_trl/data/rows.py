@@ -117,6 +117,8 @@ class RowConverter:
         self.fields = schemas.spellings(renamed, self.schema) | self.fields
         known = {*renamed, *self.fields}
         self.extras = self._extras(known, where)
+        if source.tools and SCHEMAS[self.schema].kind == "text":
+            raise MixtureError(f"{where}: datasets.{source.name}.tools: its rows are plain text, which has no tools")
         self._check_tokenizer(where)
         self._read = self._read_keys()
         named = (row | {name: value_at(row, path) for name, path in self.fields.items()} for row in sample)
@@ -246,7 +248,7 @@ class RowConverter:
             traced.unread = tuple(schemas.unread_keys(row, self._read))
             schemas.refuse_left_out(row, self.schema, self.phase)
             schema = SCHEMAS[self.schema]
-            traced.row = schemas.to_phase(schema.convert(row), schema.kind, self.phase)
+            traced.row = self._with_tools(schemas.to_phase(schema.convert(row), schema.kind, self.phase))
             traced.untrained = sum(turn.get("train") is False for turn in traced.row.get("messages", ()))
             extras = {name: _storable(row.get(name)) for name in self.extras}
             traced.content = _checked_content(traced.row, extras)
@@ -271,6 +273,10 @@ class RowConverter:
             reason = "nested too deeply" if isinstance(error, RecursionError) else reason
             traced.row, traced.reason, traced.unusable = None, reason, True
         return traced
+
+    def _with_tools(self, row: Row) -> Row:
+        """The row with the tools of its source, unless it has its own."""
+        return row if row.get("tools") or not self.source.tools else row | {"tools": self.source.tool_schemas}
 
     def _untrained(self, traced: Traced) -> list[list[int]] | None:
         """Character spans of the text that are not trained, or None."""

@@ -26,6 +26,7 @@ from .records import run_record
 from .results import count_rows, mixture_lock, save_both_forms, write_results
 from .row_checks import row_checks
 from .run_context import RunContext
+from .services import begin_swanlab
 from .settings import complete_config, set_checkpoint_to_resume
 
 
@@ -90,6 +91,7 @@ class Run(RunContext):
         }
         trainer.complete_card = lambda: complete_card(trainer, self, record, metrics)
         trainer.add_callback(Doctor(trainer, record))
+        begin_swanlab(self.config)
         at_end = EvaluateAtEnd(trainer)
         if self.args.eval_interval:
             at_end.put_first()

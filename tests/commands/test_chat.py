@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from minimind_trl.cli import main
-from minimind_trl.commands.conversation import Conversation, Piece, Settings, load_chat_model, load_tools
+from minimind_trl.commands.conversation import Conversation, Piece, Settings, load_chat_model
 from minimind_trl.errors import InputError
+from minimind_trl.tools import load_tools
 from tests.conftest import KINDS
 
 
@@ -139,7 +140,7 @@ def test_tools_are_called_and_the_model_answers_with_their_results(checkpoint, a
     [
         ("ad", "{}", "error: no tool 'ad'; did you mean 'add'?"),
         ("add", "[1, 2]", "error: arguments must be a JSON object"),
-        ("add", '{"a": 1}', "error: TypeError: missing a required argument: 'b'"),
+        ("add", '{"a": 1}', "error: add: missing a required argument: 'b'"),
         ("add", '{"a": 1, "b": "x"}', "error: TypeError: unsupported operand type(s) for +: 'int' and 'str'"),
     ],
 )
@@ -165,7 +166,7 @@ def test_calls_without_end_are_ended(checkpoint, answering):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("add", "--tools add: give module:function"),
+        ("calculater", "--tools calculater: no such tool; did you mean 'calculator'"),
         ("os:getcwd", "os:getcwd is part of Python"),
         ("chat_tools:undescribed", "--tools chat_tools:undescribed: .*docstring"),
         ("chat_tools:ad", "has no function 'ad'; did you mean 'add'"),
