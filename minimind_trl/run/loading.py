@@ -129,7 +129,7 @@ def build_data(args: RecipeArguments, config, tokenizer: PreTrainedTokenizerBase
     if args.use_prepared:
         data = load_or_prepare(mixer, Path(args.prepared_dir) / mixer.name, tokenizer)
     else:
-        data = mixer.build(tokenizer)
+        data = mixer.build(tokenizer, keep_tokens=True)
     if mixer.mixture.streaming:
         data = _streams(args, config, data, mixer)
     if config.process_index == 0:
