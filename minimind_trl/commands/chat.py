@@ -63,12 +63,12 @@ def _run(args: argparse.Namespace) -> None:
     if not args.web and (args.host or args.port):
         raise InputError("--host and --port are for --web")
 
-    from ..tools import load_tools
+    from ..tools import ToolLimits, load_tools
     from .conversation import Conversation, Settings, load_chat_model
 
     names = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "thinking")
     settings = Settings(**{name: getattr(args, name) for name in names})
-    tools = load_tools(args.tools or [], Path.cwd())
+    tools = load_tools(args.tools or [], Path.cwd(), ToolLimits())
     if args.web:
         from .chat_page import check_installed
 
