@@ -152,6 +152,7 @@ def _print_steps(
 ) -> None:
     from ..data.marked_rows import marked_row
     from ..data.report import MOVED
+    from ..data.row_renderer import TOKENS
 
     if traced.unread:
         _print_step(console, "not read", ", ".join(traced.unread))
@@ -171,8 +172,9 @@ def _print_steps(
     _print_step(console, "escape", f"{traced.escaped} control tokens inside the text")
     if traced.moved:
         _print_step(console, "template", f"{traced.moved} {MOVED}")
-    _print_step(console, "tokens", f"{traced.tokens}{_beyond(mixer, traced.tokens)}; the trained part is marked:")
-    console.print(marked_row(traced.trained, tokenizer, mixer.longest, mixer.on_long), highlight=False)
+    _print_step(console, "tokens", f"{traced.count}{_beyond(mixer, traced.count)}; the trained part is marked:")
+    row = traced.trained | {name: getattr(traced.tokens, name) for name in TOKENS}
+    console.print(marked_row(row, tokenizer, mixer.longest, mixer.on_long), highlight=False)
 
 
 def _beyond(mixer: "DatasetMixer", tokens: int) -> str:

@@ -26,6 +26,7 @@ from .config import Mixture, Source, load_mixture, mixture_file
 from .duplicates import CONTAMINATED, near_duplicates
 from .reader import MixtureReader, SourceReader, listed
 from .report import LongRows, MixtureReport, SourceReport, StreamReport, describe_long_rows, describe_split
+from .row_renderer import TOKENS
 from .rows import FACTS, too_long
 from .schemas import plain_text
 from .selection import Pool
@@ -109,12 +110,17 @@ class DatasetMixer:
         """The current provenance: equal if a build would give the same rows."""
         return self.reader(tokenizer).made_from()
 
-    def build(self, tokenizer: PreTrainedTokenizerBase | None = None) -> DatasetDict | IterableDatasetDict:
+    def build(
+        self, tokenizer: PreTrainedTokenizerBase | None = None, keep_tokens: bool = False
+    ) -> DatasetDict | IterableDatasetDict:
         """Read, convert, filter, split and mix.
 
         Args:
             tokenizer: escapes control tokens inside text, counts tokens, and renders the conversations of a text
                 phase; None does none of it.
+            keep_tokens: keep the tokens of rows for language models in the columns `input_ids` and `assistant_masks`,
+                from which trainers of this tokenizer learn without tokenizing again. A stream has none, nor has a
+                mixture whose chat template prints other text in training.
 
         Returns:
             "train" and, unless `validation: none`, "validation". Their columns are `text`, or `messages`, or `prompt`,
@@ -130,7 +136,7 @@ class DatasetMixer:
             return self._stream(reader)
         mix = make_mix(reader)
         self._result = _report(mix, reader)
-        return mix.splits()
+        return mix.splits(keep_tokens)
 
     def adopt(self, made_from: dict[str, str], report: MixtureReport) -> None:
         """Adopt the provenance and report of an earlier build; only description and version may differ."""
@@ -210,11 +216,12 @@ class Mix:
     train: np.ndarray
     validation: np.ndarray
 
-    def splits(self) -> DatasetDict:
-        """The rows that are taken."""
+    def splits(self, keep_tokens: bool = False) -> DatasetDict:
+        """The rows that are taken, with `TOKENS` if they are to be kept."""
         rows = _joined(self.sources)
+        needless = [name for name in (*FACTS, *(() if keep_tokens else TOKENS)) if name in rows.column_names]
         taken = {"train": self.train} | ({"validation": self.validation} if self.mixture.validation else {})
-        return DatasetDict({name: rows.select(numbers).remove_columns(list(FACTS)) for name, numbers in taken.items()})
+        return DatasetDict({name: rows.select(numbers).remove_columns(needless) for name, numbers in taken.items()})
 
     def outcome(self, source: Source, file: int, number: int) -> str:
         """What became of a row: "train", "validation", or the reason it was dropped for.
@@ -384,5 +391,5 @@ def _dropped_for(sources: list[SourceReader], reason: str) -> np.ndarray:
 def _joined(sources: list[SourceReader]) -> Dataset:
     """The rows of all sources, without columns that all of them leave empty."""
     rows = concatenate_datasets([source.rows for source in sources])
-    names = [name for name in ("tools", "untrained") if name in rows.column_names]
+    names = [name for name in ("tools", "untrained", "assistant_masks") if name in rows.column_names]
     return rows.remove_columns([name for name in names if rows.data.column(name).null_count == len(rows)])

@@ -124,6 +124,7 @@ class MixtureReader:
                 filled=[name for name, value in row.items() if value is not None],
                 sample=sample,
                 longest=self.longest if self.on_long == "drop" else None,
+                keep_tokens=not self.mixture.streaming,  # a stream shuffles its rows as Python lists
             )
         except MixtureError as error:
             raise MixtureError(f"{self.path}: {error}") from error

@@ -41,6 +41,13 @@ class RecipeArguments:
     num_attention_heads: int | None = field(
         default=None, metadata={"help": "For a MiniMind2 .pth file, which does not record its head count. Default: 8."}
     )
+    as_twin: bool = field(
+        default=False,
+        metadata={
+            "help": "Train the stock Llama or Qwen3 that computes the same, which engines such as vLLM know. The run's "
+            "folder gets a MiniMind again, and the stock model in twin/."
+        },
+    )
     use_prepared: bool = field(
         default=False,
         metadata={"help": "Reuse the mixture in --prepared_dir if nothing it was made from has changed."},

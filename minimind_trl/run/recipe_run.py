@@ -23,7 +23,7 @@ from .model_card import complete_card
 from .output_folder import lock_output_folder
 from .processes import limit_waiting
 from .records import run_record
-from .results import count_rows, mixture_lock, write_results
+from .results import count_rows, mixture_lock, save_both_forms, write_results
 from .row_checks import row_checks
 from .run_context import RunContext
 from .services import begin_swanlab
@@ -109,6 +109,8 @@ class Run(RunContext):
                 trainer.processing_class = self.tokenizer  # not a twin made for the training
                 trainer.save_without_push()  # until the results are there
                 if trainer.is_world_process_zero():
+                    if self.args.as_twin and self.peft_config is None:
+                        save_both_forms(Path(self.config.output_dir), type(self.model), self.tokenizer)
                     write_results(trainer, self, metrics)
             if self.config.push_to_hub:
                 trainer.push_to_hub(commit_message="Model save", revision=self.config.hub_revision)
