@@ -219,6 +219,7 @@ def test_two_checkpoints_answer_the_same_turn(checkpoints, answering, monkeypatc
         ("hi\n", ["{checkpoint}", "--beside", "runs/none"], "runs/none: no such"),
         ("hi\n", ["{checkpoint}", "--temperature", "-1", "--top_p", "2"], "--top_p 2.0: must be above 0, at most 1"),
         ("hi\n", ["{checkpoint}", "--web", "--beside", "x"], "--beside is for the terminal"),
+        ("hi\n", ["{checkpoint}", "--seed", "-1"], "--seed -1: must be from 0 to 4294967295"),
         ("hi\n", ["{checkpoint}", "--port", "80"], "--host and --port are for --web"),
         ("/sav x\n", ["{checkpoint}"], "unknown command /sav; did you mean '/save'?"),
         ("/save\n", ["{checkpoint}"], "/save needs a file: /save chat.json"),

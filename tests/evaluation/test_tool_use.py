@@ -174,3 +174,8 @@ def test_the_command_refuses_other_phases(checkpoint, tmp_path, capsys):
     assert main(["eval", checkpoint, "--tools", "--data_config", path]) == 2
     error = capsys.readouterr().err
     assert "--tools asks prompts of a mixture of phase rlaif" in error and error.count("\n") == 1
+
+
+def test_the_command_refuses_a_folder_without_a_checkpoint(tmp_path, capsys):
+    assert main(["eval", str(tmp_path), "--tools"]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}: no checkpoint: config.json is missing\n"
