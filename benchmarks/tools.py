@@ -39,7 +39,8 @@ def train(folder: Path, recipe: str, seed: int, *options: str) -> None:
         return
     config = f"recipes/configs/{recipe}/tiny-tools.yaml"
     given = ("--config", config, "--output_dir", str(folder), "--seed", str(seed), *options)
-    seconds = run(f"recipes/{recipe}.py", *given)
+    launch = ("-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml")
+    seconds = run(*launch, f"recipes/{recipe}.py", *given)
     (folder / "cpu_seconds.json").write_text(json.dumps(seconds), encoding="utf-8")
 
 
