@@ -45,6 +45,8 @@ class DatasetMixer:
         """Tokens of a row as a recipe sets them; None: the mixture's max_seq_length, if it has one."""
         self.on_long = mixture.metadata.on_long_or_default
         """What becomes of longer rows: `cut`, `chunk`, `drop`, or `keep`."""
+        self.processes: int | None = None
+        """How many processes convert rows at once, at most; None for all cores that this process may use."""
         self.seen: dict[str, Counter[str]] = {}
         """Rows of a stream that were read and dropped so far, by source."""
         self._made_from: dict[str, str] = {}
@@ -76,7 +78,7 @@ class DatasetMixer:
 
     def reader(self, tokenizer: PreTrainedTokenizerBase | None = None) -> MixtureReader:
         """What reads the mixture's sources."""
-        return MixtureReader(self.mixture, self.path, tokenizer, self.longest, self.on_long)
+        return MixtureReader(self.mixture, self.path, tokenizer, self.longest, self.on_long, self.processes)
 
     def validate_mixture(self, tokenizer: PreTrainedTokenizerBase | None = None) -> list[str]:
         """Check, without building, that every source is there and its first rows can be converted.

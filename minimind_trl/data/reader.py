@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import MixtureError
 from .config import EvalSet, Mixture, Source
+from .converted_parts import Piece, default_processes, pieces_of_files
 from .duplicates import NGrams
 from .filters import CustomFilter, value_at
 from .rows import RowConverter
@@ -46,6 +47,7 @@ class MixtureReader:
         tokenizer: escapes control tokens, counts tokens and renders conversations; None does none of it.
         longest: tokens of a row beyond which `on_long` applies; None without a limit.
         on_long: `cut`, `chunk`, `drop` or `keep`.
+        processes: how many convert rows at once, at most; None for all cores that this process may use.
     """
 
     mixture: Mixture
@@ -53,6 +55,7 @@ class MixtureReader:
     tokenizer: PreTrainedTokenizerBase | None
     longest: int | None
     on_long: str
+    processes: int | None = None
 
     @property
     def cut_at(self) -> int | None:
@@ -190,14 +193,20 @@ class SourceReader:
             _filter_code(self.source.filters),
             converter.longest,
         ]
-        make = partial(converted_rows, files, converter, held_out=len(self.held_out))
-        rows = cached_rows(make, converter.features, Hasher.hash(key))
+        name, processes = self.source.name, self.reader.processes or default_processes()
+        rows = cached_rows(self._pieces, converter.features, Hasher.hash(key), f"converting {name}", processes)
         unusable = int(pc.sum(rows.data.column("_unusable")).as_py() or 0)
         if unusable > _MOSTLY * len(rows):
             numbers = np.flatnonzero(rows.data.column("_unusable").to_numpy())[:_EXAMPLES]
             examples = [(self.place(row), row["_reason"]) for row in map(rows.__getitem__, numbers.tolist())]
             self._refuse(unusable, len(rows), examples)
         return rows
+
+    def _pieces(self) -> list[Piece]:
+        files = self.files + self.held_out
+        if self.converter.schema == "kto":  # whose pairs may be anywhere in the source
+            return [Piece(partial(converted_rows, files, self.converter, held_out=len(self.held_out)), None)]
+        return pieces_of_files(files, partial(_converted_parts, self.converter))
 
     def check_head(self) -> int:
         """Convert the first rows of each file, without downloading more.
@@ -257,6 +266,11 @@ def converted_rows(
         for (index, number, _), at, row in zip(batch, places, traced, strict=True):
             converter.refuse_other_schema(row, at(number))
             yield converter.with_facts(row) | {"_file": index, "_number": number}
+
+
+def _converted_parts(converter: RowConverter, files: list[tuple[int, DataFile]]) -> Iterator[Row]:
+    for index, file in files:
+        yield from (row | {"_file": index} for row in converted_rows([file], converter))
 
 
 def numbered_rows(

@@ -26,7 +26,7 @@ from .records import run_record
 from .results import count_rows, mixture_lock, write_results
 from .row_checks import row_checks
 from .run_context import RunContext
-from .settings import complete_config, set_checkpoint_to_resume
+from .settings import complete_config, set_checkpoint_to_resume, set_processes
 
 
 class Splits(NamedTuple):
@@ -56,6 +56,7 @@ class Run(RunContext):
         lock_output_folder(self.args, self.config)
         set_checkpoint_to_resume(self.args, self.config)
         self.data = build_data(self.args, self.config, self.tokenizer, self.mixer)
+        set_processes(self.config, self.data["train"])
         limit_waiting(None)  # in the trainer's constructor, where TRL tokenizes in one process while the others wait
         return Splits(self.data["train"], self.data.get("validation") if self.args.eval_interval else None)
 
