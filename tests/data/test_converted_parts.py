@@ -4,6 +4,7 @@ import datasets
 import pytest
 
 from minimind_trl import DatasetMixer
+from minimind_trl.cli import main
 from minimind_trl.data import converted_parts, sources
 from minimind_trl.errors import MixtureError
 from minimind_trl.progress import progress
@@ -60,3 +61,19 @@ def test_without_a_terminal_progress_is_a_line_for_every_tenth(capsys, monkeypat
     monkeypatch.undo()
     assert list(progress("quick", items=range(5), total=5)) == [0, 1, 2, 3, 4]
     assert capsys.readouterr().err == ""  # nothing of what takes less than seconds
+
+
+def test_shards_made_apart_are_joined_to_one_build(write, tmp_path, monkeypatch, capsys, in_small_pieces):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    path = write({"a": texts(90), "b": [{"text": f"b {i}"} for i in range(30)]}, validation={"ratio": 0.1, "seed": 0})
+    command = ["data", "build", str(path), "--tokenizer", "tiny", "--output_dir"]
+    assert main([*command, str(tmp_path / "whole")]) == 0
+    assert main([*command, str(tmp_path / "out"), "--shard", "2/2"]) == 0
+    assert main([*command, str(tmp_path / "out"), "--merge"]) == 2
+    assert "pieces of datasets.a are missing, such as 000000.arrow: build every --shard" in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "out"), "--shard", "3/2"]) == 2
+    assert main([*command, str(tmp_path / "out"), "--shard", "1/2"]) == 0
+    monkeypatch.setattr(converted_parts, "_write_arrow", lambda *_: pytest.fail("converted again"))
+    assert main([*command, str(tmp_path / "out"), "--merge"]) == 0
+    whole, merged = (sorted((tmp_path / name).iterdir()) for name in ("whole", "out"))
+    assert [file.read_bytes() for file in merged] == [file.read_bytes() for file in whole] and len(whole) == 3
