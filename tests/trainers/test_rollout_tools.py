@@ -5,6 +5,8 @@ import json
 import pytest
 from datasets import Dataset
 
+from minimind_trl.errors import InputError
+from minimind_trl.reports.samples import SampleFile, read_samples
 from minimind_trl.rewards import Reward
 from minimind_trl.tokenization import tiny_tokenizer
 from minimind_trl.tools import load_tools, tool_schemas
@@ -101,6 +103,23 @@ def test_a_think_block_stays_open_after_a_result(trainer):
     rollout = trainer.generate_rollout([ASKED | {"chat_template_kwargs": {"open_thinking": True}}])
     assert asked[1].endswith("<|im_start|>assistant\n<think>\n")
     assert [message.get("reasoning_content") for message in rollout.completions[0]] == ["hm", None, "so"]
+
+
+def test_engines_that_shard_the_weights_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("minimind_trl.trainers.rollout_trainer.is_deepspeed_zero3_enabled", lambda: True)
+    with pytest.raises(InputError, match=r"tools under ZeRO-3: .* use DDP or ZeRO-2"):
+        trainer_with(tmp_path, "grpo")
+
+
+def test_what_tools_answered_is_marked_in_recorded_rollouts(tmp_path):
+    trainer = trainer_with(tmp_path, "grpo", max_steps=1)
+    scripted(trainer, call("12*12"), "It is 144.")
+    trainer.record_samples_to(SampleFile(tmp_path))
+    trainer.train()
+    sample = next(one for one in read_samples(tmp_path / "samples.jsonl") if one["kind"] == "rollout")
+    marked = "".join(text for text, is_tool in zip(sample["tokens"], sample["of_tools"], strict=True) if is_tool)
+    assert "<tool_response>\n144\n</tool_response>" in marked and "It is" not in marked
+    assert all((value is None) == own for value, own in zip(sample["advantages"], sample["of_tools"], strict=True))
 
 
 class Safe:
