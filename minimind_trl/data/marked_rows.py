@@ -11,7 +11,7 @@ def marked_row(row: Row, tokenizer: PreTrainedTokenizerBase, limit: int | None =
     """A row's tokens as text, trained tokens in green between ⟦ and ⟧.
 
     Args:
-        row: a converted row of any phase.
+        row: a converted row of any phase; the tokens that a mixture has kept of it are taken as they are.
         tokenizer: one with a chat template, unless the row is plain text.
         limit: the most tokens of a row; None for no limit.
         on_long: what happens beyond the limit. `cut` shows the lost tokens dimmed behind ✂, `chunk` marks each piece
@@ -19,10 +19,11 @@ def marked_row(row: Row, tokenizer: PreTrainedTokenizerBase, limit: int | None =
     """
     tools = decode_tools(row.get("tools"))
     limits = (limit, on_long)
-    if row.get("untrained"):
-        return _marked(tokenizer, *tokenize_text(tokenizer, row["text"], row["untrained"]), *limits)
+    if row.get("input_ids") is not None:
+        mask = row.get("assistant_masks")
+        return _marked(tokenizer, row["input_ids"], None if mask is None else list(mask), *limits)
     if "text" in row:
-        return _marked(tokenizer, tokenizer(row["text"])["input_ids"], None, *limits)
+        return _marked(tokenizer, *tokenize_text(tokenizer, row["text"], row.get("untrained")), *limits)
     if "messages" in row:
         return _conversation(tokenizer, row["messages"], tools, *limits)
     if "chosen" not in row:

@@ -26,6 +26,7 @@ from .config import Mixture, Source, load_mixture, mixture_file
 from .duplicates import CONTAMINATED, near_duplicates
 from .reader import MixtureReader, SourceReader, listed
 from .report import LongRows, MixtureReport, SourceReport, StreamReport, describe_long_rows, describe_split
+from .row_renderer import TOKENS
 from .rows import FACTS, too_long
 from .schemas import plain_text
 from .selection import Pool
@@ -44,6 +45,10 @@ class DatasetMixer:
         """Tokens of a row as a recipe sets them; None: the mixture's max_seq_length, if it has one."""
         self.on_long = mixture.metadata.on_long_or_default
         """What becomes of longer rows: `cut`, `chunk`, `drop`, or `keep`."""
+        self.processes: int | None = None
+        """How many processes convert rows at once, at most; None for all cores that this process may use."""
+        self.shards: Path | None = None
+        """Folder with the converted rows of all shards, that `write_shard` wrote; None to convert the rows."""
         self.seen: dict[str, Counter[str]] = {}
         """Rows of a stream that were read and dropped so far, by source."""
         self._made_from: dict[str, str] = {}
@@ -75,7 +80,8 @@ class DatasetMixer:
 
     def reader(self, tokenizer: PreTrainedTokenizerBase | None = None) -> MixtureReader:
         """What reads the mixture's sources."""
-        return MixtureReader(self.mixture, self.path, tokenizer, self.longest, self.on_long)
+        settings = (self.longest, self.on_long, self.processes, self.shards)
+        return MixtureReader(self.mixture, self.path, tokenizer, *settings)
 
     def validate_mixture(self, tokenizer: PreTrainedTokenizerBase | None = None) -> list[str]:
         """Check, without building, that every source is there and its first rows can be converted.
@@ -109,12 +115,17 @@ class DatasetMixer:
         """The current provenance: equal if a build would give the same rows."""
         return self.reader(tokenizer).made_from()
 
-    def build(self, tokenizer: PreTrainedTokenizerBase | None = None) -> DatasetDict | IterableDatasetDict:
+    def build(
+        self, tokenizer: PreTrainedTokenizerBase | None = None, keep_tokens: bool = False
+    ) -> DatasetDict | IterableDatasetDict:
         """Read, convert, filter, split and mix.
 
         Args:
             tokenizer: escapes control tokens inside text, counts tokens, and renders the conversations of a text
                 phase; None does none of it.
+            keep_tokens: keep the tokens of rows for language models in the columns `input_ids` and `assistant_masks`,
+                from which trainers of this tokenizer learn without tokenizing again. A stream has none, nor has a
+                mixture whose chat template prints other text in training.
 
         Returns:
             "train" and, unless `validation: none`, "validation". Their columns are `text`, or `messages`, or `prompt`,
@@ -130,7 +141,27 @@ class DatasetMixer:
             return self._stream(reader)
         mix = make_mix(reader)
         self._result = _report(mix, reader)
-        return mix.splits()
+        return mix.splits(keep_tokens)
+
+    def write_shard(
+        self, folder: Path, number: int, count: int, tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> dict[str, int]:
+        """Convert one of `count` shares of the rows into a folder, for a later `build` with `shards` set to it.
+
+        Args:
+            number: from 0; the other shares can be converted at the same time, on other machines.
+
+        Returns:
+            the pieces that were written, by source.
+
+        Raises:
+            MixtureError: as for `build`, or the mixture is a stream.
+        """
+        if self.mixture.streaming:
+            raise MixtureError(f"{self.path}: a streaming mixture is read while it is trained on; it has no shards")
+        reader = self.reader(tokenizer)
+        opened = map(reader.open, self.mixture.datasets)
+        return {one.source.name: one.write_shard(folder, number, count) for one in opened}
 
     def adopt(self, made_from: dict[str, str], report: MixtureReport) -> None:
         """Adopt the provenance and report of an earlier build; only description and version may differ."""
@@ -210,11 +241,12 @@ class Mix:
     train: np.ndarray
     validation: np.ndarray
 
-    def splits(self) -> DatasetDict:
-        """The rows that are taken."""
+    def splits(self, keep_tokens: bool = False) -> DatasetDict:
+        """The rows that are taken, with `TOKENS` if they are to be kept."""
         rows = _joined(self.sources)
+        needless = [name for name in (*FACTS, *(() if keep_tokens else TOKENS)) if name in rows.column_names]
         taken = {"train": self.train} | ({"validation": self.validation} if self.mixture.validation else {})
-        return DatasetDict({name: rows.select(numbers).remove_columns(list(FACTS)) for name, numbers in taken.items()})
+        return DatasetDict({name: rows.select(numbers).remove_columns(needless) for name, numbers in taken.items()})
 
     def outcome(self, source: Source, file: int, number: int) -> str:
         """What became of a row: "train", "validation", or the reason it was dropped for.
@@ -384,5 +416,5 @@ def _dropped_for(sources: list[SourceReader], reason: str) -> np.ndarray:
 def _joined(sources: list[SourceReader]) -> Dataset:
     """The rows of all sources, without columns that all of them leave empty."""
     rows = concatenate_datasets([source.rows for source in sources])
-    names = [name for name in ("tools", "untrained") if name in rows.column_names]
+    names = [name for name in ("tools", "untrained", "assistant_masks") if name in rows.column_names]
     return rows.remove_columns([name for name in names if rows.data.column(name).null_count == len(rows)])

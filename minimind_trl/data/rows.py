@@ -8,22 +8,20 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from datasets import Features, Json, Value
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import InputError, MixtureError, nearest
-from ..tokenization.control_tokens import escape_control_tokens
-from ..tokenization.masks import untrained_spans
-from ..tokenization.renderings import PrintedFields, first_unprinted, reasoning_in_content
-from ..tokenization.templates import ChatTemplateError, decode_tools, with_training_template
+from ..errors import MixtureError, nearest
+from ..tokenization.control_tokens import escape_matches, special_tokens
+from ..tokenization.masks import Rendered
 from . import schemas
 from .config import HH, Source
 from .duplicates import NGrams
 from .filters import Candidate, value_at
 from .kto import Labelled, Pairs
+from .row_renderer import TOKENS, RowRenderer, Tokens
 from .schemas import COLUMNS, PHASES, REWARD_COLUMNS, SCHEMAS
 from .transcripts import holds_transcripts, read_transcripts
 from .turns import LeftOut, Row, RowError
@@ -58,7 +56,8 @@ class Traced:
         trained: `row` with control tokens escaped, and conversations of a text phase rendered.
         other_schema: set if the row could not be converted because its schema differs from the first row's.
         moved: turns whose reasoning was moved into the content, because the chat template prints it nowhere else.
-        texts: what is tokenized; both sides of a preference pair.
+        rendered: what is tokenized; both sides of a preference pair.
+        tokens: of what is rendered.
         untrained: turns marked as not trained.
         unread: keys with a value that nothing uses.
     """
@@ -72,10 +71,15 @@ class Traced:
     other_schema: str | None = None
     escaped: int = 0
     moved: int = 0
-    tokens: int | None = None
-    texts: tuple[str, ...] = ()
+    rendered: tuple[Rendered, ...] = ()
+    tokens: Tokens | None = None
     untrained: int = 0
     unread: tuple[str, ...] = ()
+
+    @property
+    def count(self) -> int | None:
+        """Number of tokens; None without a tokenizer."""
+        return self.tokens and self.tokens.count
 
 
 class RowConverter:
@@ -89,6 +93,7 @@ class RowConverter:
         filled: columns that are not null in the first row (default: all); the schema is detected by them.
         sample: the first rows, by which HH-RLHF's transcripts are detected.
         longest: tokens beyond which a row is dropped.
+        keep_tokens: keep `TOKENS` of rows for language models.
 
     Raises:
         MixtureError: no converter fits the columns, or a filter or the phase needs a tokenizer.
@@ -105,6 +110,7 @@ class RowConverter:
         filled: list[str] | None = None,
         sample: Iterable[Row] = (),
         longest: int | None = None,
+        keep_tokens: bool = True,
     ):
         self.longest = longest
         self.source, self.phase, self.tokenizer, self.forbidden = source, phase, tokenizer, forbidden
@@ -117,18 +123,32 @@ class RowConverter:
         self.fields = schemas.spellings(renamed, self.schema) | self.fields
         known = {*renamed, *self.fields}
         self.extras = self._extras(known, where)
-        if source.tools and SCHEMAS[self.schema].kind == "text":
+        self.is_text = SCHEMAS[self.schema].kind == "text"
+        if source.tools and self.is_text:
             raise MixtureError(f"{where}: datasets.{source.name}.tools: its rows are plain text, which has no tools")
         self._check_tokenizer(where)
+        self._special_tokens = tokenizer and special_tokens(tokenizer)
+        self.renderer = None if tokenizer is None else RowRenderer(tokenizer, phase, self.is_text, keep_tokens)
         self._read = self._read_keys()
         named = (row | {name: value_at(row, path) for name, path in self.fields.items()} for row in sample)
         self.transcripts = source.schema_ == HH or holds_transcripts(named)
 
     @property
     def features(self) -> Features:
-        """Features of converted rows: the phase's columns, `source`, the kept columns and `FACTS`."""
+        """Features of converted rows: the phase's columns, `source`, the kept columns, `TOKENS` and `FACTS`."""
         own = COLUMNS[PHASES[self.phase][0]] | {"source": Value("string")}
+        own |= self.renderer.features if self.renderer else {}
         return Features(own | {name: Json() for name in self.extras} | FACTS)
+
+    @property
+    def flattens(self) -> bool:
+        """Whether conversations become texts."""
+        return self.renderer is not None and self.renderer.flattens
+
+    @property
+    def keeps_tokens(self) -> bool:
+        """Whether rows keep `TOKENS`."""
+        return self.renderer is not None and self.renderer.keeps_tokens
 
     def pairs(self, parts: Iterable[Iterable[Row]]) -> Pairs | None:
         """The pairs of a source of KTO rows; None of other sources. `parts` as for `Pairs`."""
@@ -152,12 +172,14 @@ class RowConverter:
             MixtureError: a filter failed; the row is named.
         """
         traced = [self._converted(raw) for raw in raws]
-        if self.tokenizer is not None:
-            self._count_tokens(traced)
+        if self.renderer is not None:
+            rendered = [row for row in traced if row.rendered]
+            for row, tokens in zip(rendered, self.renderer.tokenize([row.rendered for row in rendered]), strict=True):
+                row.tokens = tokens
         for index, row in enumerate(traced):
             if row.reason is None:
                 try:
-                    over = self.longest is not None and (row.tokens or 0) > self.longest
+                    over = self.longest is not None and (row.count or 0) > self.longest
                     row.reason = too_long(self.longest) if over else self._filtered(row)
                 except MixtureError as error:
                     where = f"{place(index)} (datasets.{self.source.name}): " if place else ""
@@ -212,22 +234,14 @@ class RowConverter:
 
     def _check_tokenizer(self, where: str) -> None:
         name = f"{where}: datasets.{self.source.name}:"
-        if self.tokenizer is None and self.flattens:
+        if self.tokenizer is None and not self.is_text and PHASES[self.phase][0] == "text":
             raise MixtureError(
                 f"{name} {self.schema} rows in phase {self.phase} are written by the chat template: give a tokenizer"
             )
         if self.tokenizer is None and any(rule.needs_tokenizer for rule in self.source.filters):
             raise MixtureError(f"{name} a length filter in tokens needs a tokenizer: give one")
-        if self.tokenizer is not None and self._renders and not self.tokenizer.chat_template:
+        if self.tokenizer is not None and not self.is_text and not self.tokenizer.chat_template:
             raise MixtureError(f"{name} conversations, but the tokenizer has no chat template to write them")
-
-    @cached_property
-    def _renders(self) -> bool:
-        return SCHEMAS[self.schema].kind != "text"
-
-    @cached_property
-    def flattens(self) -> bool:
-        return self._renders and PHASES[self.phase][0] == "text"
 
     def _read_keys(self) -> set[str]:
         """The keys of a row that the schema, a filter or `keep_columns` uses."""
@@ -254,11 +268,8 @@ class RowConverter:
             traced.content = _checked_content(traced.row, extras)
             traced.trained, traced.escaped = traced.row, 0
             if self.tokenizer is not None:
-                traced.trained, traced.escaped = escape_control_tokens(traced.row, self.tokenizer)
-                traced.trained, traced.moved = self._printable(traced.trained)
-                traced.texts = self._texts(traced.trained)
-            if self.flattens:
-                traced.trained = {"text": traced.texts[0], "untrained": self._untrained(traced)}
+                traced.trained, traced.escaped = escape_matches(traced.row, self._special_tokens)
+                traced.trained, traced.moved, traced.rendered = self.renderer.render(traced.trained)
             traced.trained = traced.trained | extras
         except LeftOut as error:
             traced.row, traced.reason = None, str(error)
@@ -277,16 +288,6 @@ class RowConverter:
     def _with_tools(self, row: Row) -> Row:
         """The row with the tools of its source, unless it has its own."""
         return row if row.get("tools") or not self.source.tools else row | {"tools": self.source.tool_schemas}
-
-    def _untrained(self, traced: Traced) -> list[list[int]] | None:
-        """Character spans of the text that are not trained, or None."""
-        if not traced.untrained:
-            return None
-        messages, tools = traced.trained["messages"], decode_tools(traced.trained.get("tools"))
-        try:
-            return untrained_spans(self.tokenizer, messages, tools)
-        except InputError as error:
-            raise RowError(str(error)) from error
 
     def _renamed(self, raw: Row) -> Row:
         """The row under its schema's names.
@@ -312,93 +313,10 @@ class RowConverter:
             return None
         return next((name for name in schemas.fitting_schemas(filled, self.phase) if name not in self.fits), None)
 
-    def _printable(self, row: Row) -> tuple[Row, int]:
-        """The row in a form that the chat template prints in full, and how many turns' reasoning was moved for that.
-
-        Raises:
-            RowError: the template leaves out something else.
-        """
-        if "text" in row:
-            return row, 0
-        tools = decode_tools(row.get("tools"))
-        before, printed = row.get("prompt") or [], dict(row)
-        if sides := [name for name in ("messages", "chosen", "rejected") if name in row]:
-            for side in sides:
-                turns = self._printable_turns(before + row[side], tools)
-                printed |= {side: turns[len(before) :]} | ({"prompt": turns[: len(before)]} if before else {})
-        else:
-            printed["prompt"] = self._printable_turns(before, tools)
-        columns = [name for name in ("prompt", *sides) if name in row]
-        moved = [new is not old for name in columns for new, old in zip(printed[name], row[name], strict=True)]
-        return printed, sum(moved)
-
-    def _printable_turns(self, turns: list[Row], tools: list | None) -> list[Row]:
-        if not (missing := self._missing(turns, tools)):
-            return turns
-        thinkers = {turn for turn, field in missing if field == "reasoning_content"}
-        reasoning = {turn for turn in thinkers if turns[turn]["role"] == "assistant"}
-        turns = [reasoning_in_content(turn) if at in reasoning else turn for at, turn in enumerate(turns)]
-        if missing := self._missing(turns, tools):
-            at, field = missing[0]
-            what = field if field == "tools" else f"the {turns[at]['role']}'s {field}"
-            raise RowError(f"the chat template leaves out {what}")
-        return turns
-
-    def _missing(self, turns: list[Row], tools: list | None) -> list[tuple[int, str]]:
-        """What neither this template nor, if the trainer uses another one, the training template prints."""
-        missing = self._printed.missing(turns, tools)
-        return missing and self._printed_in_training.missing(turns, tools)
-
-    @cached_property
-    def _printed(self) -> PrintedFields:
-        return PrintedFields(self.tokenizer)
-
-    @cached_property
-    def _printed_in_training(self) -> PrintedFields:
-        if self.phase not in ("sft", "distill"):
-            return self._printed
-        try:
-            return PrintedFields(with_training_template(self.tokenizer))
-        except ChatTemplateError:  # the recipe reports it
-            return self._printed
-
-    def _texts(self, row: Row) -> tuple[str, ...]:
-        if "text" in row:
-            return (row["text"],)
-        tools = decode_tools(row.get("tools"))
-        if "messages" in row:
-            return (self._render(row["messages"], tools),)
-        if "chosen" in row:
-            return tuple(self._render(row["prompt"] + row[side], tools) for side in ("chosen", "rejected"))
-        return (self._render(row["prompt"], tools, add_generation_prompt=True),)
-
-    def _render(self, messages: list[Row], tools: list | None, **options: Any) -> str:
-        try:
-            text = self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **options)
-        except Exception as error:  # a template may refuse a row in any way
-            raise RowError(f"the chat template refuses it: {type(error).__name__}") from error
-        turn = first_unprinted(text, messages)
-        if turn is not None and self._printed_in_training is not self._printed:
-            trainers = self._printed_in_training.tokenizer
-            turn = first_unprinted(trainers.apply_chat_template(messages, tools=tools, tokenize=False), messages)
-        if turn is not None:
-            raise RowError(f"the chat template leaves out a part of the {messages[turn]['role']}'s content")
-        return text
-
-    def _count_tokens(self, traced: list[Traced]) -> None:
-        texts = [(row, text) for row in traced for text in row.texts]
-        if not texts:
-            return
-        plain = SCHEMAS[self.schema].kind == "text"
-        ids = self.tokenizer([text for _, text in texts], add_special_tokens=plain, verbose=False)["input_ids"]
-        for (row, _), tokens in zip(texts, ids, strict=True):
-            # The trainer appends the end-of-text token to a plain text. For a pair the longer side counts.
-            row.tokens = max(row.tokens or 0, len(tokens) + plain)
-
     def _filtered(self, traced: Traced) -> str | None:
         if not self.source.filters:
             return None
-        candidate = Candidate(traced.row, traced.raw, schemas.plain_text(traced.row), traced.tokens)
+        candidate = Candidate(traced.row, traced.raw, schemas.plain_text(traced.row), traced.count)
         reasons = (rule.reason(candidate) for rule in self.source.filters)
         return next((reason for reason in reasons if reason), None)
 
@@ -411,25 +329,30 @@ class RowConverter:
         if traced.reason is not None:
             unread = _listed(traced.unread)
             facts = {"_reason": traced.reason, "_unusable": traced.unusable, "_unread": unread}
-            return facts | {"_tokens": traced.tokens}
+            return facts | {"_tokens": traced.count}
         extras = {name: traced.trained[name] for name in self.extras}
         key = _hash(_serialised(traced.row | extras) if self.phase == "rlaif" else traced.content)
         # Answers to one prompt must not be on both sides of the split.
         group = _hash(_serialised(traced.row["prompt"])) if "prompt" in traced.row else key
-        return traced.trained | {
-            # Encoded here, because `Json` would decode a text that looks like JSON, such as "3".
-            **{name: json.dumps(value, ensure_ascii=False) for name, value in extras.items()},
-            "source": self.source.name,
-            "_unusable": False,
-            "_key": key,
-            "_group": group,
-            "_tokens": traced.tokens,
-            "_escaped": traced.escaped,
-            "_moved": traced.moved,
-            "_contaminated": self.forbidden is not None and self.forbidden.overlap(schemas.plain_text(traced.row)),
-            "_untrained": traced.untrained,
-            "_unread": _listed(traced.unread),
-        }
+        tokens = {name: getattr(traced.tokens, name) for name in TOKENS} if self.keeps_tokens else {}
+        return (
+            traced.trained
+            | tokens
+            | {
+                # Encoded here, because `Json` would decode a text that looks like JSON, such as "3".
+                **{name: json.dumps(value, ensure_ascii=False) for name, value in extras.items()},
+                "source": self.source.name,
+                "_unusable": False,
+                "_key": key,
+                "_group": group,
+                "_tokens": traced.count,
+                "_escaped": traced.escaped,
+                "_moved": traced.moved,
+                "_contaminated": self.forbidden is not None and self.forbidden.overlap(schemas.plain_text(traced.row)),
+                "_untrained": traced.untrained,
+                "_unread": _listed(traced.unread),
+            }
+        )
 
 
 def too_long(longest: int) -> str:

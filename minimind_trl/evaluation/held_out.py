@@ -1,7 +1,7 @@
 """Held-out loss and token accuracy, computed in the same way during training and afterwards."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 
@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import InputError
-from ..tokenization import decode_tools, pieces, tokenize_conversation, tokenize_text, with_training_template
+from ..tokenization import decode_tools, pieces, with_training_template
+from ..tokenization.masks import Rendered, render_conversation, render_text, tokenize_rendered
 
 _SCORED_AT_ONCE = 4096  # positions whose logits are in float32 at the same time
 
@@ -107,12 +108,26 @@ def tokenize_rows(
 
     Args:
         rows: rows with `text` and optionally `untrained`, or with `messages` and optionally `tools` (JSON or a list).
+            The tokens that a mixture has kept of them are taken as they are.
 
     Raises:
         InputError: with `assistant_only`, the chat template has no training twin.
     """
-    tokenizer = with_training_template(tokenizer) if assistant_only else tokenizer
-    return [_tokenize_row(row, tokenizer, max_length, assistant_only) for row in rows]
+    rows = list(rows)
+    if rows and has_tokens(rows[0], assistant_only):
+        tokenized = [(row["input_ids"], row.get("assistant_masks") or [True] * len(row["input_ids"])) for row in rows]
+    else:
+        tokenizer = with_training_template(tokenizer) if assistant_only else tokenizer
+        is_text = bool(rows) and "messages" not in rows[0]
+        rendered = [_rendered_row(row, tokenizer, assistant_only) for row in rows]
+        tokenized = [(ids, mask.tolist()) for ids, mask in tokenize_rendered(tokenizer, rendered, is_text)]
+    return [(ids[:max_length], mask[:max_length]) for ids, mask in tokenized]
+
+
+def has_tokens(columns: Container[str], assistant_only: bool) -> bool:
+    """Whether rows with these columns have a mixture's tokens that fit the training: masks of chats are for
+    `assistant_only`."""
+    return "input_ids" in columns and (assistant_only or "messages" not in columns)
 
 
 def _pieces(
@@ -124,13 +139,10 @@ def _pieces(
         yield from ((row, (ids[part], mask[part])) for part in pieces(len(ids), max_length))
 
 
-def _tokenize_row(row: dict, tokenizer, max_length: int | None, assistant_only: bool) -> tuple[list[int], list[bool]]:
+def _rendered_row(row: dict, tokenizer, assistant_only: bool) -> Rendered:
     if "messages" not in row:
-        ids, mask = tokenize_text(tokenizer, row["text"], row.get("untrained"))
-    else:
-        tools = decode_tools(row.get("tools"))
-        ids, mask = tokenize_conversation(tokenizer, row["messages"], tools, assistant_only)
-    return ids[:max_length], mask[:max_length]
+        return render_text(tokenizer, row["text"], row.get("untrained"))
+    return render_conversation(tokenizer, row["messages"], decode_tools(row.get("tools")), assistant_only)
 
 
 def token_byte_lengths(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:

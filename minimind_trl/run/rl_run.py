@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import InputError, nearest, raise_all
 from ..evaluation.answers import render_prompt
+from ..models.checkpoints import architecture_of
 from ..rewards import Reward, load_rewards
 from ..tools import ToolLimits, environment_tools, load_environments, load_tools, offered_names
 from ..trainers.rollout_tools import TEMPLATE_KWARGS
@@ -65,6 +66,7 @@ class RLRun(Run):
             [
                 *_tool_problems(self.tools, self.environments, self.data),
                 *_watch_problems(self.config, self.args),
+                *_vllm_problems(self.config, self.args),
                 *_column_problems([*self.reward_funcs, *self.watch_funcs], self.data),
                 *_length_problems(self.config, self.model, self.tokenizer, self.data),
             ]
@@ -88,6 +90,23 @@ class RLRun(Run):
 def _watch_problems(config: OnlineConfig, args) -> Iterator[str]:
     if config.watch and not args.eval_interval:
         yield f"--watch is measured on held-out prompts, and {args.data_config} has none"
+
+
+def _vllm_problems(config: OnlineConfig, args) -> Iterator[str]:
+    """vLLM loads the policy from its folder, before it gets weights, and knows only stock classes."""
+    if not config.use_vllm:
+        return
+    if not args.as_twin:
+        yield "--use_vllm needs --as_twin: vLLM knows the stock classes only"
+    if config.vllm_mode == "colocate" and _is_minimind(args.from_weight):
+        yield (
+            f"--use_vllm reads the start from its folder, and {args.from_weight or args.preset} is a MiniMind: give "
+            "--from_weight a folder that `minimind-trl convert CHECKPOINT FOLDER --to vllm` wrote"
+        )
+
+
+def _is_minimind(name: str | None) -> bool:
+    return name is None or (architecture_of(name) or "").startswith("MiniMind")
 
 
 def _names(tools: Iterable[Callable]) -> list[str]:

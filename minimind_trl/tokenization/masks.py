@@ -4,10 +4,71 @@ Turns with `train: False` are never trained; for a conversation rendered as text
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
+from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from minimind_trl.tokenization.templates import ChatTemplateError
+
+Spans = Sequence[Sequence[int]]
+
+
+@dataclass
+class Rendered:
+    """A row's text before it is tokenized.
+
+    Attributes:
+        trained: character spans to train on; None for the whole text.
+        untrained: character spans not to train on, wherever `trained` has them too.
+    """
+
+    text: str
+    trained: Spans | None = None
+    untrained: Spans | None = None
+
+
+def render_conversation(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict], tools: list | None = None, assistant_only: bool = False
+) -> Rendered:
+    """The text of a conversation, and what is trained of it. Arguments and errors as of `tokenize_conversation`."""
+    untrained = untrained_spans(tokenizer, messages, tools)
+    if not assistant_only:
+        return Rendered(tokenizer.apply_chat_template(messages, tools=tools, tokenize=False), untrained=untrained)
+    # As `apply_chat_template` does it, which returns the spans only as a mask of tokens.
+    [text], [spans] = render_jinja_template(
+        conversations=[[{key: value for key, value in turn.items() if value is not None} for turn in messages]],
+        tools=tools,
+        chat_template=tokenizer.get_chat_template(tools=tools),
+        return_assistant_tokens_mask=True,
+        **tokenizer.special_tokens_map,
+    )
+    return Rendered(text, spans, untrained)
+
+
+def render_text(tokenizer: PreTrainedTokenizerBase, text: str, untrained: Spans | None = None) -> Rendered:
+    """A text with an end-of-text token. Arguments as of `tokenize_text`."""
+    return Rendered(text if text.endswith(tokenizer.eos_token) else text + tokenizer.eos_token, untrained=untrained)
+
+
+def tokenize_rendered(
+    tokenizer: PreTrainedTokenizerBase, rendered: Sequence[Rendered], add_special_tokens: bool
+) -> list[tuple[list[int], np.ndarray]]:
+    """Token ids of each text, and a boolean array (tokens,) of those that are trained.
+
+    Args:
+        rendered: tokenized together, which is faster than one by one.
+        add_special_tokens: as for a tokenizer; False for conversations, whose template writes them.
+    """
+    if not rendered:
+        return []
+    options = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
+    encoded = tokenizer([one.text for one in rendered], add_special_tokens=add_special_tokens, **options)
+    encodings = encoded.encodings or [None] * len(rendered)  # a slow tokenizer has none
+    pairs = zip(encoded["input_ids"], encodings, rendered, strict=True)
+    return [(ids, _trained(len(ids), encoding, one)) for ids, encoding, one in pairs]
 
 
 def tokenize_conversation(
@@ -21,33 +82,21 @@ def tokenize_conversation(
     Raises:
         ChatTemplateError: a turn must not be trained, and its bounds in the rendered text are unknown.
     """
-    spans = untrained_spans(tokenizer, messages, tools)
-    rendered = tokenizer.apply_chat_template(
-        messages,
-        tools=tools,
-        return_dict=True,
-        return_assistant_tokens_mask=assistant_only,
-        tokenizer_kwargs={"return_offsets_mapping": True} if spans else None,
-    )
-    ids = rendered["input_ids"]
-    mask = [bit == 1 for bit in rendered["assistant_masks"]] if assistant_only else [True] * len(ids)
-    return ids, _without(mask, rendered["offset_mapping"], spans) if spans else mask
+    rendered = render_conversation(tokenizer, messages, tools, assistant_only)
+    [(ids, mask)] = tokenize_rendered(tokenizer, [rendered], add_special_tokens=False)
+    return ids, mask.tolist()
 
 
 def tokenize_text(
-    tokenizer: PreTrainedTokenizerBase, text: str, untrained: Sequence[Sequence[int]] | None = None
+    tokenizer: PreTrainedTokenizerBase, text: str, untrained: Spans | None = None
 ) -> tuple[list[int], list[bool]]:
     """Token ids of a text with an end-of-text token, and whether each of them is trained.
 
     Args:
         untrained: character spans that are not trained.
     """
-    text = text if text.endswith(tokenizer.eos_token) else text + tokenizer.eos_token
-    if not untrained:
-        ids = tokenizer(text)["input_ids"]
-        return ids, [True] * len(ids)
-    encoded = tokenizer(text, return_offsets_mapping=True)
-    return encoded["input_ids"], _without([True] * len(encoded["input_ids"]), encoded["offset_mapping"], untrained)
+    [(ids, mask)] = tokenize_rendered(tokenizer, [render_text(tokenizer, text, untrained)], add_special_tokens=True)
+    return ids, mask.tolist()
 
 
 def untrained_spans(
@@ -85,9 +134,21 @@ def pieces(count: int, length: int) -> list[slice]:
     return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], count], strict=True)]
 
 
-def _without(mask: list[bool], offsets: list[tuple[int, int]], spans: Sequence[Sequence[int]]) -> list[bool]:
-    """The mask without tokens that overlap one of the spans."""
-    return [
-        learned and not any(start < end and first < stop for start, stop in spans)
-        for learned, (first, end) in zip(mask, offsets, strict=True)
-    ]
+def _trained(count: int, encoding: Encoding | None, rendered: Rendered) -> np.ndarray:
+    mask = np.full(count, rendered.trained is None)
+    for start, end in rendered.trained or ():
+        mask[_overlapping(encoding, start, end)] = True
+    for start, end in rendered.untrained or ():
+        mask[_overlapping(encoding, start, end)] = False
+    return mask
+
+
+def _overlapping(encoding: Encoding, start: int, end: int) -> slice | list[int]:
+    """The tokens that overlap a span of characters."""
+    if start >= end:
+        return []
+    # The tokenizer finds a character's token faster than Python reads the offsets of all tokens.
+    first, following = encoding.char_to_token(start), encoding.char_to_token(end)
+    if first is not None and following is not None and encoding.token_to_chars(following)[0] >= end:
+        return slice(first, following)
+    return [at for at, (begin, stop) in enumerate(encoding.offsets) if begin < end and start < stop]

@@ -21,6 +21,7 @@ from minimind_trl.errors import InputError
 
 GENERATIONS = ("minimind2", "minimind3")
 
+_MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")  # as transformers looks for it
 _MARKER_LINES = re.compile(r"^ *\{%- (?:end)?generation %\}\n", re.MULTILINE)
 
 # Reasoning, tool calls and content of an answer, for `tokenizer.parse_response`. The format is transformers'.
@@ -168,6 +169,11 @@ def prepared_for_engines(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokeni
     return prepared
 
 
+def prints_the_same(tokenizer: PreTrainedTokenizerBase, trained: PreTrainedTokenizerBase) -> bool:
+    """Whether `trained`, which `with_training_template` made of a tokenizer, prints every conversation as that does."""
+    return trained.chat_template in (tokenizer.chat_template, _minimind_twin(tokenizer))
+
+
 def _minimind_twin(tokenizer: PreTrainedTokenizerBase) -> str | None:
     if not isinstance(tokenizer.chat_template, str):
         return None
@@ -209,11 +215,9 @@ def with_training_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedToke
 
 
 def _find_template(tokenizer: PreTrainedTokenizerBase) -> str | dict[str, str]:
-    # Imported here because TRL brings torch, which the rest of this package does without.
-    from trl.chat_template_utils import has_generation_markers, is_chat_template_stop_token_trained
-
-    marked = has_generation_markers(tokenizer.get_chat_template())
-    if marked and is_chat_template_stop_token_trained(tokenizer):
+    marked = _MARKER.search(tokenizer.get_chat_template()) is not None
+    is_twin = tokenizer.chat_template in map(training_template, GENERATIONS)
+    if marked and (_ends_turns(tokenizer) if is_twin else _stop_token_is_trained(tokenizer)):
         return tokenizer.chat_template
 
     differences = {generation: _differences(tokenizer, generation) for generation in GENERATIONS}
@@ -222,7 +226,7 @@ def _find_template(tokenizer: PreTrainedTokenizerBase) -> str | dict[str, str]:
             return training_template(generation)
 
     known_to_trl = None if marked else _template_of_trl(tokenizer)
-    if known_to_trl and is_chat_template_stop_token_trained(tokenizer, known_to_trl):
+    if known_to_trl and _stop_token_is_trained(tokenizer, known_to_trl):
         return known_to_trl
     if marked or known_to_trl:
         raise ChatTemplateError(
@@ -231,6 +235,18 @@ def _find_template(tokenizer: PreTrainedTokenizerBase) -> str | dict[str, str]:
             "template's own tokenizer, or move {% endgeneration %} behind the end-of-turn token"
         )
     raise ChatTemplateError(_explain(tokenizer, differences))
+
+
+def _ends_turns(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the end of a turn in MiniMind's templates is the tokenizer's end-of-sequence token."""
+    return tokenizer.eos_token == "<|im_end|>" and tokenizer.eos_token_id is not None
+
+
+def _stop_token_is_trained(tokenizer: PreTrainedTokenizerBase, template: str | None = None) -> bool:
+    # Imported here because TRL brings torch, which the rest of this package does without.
+    from trl.chat_template_utils import is_chat_template_stop_token_trained
+
+    return is_chat_template_stop_token_trained(tokenizer, *([template] if template else []))
 
 
 def _template_of_trl(tokenizer: PreTrainedTokenizerBase) -> str | None:

@@ -13,7 +13,7 @@ from ..models import MiniMindForCausalLM, load_model
 from ..models.stored import is_native_file
 from .collators import AnswersCollator
 from .sft_trainer import HeldOutEvaluation
-from .tokenized_rows import with_labels
+from .tokenized_rows import labelled_rows
 from .trainer_mixin import first_batches
 
 # TRL warns that its experimental parts may change; the lock holds the version that this was tested with.
@@ -80,7 +80,7 @@ class MiniMindGKDTrainer(HeldOutEvaluation, GKDTrainer):
         if self.model.training and num_items_in_batch is not None and self.args.average_tokens_across_devices:
             # GKDTrainer divides by the tokens of all processes, and their gradients are averaged after that.
             loss = loss * self.accelerator.num_processes
-        if self.model.training and outputs.aux_loss is not None:
+        if self.model.training and getattr(outputs, "aux_loss", None) is not None:
             # GKDTrainer leaves a mixture of experts unbalanced. A sum over the step's tokens is accumulated as it is.
             steps = self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
             loss = loss + self.model.config.router_aux_loss_coef * outputs.aux_loss / steps
@@ -106,5 +106,7 @@ def _answers(
     rows: Dataset | IterableDataset, tokenizer, max_length: int | None, num_proc: int | None = None
 ) -> Dataset | IterableDataset:
     """Rows with `input_ids` and `labels` (-100 outside the assistant's turns); those without a target are left out."""
-    rows = with_labels(rows, tokenizer, assistant_only=True, max_length=max_length, num_proc=num_proc)
-    return rows.filter(lambda row: any(label != -100 for label in row["labels"]))
+    longest = 2**31 if max_length is None else max_length
+    # TRL looks at the messages to see that the rows are conversations.
+    options = {"max_length": longest, "num_proc": num_proc, "keep_columns": ("messages",)}
+    return labelled_rows(rows, tokenizer, assistant_only=True, **options)

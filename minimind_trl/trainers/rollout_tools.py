@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from ..internals import Generation, GRPOHooks
+from ..rewards import declared_range
 from ..tokenization import decode_tools, escape_control_tokens, with_calls
 from ..tools import OfferedTools, ToolFailure, environment_tools, failure_of, offered_names
+from .rollout import Rollout, weighted_sums
 
 TEMPLATE_KWARGS = "chat_template_kwargs"  # the column with a prompt's own arguments for the chat template
 
@@ -82,3 +84,47 @@ class RolloutTools(GRPOHooks):
     def _count_of(use: dict[str, Tensor]) -> Tensor:
         turns = use["turns"]
         return torch.tensor(float(len(turns)), device=turns.device)
+
+    # Evaluation
+
+    def tool_columns(self, rollout: Rollout) -> dict[str, Tensor]:
+        """Figures of the answers of a rollout, a row for each; {} without tools."""
+        if rollout.tool_use is None:
+            return {}
+        use = rollout.tool_use
+        columns = {f"tools/{name}": use[name] for name in ("calls", "repeated_calls", "turns")}
+        columns["tools/failed_calls"] = torch.stack([use[kind] for kind in ToolFailure.KINDS]).sum(0)
+        names = self._environment_names()
+        if len(names) > 1:
+            places = [names.index(row["environment"]) for row in rollout.rows]
+            columns["environment"] = torch.tensor(places, device=use["calls"].device)
+        return columns
+
+    def tool_figures(self, columns: dict[str, Tensor]) -> dict[str, float]:
+        """Held-out means an answer, over all answers and by environment.
+
+        An answer is a success if its reward is the highest that the functions which scored it declare.
+
+        Args:
+            columns: of all answers, with those from `tool_columns`.
+        """
+        means = {name: column for name, column in columns.items() if name.startswith("tools/")}
+        if not means:
+            return {}
+        rewards = weighted_sums(columns["rewards"], self.reward_weights)
+        highs = [
+            declared_range([one], [weight])[1]
+            for one, weight in zip(self.reward_funcs, self.reward_weights.tolist(), strict=True)
+        ]
+        highest = torch.tensor(highs, device=rewards.device).masked_fill(columns["rewards"].isnan(), 0).sum(1)
+        if highest.isfinite().all():
+            means["success"] = (rewards >= highest - 1e-6).float()
+        figures = {name: column.mean().item() for name, column in means.items()}
+        for place, environment in enumerate(self._environment_names() if "environment" in columns else ()):
+            own = columns["environment"] == place
+            parts = means | {"reward": rewards}
+            figures |= {f"{environment}/{name}": column[own].nanmean().item() for name, column in parts.items()}
+        return figures
+
+    def _environment_names(self) -> list[str]:
+        return [*(self.environment_factories or ())]

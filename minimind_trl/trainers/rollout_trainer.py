@@ -23,6 +23,10 @@ from .rollout_samples import RolloutSamples
 from .rollout_state import RolloutState
 from .trainer_mixin import TrainerMixin
 
+_TURNS = (
+    "answers have different numbers of turns, and processes that share the weights would wait for each other for ever; "
+    "use DDP or ZeRO-2"
+)
 _OVER_A_STEP = ("cispo", "dapo", "vespo")  # losses where a minibatch gives its part of the step's mean
 
 
@@ -99,9 +103,13 @@ class RolloutTrainer(RolloutState, TrainerMixin, GRPOTrainer):
             args.beta, args.sync_ref_model = 0.0, False
         tokenizer = kwargs.get("processing_class")
         has_tools = bool(kwargs.get("tools") or kwargs.get("environment_factory"))
+        if has_tools and is_deepspeed_zero3_enabled() and not args.use_vllm:
+            raise InputError(f"tools under ZeRO-3: {_TURNS}")
         if has_tools and tokenizer is not None and getattr(tokenizer, "response_template", None) is None:
             kwargs["processing_class"] = prepared_for_trl(tokenizer)  # TRL knows no way to read MiniMind's calls
         super().__init__(model, [checked(function) for function in functions], args, *positional, **kwargs)
+        if has_tools and self.is_fsdp_enabled and not args.use_vllm:
+            raise InputError(f"tools under FSDP: {_TURNS}")
         self.check_environment_rewards(len(functions))
         args.beta, self.beta, args.sync_ref_model = beta, beta, sync
         if not args.cast_lm_head_to_fp32:

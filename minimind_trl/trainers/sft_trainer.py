@@ -8,10 +8,11 @@ from trl import SFTTrainer, pack_dataset
 from ..evaluation import held_out_figures
 from ..evaluation.held_out import evaluating
 from ..internals import SFTHooks, attention_implementation
+from ..models.modeling_minimind import MiniMindPreTrainedModel
 from .collators import PackedRowsCollator
-from .lm_head import add_learned_positions_head
+from .lm_head import add_learned_positions_head, base_model
 from .sample_recording import LossSamples
-from .tokenized_rows import pieces_of, with_labels
+from .tokenized_rows import is_from_mixture, labelled_rows, pieces_of
 from .trainer_mixin import TrainerMixin
 
 
@@ -77,25 +78,28 @@ class MiniMindSFTTrainer(HeldOutEvaluation, SFTHooks, SFTTrainer):
             self.padding_free = False
             padding = self.processing_class.pad_token_id
             self.data_collator = PackedRowsCollator(
-                padding, return_position_ids=True, pad_to_multiple_of=self.args.pad_to_multiple_of
+                padding,
+                pad_to_multiple_of=self.args.pad_to_multiple_of,
+                return_attention_mask=isinstance(base_model(self.model), MiniMindPreTrainedModel),
             )
 
     def _attends_with_flash(self) -> bool:
         return "flash" in attention_implementation(self.model)
 
     def prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
-        columns = set(dataset.column_names or next(iter(dataset)))
-        if columns & {"messages", "untrained"} and "input_ids" not in columns:  # some turns may not be trained
-            with args.main_process_first(desc="tokenizing"):
-                dataset = with_labels(
-                    dataset, processing_class, args.assistant_only_loss, num_proc=args.dataset_num_proc
-                )
         pack_whole_rows = packing and args.packing_strategy == "bfd"  # the other strategies do not cut rows
         in_pieces = self.on_long == "chunk" and args.max_length is not None and (pack_whole_rows or not packing)
         limits = copy.copy(args)
         limits.max_length = None if in_pieces else args.max_length
-        arguments = (dataset, processing_class, limits, packing and not pack_whole_rows, formatting_func, dataset_name)
-        prepared = super().prepare_dataset(*arguments)
+        if is_from_mixture(dataset) and formatting_func is None:
+            with args.main_process_first(desc="tokenizing"):
+                cuts = limits.max_length if pack_whole_rows or not packing else None
+                prepared = self._labelled(dataset, processing_class, args, cuts)
+            limits.max_length = None if cuts else limits.max_length
+        else:
+            prepared = dataset
+        arguments = (processing_class, limits, packing and not pack_whole_rows, formatting_func, dataset_name)
+        prepared = super().prepare_dataset(prepared, *arguments)
         if in_pieces:
             prepared = pieces_of(prepared, args.max_length)
         elif dataset_name == "train" and isinstance(prepared, Dataset) and (pack_whole_rows or not packing):
@@ -103,3 +107,7 @@ class MiniMindSFTTrainer(HeldOutEvaluation, SFTHooks, SFTTrainer):
         if not pack_whole_rows or (isinstance(prepared, Dataset) and len(prepared) == 0):
             return prepared
         return pack_dataset(prepared.select_columns(["input_ids", "labels"]), args.max_length, "bfd")
+
+    def _labelled(self, rows, tokenizer, args, max_length: int | None):
+        keep_end = args.truncation_mode == "keep_end"
+        return labelled_rows(rows, tokenizer, args.assistant_only_loss, max_length, keep_end, args.dataset_num_proc)

@@ -168,12 +168,12 @@ def test_the_length_that_would_do(on_long, lengths, dropped, lost, enough):
 
 def test_what_is_shown_as_trained_ends_where_training_does(tokenizer):
     text = {"text": "one two three four five six seven eight nine ten"}
-    ids = tokenizer(text["text"])["input_ids"]
+    ids = tokenizer(text["text"] + tokenizer.eos_token)["input_ids"]
     cut = marked_row(text, tokenizer, 8).plain
     assert cut == f"⟦{tokenizer.decode(ids[:8])}⟧✂{tokenizer.decode(ids[8:])}"
     expected = "".join(f"⟦{tokenizer.decode(ids[part])}⟧" for part in pieces(len(ids), 8))
     assert marked_row(text, tokenizer, 8, "chunk").plain == expected
-    assert marked_row(text, tokenizer).plain == marked_row(text, tokenizer, 999).plain == f"⟦{text['text']}⟧"
+    assert marked_row(text, tokenizer).plain == marked_row(text, tokenizer, 999).plain == f"⟦{tokenizer.decode(ids)}⟧"
     row = chat("q", "yes " * 30)
     shown = marked_row(row, tokenizer, 40).plain
     assert shown.count("⟦") == shown.count("⟧") == 1 and shown.index("⟧") < shown.index("✂")

@@ -5,6 +5,9 @@ import json
 import pytest
 from datasets import Dataset
 
+from minimind_trl.errors import InputError
+from minimind_trl.reports.samples import SampleFile, read_samples
+from minimind_trl.rewards import Reward
 from minimind_trl.tokenization import tiny_tokenizer
 from minimind_trl.tools import load_tools, tool_schemas
 from tests.trainers.online import METHODS, bandit_model, low_ids, online
@@ -102,6 +105,23 @@ def test_a_think_block_stays_open_after_a_result(trainer):
     assert [message.get("reasoning_content") for message in rollout.completions[0]] == ["hm", None, "so"]
 
 
+def test_engines_that_shard_the_weights_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("minimind_trl.trainers.rollout_trainer.is_deepspeed_zero3_enabled", lambda: True)
+    with pytest.raises(InputError, match=r"tools under ZeRO-3: .* use DDP or ZeRO-2"):
+        trainer_with(tmp_path, "grpo")
+
+
+def test_what_tools_answered_is_marked_in_recorded_rollouts(tmp_path):
+    trainer = trainer_with(tmp_path, "grpo", max_steps=1)
+    scripted(trainer, call("12*12"), "It is 144.")
+    trainer.record_samples_to(SampleFile(tmp_path))
+    trainer.train()
+    sample = next(one for one in read_samples(tmp_path / "samples.jsonl") if one["kind"] == "rollout")
+    marked = "".join(text for text, is_tool in zip(sample["tokens"], sample["of_tools"], strict=True) if is_tool)
+    assert "<tool_response>\n144\n</tool_response>" in marked and "It is" not in marked
+    assert all((value is None) == own for value, own in zip(sample["advantages"], sample["of_tools"], strict=True))
+
+
 class Safe:
     """An environment with a state."""
 
@@ -141,3 +161,32 @@ def test_training_with_tools_runs_and_logs_what_came_of_the_calls(tmp_path):
     trainer.train()
     logs = trainer.state.log_history[0]
     assert logs["tools/errors"] == 1 and logs["tools/turns"] == 2 and logs["tools/failure_frequency"] == 1
+
+
+def test_evaluation_says_how_often_tools_were_called_and_failed(tmp_path):
+    trainer = trainer_with(
+        tmp_path, "grpo", reward=Reward(lambda completions, **_: [1.0] * len(completions), "r", 0, 1)
+    )
+    scripted(trainer, call("1/0"), "Done.")
+    figures = trainer.evaluate()
+    tools = {name: value for name, value in figures.items() if "tools/" in name or "success" in name}
+    assert tools == {
+        **{"eval_success": 1, "eval_tools/calls": 0, "eval_tools/failed_calls": 0},  # the first was for the frozen loss
+        **{"eval_tools/repeated_calls": 0, "eval_tools/turns": 1},
+    }
+
+
+class Door(Safe):
+    """Another environment."""
+
+
+@pytest.mark.filterwarnings("ignore:You are using 'environment_factory'")
+def test_each_row_has_its_environment_and_each_environment_its_figures(tmp_path):
+    rows = Dataset.from_list([ASKED | {"secret": 3, "environment": name} for name in ("Safe", "Door") * 12])
+    trainer = trainer_with(
+        tmp_path, "spo", rows, reward=[], tools=None, environment_factory={"Safe": Safe, "Door": Door}
+    )
+    scripted(trainer, '<tool_call>{"name": "open_safe", "arguments": {"number": 3}}</tool_call>')
+    figures = trainer.evaluate()
+    assert figures["eval_Safe/success"] == figures["eval_Door/success"] == figures["eval_success"] == 1
+    assert figures["eval_Door/tools/calls"] > 1 and figures["eval_Door/tools/failed_calls"] == 0

@@ -1,0 +1,195 @@
+"""Renders and tokenizes converted rows, once: the mixer counts the tokens, and trainers take them as they are."""
+
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from datasets import List, Value
+from transformers import PreTrainedTokenizerBase
+
+from ..tokenization.masks import Rendered, render_conversation, render_text, tokenize_rendered, untrained_spans
+from ..tokenization.renderings import PrintedFields, first_unprinted, reasoning_in_content
+from ..tokenization.templates import ChatTemplateError, decode_tools, prints_the_same, with_training_template
+from .schemas import PHASES
+from .turns import Row, RowError
+
+# What trainers take of a row instead of rendering and tokenizing it again, under TRL's names.
+TOKENS = ("input_ids", "assistant_masks")
+
+
+class Tokens(NamedTuple):
+    """The tokens of a row.
+
+    Attributes:
+        count: of a preference pair those of the longer side.
+        input_ids: None where they are not kept.
+        assistant_masks: (tokens,), whether each is trained; None also where all are.
+    """
+
+    count: int
+    input_ids: list[int] | None = None
+    assistant_masks: np.ndarray | None = None
+
+
+class RowRenderer:
+    """Renders the rows of one schema for one phase, and tokenizes them.
+
+    Args:
+        tokenizer: with a chat template, unless `is_text`.
+        is_text: the rows are texts, not conversations.
+        keep_tokens: keep `TOKENS` where possible.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, phase: str, is_text: bool, keep_tokens: bool):
+        self.tokenizer, self.is_text, self.keep_tokens = tokenizer, is_text, keep_tokens
+        self.columns = PHASES[phase][0]
+
+    @property
+    def flattens(self) -> bool:
+        """Whether conversations become texts."""
+        return self.columns == "text" and not self.is_text
+
+    @cached_property
+    def keeps_tokens(self) -> bool:
+        """Whether rows keep `TOKENS`: those of language models, if the trainer's template prints the same."""
+        if not self.keep_tokens or not self.tokenizer.is_fast or self.tokenizer.eos_token is None:
+            return False
+        return self.columns == "text" or (self.columns == "messages" and self._training_tokenizer is not None)
+
+    @property
+    def features(self) -> dict[str, List]:
+        """Those of `TOKENS`; none where they are not kept."""
+        if not self.keeps_tokens:
+            return {}
+        token = Value("uint16" if len(self.tokenizer) <= 2**16 else "uint32")
+        return {"input_ids": List(token), "assistant_masks": List(Value("bool"))}
+
+    def render(self, row: Row) -> tuple[Row, int, tuple[Rendered, ...]]:
+        """A row as it is trained on, how many turns' reasoning was moved for that, and what is tokenized of it.
+
+        Raises:
+            RowError: the chat template refuses it, or leaves out a part.
+        """
+        row, moved = self._printable(row)
+        if "text" in row:
+            return row, moved, (Rendered(row["text"]),)
+        tools = decode_tools(row.get("tools"))
+        if "chosen" in row:
+            sides = (self._render(row["prompt"] + row[side], tools) for side in ("chosen", "rejected"))
+            return row, moved, tuple(sides)
+        if "messages" not in row:
+            return row, moved, (self._render(row["prompt"], tools, add_generation_prompt=True),)
+        rendered = self._render(row["messages"], tools)
+        if self.flattens:
+            rendered.untrained = self._untrained(row["messages"], tools)
+            row = {"text": rendered.text, "untrained": rendered.untrained}
+        return row, moved, (rendered,)
+
+    def tokenize(self, rendered: list[tuple[Rendered, ...]]) -> list[Tokens]:
+        """The tokens of rows that `render` returned."""
+        if not rendered:
+            return []
+        if not self.keeps_tokens:
+            return self._count(rendered)
+        texts = [one for (one,) in rendered]
+        if self.columns == "text":
+            texts = [render_text(self.tokenizer, one.text, one.untrained) for one in texts]
+        tokenized = tokenize_rendered(self.tokenizer, texts, add_special_tokens=self.columns == "text")
+        counts = [len(ids) for ids, _ in tokenized]
+        if self.flattens:  # only what the template writes counts, not what is put around it
+            special = self.tokenizer.num_special_tokens_to_add()
+            ends = (one.text != row.text for one, (row,) in zip(texts, rendered, strict=True))
+            counts = [count - special - end for count, end in zip(counts, ends, strict=True)]
+        masks = (None if mask.all() else mask for _, mask in tokenized)
+        return [Tokens(count, ids, mask) for count, (ids, _), mask in zip(counts, tokenized, masks, strict=True)]
+
+    def _count(self, rendered: list[tuple[Rendered, ...]]) -> list[Tokens]:
+        texts = [one.text for row in rendered for one in row]
+        ids = iter(self.tokenizer(texts, add_special_tokens=self.is_text, verbose=False)["input_ids"])
+        # The trainer appends the end-of-text token to a plain text.
+        return [Tokens(max(len(next(ids)) + self.is_text for _ in row)) for row in rendered]
+
+    def _render(self, messages: list[Row], tools: list | None, **options: Any) -> Rendered:
+        try:
+            if self.keeps_tokens and not self.flattens:
+                rendered = render_conversation(self._training_tokenizer, messages, tools, assistant_only=True)
+            else:
+                text = self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **options)
+                rendered = Rendered(text)
+        except ChatTemplateError as error:
+            raise RowError(str(error)) from error
+        except Exception as error:  # a template may refuse a row in any way
+            raise RowError(f"the chat template refuses it: {type(error).__name__}") from error
+        turn = first_unprinted(rendered.text, messages)
+        if turn is not None and self._printed_in_training is not self._printed:
+            trainers = self._printed_in_training.tokenizer
+            turn = first_unprinted(trainers.apply_chat_template(messages, tools=tools, tokenize=False), messages)
+        if turn is not None:
+            raise RowError(f"the chat template leaves out a part of the {messages[turn]['role']}'s content")
+        return rendered
+
+    def _untrained(self, messages: list[Row], tools: list | None) -> list[list[int]] | None:
+        """Character spans of the text that are not trained, or None."""
+        try:
+            return untrained_spans(self.tokenizer, messages, tools) or None
+        except ChatTemplateError as error:
+            raise RowError(str(error)) from error
+
+    def _printable(self, row: Row) -> tuple[Row, int]:
+        """The row in a form that the chat template prints in full, and how many turns' reasoning was moved for that.
+
+        Raises:
+            RowError: the template leaves out something else.
+        """
+        if "text" in row:
+            return row, 0
+        tools = decode_tools(row.get("tools"))
+        before, printed = row.get("prompt") or [], dict(row)
+        if sides := [name for name in ("messages", "chosen", "rejected") if name in row]:
+            for side in sides:
+                turns = self._printable_turns(before + row[side], tools)
+                printed |= {side: turns[len(before) :]} | ({"prompt": turns[: len(before)]} if before else {})
+        else:
+            printed["prompt"] = self._printable_turns(before, tools)
+        columns = [name for name in ("prompt", *sides) if name in row]
+        moved = [new is not old for name in columns for new, old in zip(printed[name], row[name], strict=True)]
+        return printed, sum(moved)
+
+    def _printable_turns(self, turns: list[Row], tools: list | None) -> list[Row]:
+        if not (missing := self._missing(turns, tools)):
+            return turns
+        thinkers = {turn for turn, field in missing if field == "reasoning_content"}
+        reasoning = {turn for turn in thinkers if turns[turn]["role"] == "assistant"}
+        turns = [reasoning_in_content(turn) if at in reasoning else turn for at, turn in enumerate(turns)]
+        if missing := self._missing(turns, tools):
+            at, field = missing[0]
+            what = field if field == "tools" else f"the {turns[at]['role']}'s {field}"
+            raise RowError(f"the chat template leaves out {what}")
+        return turns
+
+    def _missing(self, turns: list[Row], tools: list | None) -> list[tuple[int, str]]:
+        """What neither this template nor, if the trainer uses another one, the training template prints."""
+        missing = self._printed.missing(turns, tools)
+        return missing and self._printed_in_training.missing(turns, tools)
+
+    @cached_property
+    def _printed(self) -> PrintedFields:
+        return PrintedFields(self.tokenizer)
+
+    @cached_property
+    def _printed_in_training(self) -> PrintedFields:
+        if self.columns != "messages":
+            return self._printed
+        try:
+            return PrintedFields(with_training_template(self.tokenizer))
+        except ChatTemplateError:  # the recipe reports it
+            return self._printed
+
+    @cached_property
+    def _training_tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The tokenizer of training on the assistant's turns; None without one that prints what `tokenizer` prints."""
+        try:
+            trained = with_training_template(self.tokenizer)
+        except ChatTemplateError:  # the recipe reports it
+            return None
+        return trained if prints_the_same(self.tokenizer, trained) else None
