@@ -45,9 +45,9 @@ def test_rows_say_which_of_several_environments_they_are_for():
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ONLINE)
 def test_every_online_recipe_takes_tools_and_an_environment(pretrained, tmp_path, recipe):
-    options = QUICK | ONLINE[recipe] | {"max_steps": 2, "eval_interval": 1, "from_weight": pretrained}
+    options = QUICK | ONLINE[recipe] | {"max_steps": 2, "from_weight": pretrained}
     options |= {"tools": "calculator", "environment": "tests.trainers.tool_world:Sum", "output_dir": tmp_path}
-    options |= {"per_device_eval_batch_size": 16, "max_completion_length": 16}
+    options |= {"gradient_accumulation_steps": 1, "per_device_eval_batch_size": 8, "eval_interval": 2}
     done = launch(recipe, "--config", f"recipes/configs/{recipe}/tiny.yaml", *as_options(**options))
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "metrics.json").read_text())
