@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import InputError, nearest
+from ..errors import InputError, check_seed, nearest
 from ..files import write_json
 
 if TYPE_CHECKING:
@@ -62,13 +62,14 @@ def _run(args: argparse.Namespace) -> None:
         raise InputError("--beside is for the terminal: leave it or --web out")
     if not args.web and (args.host or args.port):
         raise InputError("--host and --port are for --web")
+    check_seed(args.seed)
 
-    from ..tools import load_tools
+    from ..tools import ToolLimits, load_tools
     from .conversation import Conversation, Settings, load_chat_model
 
     names = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "thinking")
     settings = Settings(**{name: getattr(args, name) for name in names})
-    tools = load_tools(args.tools or [], Path.cwd())
+    tools = load_tools(args.tools or [], Path.cwd(), ToolLimits())
     if args.web:
         from .chat_page import check_installed
 

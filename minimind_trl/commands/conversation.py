@@ -18,7 +18,7 @@ from ..evaluation.comparison import LoadedCheckpoint
 from ..models import load_model
 from ..models.adapters import is_native
 from ..models.checkpoints import check_vocabulary, load_tokenizer_of, tokenizer_folder
-from ..tokenization import load_tokenizer, prepared_for_trl
+from ..tokenization import escape_control_tokens, load_tokenizer, prepared_for_trl
 from ..tools import OfferedTools, ToolFailure
 
 MAX_TOOL_ROUNDS = 5  # of calls and their results before an answer has to come without any
@@ -139,13 +139,16 @@ class Conversation:
                 if not calls:
                     break
                 for call in calls:
-                    shown, result = run_tool(self.tools, call)
+                    shown, result = run_tool(self.tools, call, self._without_control_tokens)
                     self.messages.append({"role": "tool", "content": result})
                     yield Piece("tool", f"{shown} -> {result}\n")
             finished = True
         finally:
             if not finished:
                 self.messages = before
+
+    def _without_control_tokens(self, text: str) -> str:
+        return escape_control_tokens({"text": text}, self.checkpoint.tokenizer)[0]["text"]
 
     def _answer(self) -> Iterator[Piece]:
         prompt = self._prompt()
@@ -262,8 +265,11 @@ def _pieces(events: list[dict[str, Any]], blank: set[str]) -> Iterator[Piece]:
 # --- tools ------------------------------------------------------------------------------------------------------------
 
 
-def run_tool(tools: dict[str, Callable], call: dict[str, Any]) -> tuple[str, str]:
+def run_tool(tools: dict[str, Callable], call: dict[str, Any], clean: Callable[[str], str]) -> tuple[str, str]:
     """Call what a model asks for. What it does wrong is told to it as the result.
+
+    Args:
+        clean: applied to the result, such as the escaping of control tokens.
 
     Returns:
         The call as text, and its result.
@@ -274,7 +280,7 @@ def run_tool(tools: dict[str, Callable], call: dict[str, Any]) -> tuple[str, str
     if not isinstance(arguments, dict):
         return shown, "error: arguments must be a JSON object"
     try:
-        return shown, OfferedTools(tools.values(), MAX_RESULT_LENGTH)[name](**arguments)
+        return shown, OfferedTools(tools.values(), MAX_RESULT_LENGTH, clean)[name](**arguments)
     except ToolFailure as failure:
         return shown, f"error: {failure}"
 

@@ -40,6 +40,11 @@ def add_cli(verbs: argparse._SubParsersAction) -> None:
         action.set_defaults(run=run)
         if name == "build":
             action.add_argument("--output_dir", type=Path, help="default: prepared/PHASE_CONFIG")
+            parts = action.add_mutually_exclusive_group()
+            parts.add_argument(
+                "--shard", metavar="I/N", help="convert only the I-th of N shares of the rows, into OUTPUT_DIR.shards"
+            )
+            parts.add_argument("--merge", action="store_true", help="build from the N shares in OUTPUT_DIR.shards")
         if name == "explain":
             action.add_argument("--source", help="name of a source in the mixture (default: the first)")
             action.add_argument("--file", type=int, default=1, help="number of its file or split, from 1")
@@ -74,11 +79,26 @@ def _build(args: argparse.Namespace) -> None:
 
     mixer, tokenizer = _load(args, progress=True)
     folder = args.output_dir or Path("prepared") / mixer.name
+    shards = folder.with_name(f"{folder.name}.shards")
+    if args.shard:
+        number, count = _read_shard(args.shard)
+        written = mixer.write_shard(shards, number - 1, count, tokenizer)
+        pieces = ", ".join(f"{pieces:,} of {name}" for name, pieces in written.items())
+        print(f"{shards}: shard {number} of {count}, pieces: {pieces}; `data build --merge` joins all shards")
+        return
+    mixer.shards = shards if args.merge else None
     data = load_or_prepare(mixer, folder, tokenizer)
     print(mixer.describe())
     _warn(mixer)
     rows = " and ".join(f"{len(split):,} {name}" for name, split in data.items())
     print(f"{folder}: {rows} rows, {LOCK}")
+
+
+def _read_shard(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise MixtureError(f"--shard {text}: give I/N, such as 1/8 to 8/8")
+    return int(number), int(count)
 
 
 def _push(args: argparse.Namespace) -> None:

@@ -65,6 +65,8 @@ def launch_recipe(recipe: str, words: list[str]) -> int:
     script = shipped_root() / "recipes" / f"{recipe}.py"
     try:
         args = parser.parse_args([*from_file, *for_launcher, str(script), *for_recipe])
+        if args.num_processes is not None and args.num_processes < 1:
+            raise InputError(f"--num_processes {args.num_processes}: must be at least 1")
         with replaced(launch, simple_launcher=_become), patch_environment(**{LAUNCHED: ",".join(in_file)}):
             launch.launch_command(args)
     except ChildFailedError as error:

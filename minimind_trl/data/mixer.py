@@ -45,6 +45,10 @@ class DatasetMixer:
         """Tokens of a row as a recipe sets them; None: the mixture's max_seq_length, if it has one."""
         self.on_long = mixture.metadata.on_long_or_default
         """What becomes of longer rows: `cut`, `chunk`, `drop`, or `keep`."""
+        self.processes: int | None = None
+        """How many processes convert rows at once, at most; None for all cores that this process may use."""
+        self.shards: Path | None = None
+        """Folder with the converted rows of all shards, that `write_shard` wrote; None to convert the rows."""
         self.seen: dict[str, Counter[str]] = {}
         """Rows of a stream that were read and dropped so far, by source."""
         self._made_from: dict[str, str] = {}
@@ -76,7 +80,8 @@ class DatasetMixer:
 
     def reader(self, tokenizer: PreTrainedTokenizerBase | None = None) -> MixtureReader:
         """What reads the mixture's sources."""
-        return MixtureReader(self.mixture, self.path, tokenizer, self.longest, self.on_long)
+        settings = (self.longest, self.on_long, self.processes, self.shards)
+        return MixtureReader(self.mixture, self.path, tokenizer, *settings)
 
     def validate_mixture(self, tokenizer: PreTrainedTokenizerBase | None = None) -> list[str]:
         """Check, without building, that every source is there and its first rows can be converted.
@@ -137,6 +142,26 @@ class DatasetMixer:
         mix = make_mix(reader)
         self._result = _report(mix, reader)
         return mix.splits(keep_tokens)
+
+    def write_shard(
+        self, folder: Path, number: int, count: int, tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> dict[str, int]:
+        """Convert one of `count` shares of the rows into a folder, for a later `build` with `shards` set to it.
+
+        Args:
+            number: from 0; the other shares can be converted at the same time, on other machines.
+
+        Returns:
+            the pieces that were written, by source.
+
+        Raises:
+            MixtureError: as for `build`, or the mixture is a stream.
+        """
+        if self.mixture.streaming:
+            raise MixtureError(f"{self.path}: a streaming mixture is read while it is trained on; it has no shards")
+        reader = self.reader(tokenizer)
+        opened = map(reader.open, self.mixture.datasets)
+        return {one.source.name: one.write_shard(folder, number, count) for one in opened}
 
     def adopt(self, made_from: dict[str, str], report: MixtureReport) -> None:
         """Adopt the provenance and report of an earlier build; only description and version may differ."""

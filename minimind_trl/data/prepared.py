@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import MixtureError
 from ..files import atomic_path, file_digest, leftovers, write_json
+from .converted_parts import Piece
 from .mixer import DatasetMixer
 from .report import MixtureReport
 from .schemas import COLUMNS, PHASES, Row
@@ -106,11 +107,10 @@ def load_prepared(folder: Path) -> DatasetDict:
         raise MixtureError(f"{folder}: {'; '.join(damage)}; build it again")
     own = COLUMNS[PHASES[lock["phase"]][0]] | {"source": Value("string")}
     features = Features({name: own.get(name, Json()) for name in lock["columns"]})
+    encoded = set(lock["columns"]) - set(own)
     return DatasetDict(
         {
-            name: cached_rows(
-                partial(_read, folder / file["name"], encoded=set(lock["columns"]) - set(own)), features, file["sha256"]
-            )
+            name: cached_rows(partial(_piece, folder, file, encoded), features, file["sha256"], file["name"])
             for name, file in lock["prepared"].items()
         }
     )
@@ -145,6 +145,10 @@ def read_lock(folder: Path) -> dict[str, Any]:
     if lock.pop(_DIGEST, None) != _digest(lock):
         raise MixtureError(f"{path}: not as it was written (edited?); undo that, or remove {folder}")
     return lock
+
+
+def _piece(folder: Path, file: dict[str, Any], encoded: set[str]) -> list[Piece]:
+    return [Piece(partial(_read, folder / file["name"], encoded), file["rows"])]
 
 
 def _read(path: Path, encoded: set[str]) -> Iterator[Row]:

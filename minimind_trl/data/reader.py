@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import MixtureError
 from .config import EvalSet, Mixture, Source
+from .converted_parts import Piece, default_processes, open_pieces, piece_name, pieces_of_files, write_pieces
 from .duplicates import NGrams
 from .filters import CustomFilter, value_at
 from .rows import RowConverter
@@ -46,6 +47,8 @@ class MixtureReader:
         tokenizer: escapes control tokens, counts tokens and renders conversations; None does none of it.
         longest: tokens of a row beyond which `on_long` applies; None without a limit.
         on_long: `cut`, `chunk`, `drop` or `keep`.
+        processes: how many convert rows at once, at most; None for all cores that this process may use.
+        shards: folder with the converted rows that `SourceReader.write_shard` wrote; None to convert them here.
     """
 
     mixture: Mixture
@@ -53,6 +56,8 @@ class MixtureReader:
     tokenizer: PreTrainedTokenizerBase | None
     longest: int | None
     on_long: str
+    processes: int | None = None
+    shards: Path | None = None
 
     @property
     def cut_at(self) -> int | None:
@@ -181,6 +186,42 @@ class SourceReader:
         Raises:
             MixtureError: a row cannot be read, or most rows cannot be used.
         """
+        if self.reader.shards:
+            rows = self._joined_shards(self.reader.shards)
+        else:
+            what, processes = f"converting {self.source.name}", self.reader.processes or default_processes()
+            rows = cached_rows(self._pieces, self.converter.features, self._fingerprint, what, processes)
+        unusable = int(pc.sum(rows.data.column("_unusable")).as_py() or 0)
+        if unusable > _MOSTLY * len(rows):
+            numbers = np.flatnonzero(rows.data.column("_unusable").to_numpy())[:_EXAMPLES]
+            examples = [(self.place(row), row["_reason"]) for row in map(rows.__getitem__, numbers.tolist())]
+            self._refuse(unusable, len(rows), examples)
+        return rows
+
+    def write_shard(self, folder: Path, number: int, count: int) -> int:
+        """Convert one of `count` shares of the rows into a folder, and return how many pieces that are.
+
+        Args:
+            number: from 0; the other shares can be converted at the same time, on other machines.
+        """
+        pieces, what = self._pieces(), f"converting {self.source.name}, shard {number + 1} of {count}"
+        own, processes = range(number, len(pieces), count), self.reader.processes or default_processes()
+        write_pieces(what, pieces, folder / self._fingerprint, self.converter.features, processes, own)
+        return len(own)
+
+    def _joined_shards(self, folder: Path) -> Dataset:
+        folder, pieces = folder / self._fingerprint, len(self._pieces())
+        missing = [name for name in map(piece_name, range(pieces)) if not (folder / name).exists()]
+        if missing:
+            raise MixtureError(
+                f"{folder}: {len(missing)} of the {pieces} pieces of datasets.{self.source.name} are missing, such as "
+                f"{missing[0]}: build every --shard, from the same files and with the same tokenizer"
+            )
+        return open_pieces(folder, self._fingerprint)
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        """Equal if the converted rows are."""
         files, forbidden, converter = self.files + self.held_out, self.converter.forbidden, self.converter
         key = [
             converter_code(),
@@ -193,14 +234,13 @@ class SourceReader:
             [*_filter_code(self.source.filters), self.source.tool_schemas],
             converter.longest,
         ]
-        make = partial(converted_rows, files, converter, held_out=len(self.held_out))
-        rows = cached_rows(make, converter.features, Hasher.hash(key))
-        unusable = int(pc.sum(rows.data.column("_unusable")).as_py() or 0)
-        if unusable > _MOSTLY * len(rows):
-            numbers = np.flatnonzero(rows.data.column("_unusable").to_numpy())[:_EXAMPLES]
-            examples = [(self.place(row), row["_reason"]) for row in map(rows.__getitem__, numbers.tolist())]
-            self._refuse(unusable, len(rows), examples)
-        return rows
+        return Hasher.hash(key)
+
+    def _pieces(self) -> list[Piece]:
+        files = self.files + self.held_out
+        if self.converter.schema == "kto":  # whose pairs may be anywhere in the source
+            return [Piece(partial(converted_rows, files, self.converter, held_out=len(self.held_out)), None)]
+        return pieces_of_files(files, partial(_converted_parts, self.converter))
 
     def check_head(self) -> int:
         """Convert the first rows of each file, without downloading more.
@@ -260,6 +300,11 @@ def converted_rows(
         for (index, number, _), at, row in zip(batch, places, traced, strict=True):
             converter.refuse_other_schema(row, at(number))
             yield converter.with_facts(row) | {"_file": index, "_number": number}
+
+
+def _converted_parts(converter: RowConverter, files: list[tuple[int, DataFile]]) -> Iterator[Row]:
+    for index, file in files:
+        yield from (row | {"_file": index} for row in converted_rows([file], converter))
 
 
 def numbered_rows(

@@ -14,7 +14,7 @@ from datasets import Features, Json, Value
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import MixtureError, nearest
-from ..tokenization.control_tokens import escape_control_tokens
+from ..tokenization.control_tokens import escape_matches, special_tokens
 from ..tokenization.masks import Rendered
 from . import schemas
 from .config import HH, Source
@@ -127,6 +127,7 @@ class RowConverter:
         if source.tools and self.is_text:
             raise MixtureError(f"{where}: datasets.{source.name}.tools: its rows are plain text, which has no tools")
         self._check_tokenizer(where)
+        self._special_tokens = tokenizer and special_tokens(tokenizer)
         self.renderer = None if tokenizer is None else RowRenderer(tokenizer, phase, self.is_text, keep_tokens)
         self._read = self._read_keys()
         named = (row | {name: value_at(row, path) for name, path in self.fields.items()} for row in sample)
@@ -267,7 +268,7 @@ class RowConverter:
             traced.content = _checked_content(traced.row, extras)
             traced.trained, traced.escaped = traced.row, 0
             if self.tokenizer is not None:
-                traced.trained, traced.escaped = escape_control_tokens(traced.row, self.tokenizer)
+                traced.trained, traced.escaped = escape_matches(traced.row, self._special_tokens)
                 traced.trained, traced.moved, traced.rendered = self.renderer.render(traced.trained)
             traced.trained = traced.trained | extras
         except LeftOut as error:

@@ -33,7 +33,6 @@ from ..errors import MixtureError, first_line, nearest
 from ..files import file_digest
 from .config import Origin, Source, format_of
 from .hub import download_file, hub_errors, list_files, load_hub_split, remember_revision, resolve_revision
-from .tables import as_rows
 from .turns import Row
 
 Rows = Iterator[tuple[int, Row]]
@@ -49,6 +48,7 @@ class Part(NamedTuple):
     start: int
     stop: int
     first: int = 1  # number of its first row
+    count: int | None = None  # of its rows, or lines
 
 
 @dataclass
@@ -63,6 +63,7 @@ class DataFile:
         stream: Hub data as `datasets` streams it.
         read_remote: the rows of a JSON file on the Hub, without downloading it first.
         parts: the rows in several pieces; None if the file can only be read from its beginning.
+        count: number of rows of a part, or lines; None if unknown.
     """
 
     name: str
@@ -73,6 +74,7 @@ class DataFile:
     read_remote: Callable[[], Rows] | None = None
     repo: str | None = None
     parts: Callable[[], list["DataFile"]] | None = None
+    count: int | None = None
 
     def at(self, number: int) -> str:
         """The place of a row, for messages."""
@@ -208,7 +210,9 @@ def _open_file(source: Origin, path: Path) -> DataFile:
     read = partial(read_rows, kind, content, str(path))
     file = DataFile(str(path), digest, "line" if kind in ("jsonl", "csv") else "row", read)
     if kind in _CUT and not infer_compression(path):
-        file.parts = lambda: [replace(file, read=partial(read, part=part), parts=None) for part in _CUT[kind](content)]
+        file.parts = lambda: [
+            replace(file, read=partial(read, part=part), parts=None, count=part.count) for part in _CUT[kind](content)
+        ]
     return file
 
 
@@ -298,9 +302,9 @@ def _cut_jsonl(path: Path) -> list[Part]:
         for line in lines:
             at, number = at + len(line), number + 1
             if at - start >= size:
-                parts.append(Part(start, at, first))
+                parts.append(Part(start, at, first, number - first))
                 start, first = at, number
-    return [*parts, Part(start, at, first)] if at > start else parts
+    return [*parts, Part(start, at, first, number - first)] if at > start else parts
 
 
 def _read_json(path: Path | str, name: str | None = None) -> Rows:
@@ -366,7 +370,7 @@ def _cut_parquet(path: Path) -> list[Part]:
     metadata = pyarrow.parquet.read_metadata(path)
     sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     firsts = accumulate(sizes, initial=1)
-    return [Part(group, group + 1, first) for group, first in zip(range(len(sizes)), firsts, strict=False)]
+    return [Part(group, group + 1, first, size) for group, (first, size) in enumerate(zip(firsts, sizes, strict=False))]
 
 
 def _read_arrow(path: Path, part: Part | None = None) -> Rows:
@@ -386,12 +390,18 @@ def _open_arrow(path: Path) -> Dataset:
 
 def _cut_arrow(path: Path) -> list[Part]:
     rows = len(_open_arrow(path))
-    return [Part(start, min(start + _BATCH, rows)) for start in range(0, rows, _BATCH)]
+    bounds = [(start, min(start + _BATCH, rows)) for start in range(0, rows, _BATCH)]
+    return [Part(start, stop, start + 1, stop - start) for start, stop in bounds]
 
 
 def public_name(path: str) -> str:
     """A path as a lock may show it: only the name of an absolute one."""
     return Path(path).name if Path(path).is_absolute() else path
+
+
+def as_rows(columns: dict[str, list]) -> list[Row]:
+    """The rows of a table of columns."""
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def filled_rows(columns: dict[str, list]) -> list[Row]:

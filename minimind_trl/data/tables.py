@@ -1,21 +1,18 @@
-"""Rows into files: an Arrow file in the cache of `datasets`, and JSON lines."""
+"""Rows into files: Arrow files in the cache of `datasets`, and JSON lines."""
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow as pa
-from datasets import Dataset, Features, Split
-from datasets.arrow_writer import ArrowWriter
-from datasets.table import MemoryMappedTable
+from datasets import Dataset, Features
 from filelock import FileLock
 
 from ..errors import MixtureError
-from ..files import atomic_path
+from .converted_parts import Piece, open_pieces, write_pieces
+from .sources import as_rows
 from .turns import Row
 
 SPLITS = ("train", "validation")
@@ -23,32 +20,38 @@ _BATCH = 1000
 _TURNS = ("messages", "prompt", "chosen", "rejected")
 
 
-def cached_rows(rows: Callable[[], Iterator[Row]], features: Features, fingerprint: str) -> Dataset:
-    """Rows as an Arrow file in the cache of `datasets`, written unless it is there; one of several processes writes it.
+def cached_rows(
+    pieces: Callable[[], list[Piece]], features: Features, fingerprint: str, what: str, processes: int = 1
+) -> Dataset:
+    """Rows as Arrow files in the cache of `datasets`, written unless they are there; one of several runs writes them.
 
     `Dataset.from_generator` does the same and encodes value by value, which takes twice the time.
 
     Args:
-        rows: values of `Json` come encoded.
-        fingerprint: names the file, and whatever is later derived from the data set.
+        pieces: make the rows; values of `Json` come encoded.
+        fingerprint: names the files, and whatever is later derived from the data set.
+        what: names the rows where progress is shown.
+        processes: how many write them, at most.
 
     Raises:
-        MixtureError: the cache cannot be written; or what `rows` raises.
+        MixtureError: the cache cannot be written; or what a piece raises.
     """
     cache = Path(datasets.config.HF_DATASETS_CACHE).expanduser()
-    path = cache / "minimind-trl" / f"rows-{fingerprint}.arrow"
+    folder = cache / "minimind-trl" / f"rows-{fingerprint}"
     try:
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{path}.lock"):
-                if not path.exists():
-                    _write_arrow(path, rows(), features)
+        if not folder.exists():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{folder}.lock"):
+                if not folder.exists():
+                    unfinished = folder.with_name(f"{folder.name}.unfinished")
+                    write_pieces(what, pieces(), unfinished, features, processes)
+                    unfinished.rename(folder)
     except OSError as error:
         raise MixtureError(
             f"{cache}: the cache of the data sets cannot be written: {error.strerror or error}; make room there, or "
             "set HF_DATASETS_CACHE to a folder on another disk"
         ) from None
-    return Dataset(MemoryMappedTable.from_file(str(path)), split=Split.TRAIN, fingerprint=fingerprint)
+    return open_pieces(folder, fingerprint)
 
 
 def write_split(rows: Dataset, path: Path) -> dict[str, Any]:
@@ -65,18 +68,6 @@ def write_split(rows: Dataset, path: Path) -> dict[str, Any]:
                 digest.update(line)
                 file.write(line)
     return {"name": path.name, "rows": len(rows), "sha256": digest.hexdigest()}
-
-
-def as_rows(columns: dict[str, list]) -> list[Row]:
-    """The rows of a table of columns."""
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-
-
-def _write_arrow(path: Path, rows: Iterator[Row], features: Features) -> None:
-    with atomic_path(path) as temporary, ArrowWriter(path=str(temporary), features=features) as writer:
-        while batch := list(islice(rows, _BATCH)):
-            writer.write_table(pa.Table.from_pylist(batch, schema=features.arrow_schema))
-        writer.finalize()
 
 
 def _without_nulls(row: Row) -> Row:

@@ -9,13 +9,12 @@ from trl.rewards import think_format_reward
 
 from .. import patterns
 from ..errors import InputError
-from ..evaluation.answers import position_score, without_reasoning
-from ..tokenization import decode_tools
+from ..evaluation.answers import position_score, share_contained, without_reasoning
+from ..tokenization import INVALID_CALL, decode_tools
 from .reward import answer_of, text_of, turns_of
 
 _CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 _WORDS = re.compile(r"\w+|[^\w\s]")
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
 def exact_match(completions: list, answer: list[str], **_) -> list[float]:
@@ -180,7 +179,7 @@ def tool_calls(completions: list, gt: list, **columns) -> list[float]:
     """
     tools = columns.get("tools") or [None] * len(completions)
     return [
-        _share_contained(_CALL.sub("", answer_of(given)), right) if _calls_are_valid(given, known) else 0.0
+        share_contained(_CALL.sub("", answer_of(given)), right) if _calls_are_valid(given, known) else 0.0
         for given, right, known in zip(completions, gt, tools, strict=True)
     ]
 
@@ -202,20 +201,6 @@ def reasoning_gym(completions: list, answer: list, metadata: list, **_) -> list[
     return [score(answer_of(given), *rest) for given, *rest in zip(completions, answer, metadata, strict=True)]
 
 
-def _share_contained(text: str, wanted: list | str) -> float:
-    wanted = [wanted] if isinstance(wanted, str) else list(wanted)
-    if not wanted:
-        return 0.0
-    numbers = {float(number.replace(",", "")) for number in _NUMBER.findall(text)}
-    return sum(_is_contained(str(part).strip(), text, numbers) for part in wanted) / len(wanted)
-
-
-def _is_contained(part: str, text: str, numbers: set[float]) -> bool:
-    if _NUMBER.fullmatch(part):
-        return any(abs(float(part.replace(",", "")) - number) < 1e-6 for number in numbers)
-    return part.lower() in text.lower()
-
-
 def _calls_are_valid(completion: str | list[dict], tools: str | list | None) -> bool:
     known = {tool.get("function", tool).get("name") for tool in decode_tools(tools) or []}
     return all(name and (not known or name in known) for name in _called_names(completion))
@@ -226,7 +211,8 @@ def _called_names(completion: str | list[dict]) -> Iterator[str | None]:
     messages = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
     for message in messages:
         for call in message.get("tool_calls") or []:
-            yield call.get("function", call).get("name")
+            name = call.get("function", call).get("name")
+            yield None if name == INVALID_CALL else name
         for text in _CALL.findall(message.get("content") or ""):
             try:
                 call = json.loads(text)

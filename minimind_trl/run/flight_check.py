@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
-from datasets import DatasetDict, IterableDataset
+from datasets import Dataset, DatasetDict, IterableDataset
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 from transformers.training_args import OptimizerNames
@@ -34,6 +36,7 @@ from .run_context import RunContext
 
 SAMPLE = 256  # training rows to examine
 _COMPARED = 100_000  # training rows to compare with the validation rows
+_READ = 10_000  # of these at a time
 _EXAMPLES = 2
 _TIMED_STEPS = 3
 
@@ -163,8 +166,19 @@ def overlap_problems(data: DatasetDict) -> list[str]:
     if isinstance(data["train"], IterableDataset) or "validation" not in data:
         return []  # a stream is split by content hash, which cannot overlap
     held_out = {_content(row) for row in data["validation"]}
-    shared = sum(_content(row) in held_out for row in islice(data["train"], _COMPARED))
+    begins = _beginnings(data["validation"])
+    train = data["train"].select(range(min(len(data["train"]), _COMPARED)))
+    alike = np.flatnonzero(pc.is_in(_beginnings(train), begins.combine_chunks()))  # only these are worth a closer look
+    shared = sum(_content(row) in held_out for row in train.select(alike))
     return [f"{shared} training rows are among the validation rows as well: build the mixture again"] if shared else []
+
+
+def _beginnings(rows: Dataset) -> pa.ChunkedArray:
+    """The text of each row, or its first message."""
+    name = next(name for name in ("text", "messages", "prompt") if name in rows.column_names)
+    parts = [table[name] for table in rows.select_columns([name]).with_format("arrow").iter(_READ)]
+    parts = [pc.struct_field(pc.list_element(part, 0), "content") if name != "text" else part for part in parts]
+    return pa.chunked_array([chunk for part in parts for chunk in part.chunks], pa.string())
 
 
 def resume_problems(trainer, run: RunContext) -> list[str]:

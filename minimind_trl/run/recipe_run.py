@@ -27,7 +27,7 @@ from .results import count_rows, mixture_lock, save_both_forms, write_results
 from .row_checks import row_checks
 from .run_context import RunContext
 from .services import begin_swanlab
-from .settings import complete_config, set_checkpoint_to_resume
+from .settings import complete_config, set_checkpoint_to_resume, set_processes
 
 
 class Splits(NamedTuple):
@@ -57,6 +57,7 @@ class Run(RunContext):
         lock_output_folder(self.args, self.config)
         set_checkpoint_to_resume(self.args, self.config)
         self.data = build_data(self.args, self.config, self.tokenizer, self.mixer)
+        set_processes(self.config, self.data["train"])
         limit_waiting(None)  # in the trainer's constructor, where TRL tokenizes in one process while the others wait
         return Splits(self.data["train"], self.data.get("validation") if self.args.eval_interval else None)
 

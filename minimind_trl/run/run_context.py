@@ -43,6 +43,9 @@ class RunContext:
         self.model = load_or_create_model(args, self.tokenizer, config.seed)
         if reward_model:
             self.model = as_reward_model(self.model, config.seed)
+        if self.model.config.num_experts and config.use_cpu:
+            # There torch's grouped product is a loop as well, and one in the weights' type, whatever autocast says.
+            self.model.set_experts_implementation("eager")
         if args.as_twin:
             self.model = as_twin(self.model)
         self.peft_config = adapter_for(args, lora, self.model)

@@ -4,15 +4,19 @@ import os
 import sys
 from pathlib import Path
 
+from datasets import Dataset, IterableDataset
 from transformers.trainer_utils import IntervalStrategy
 
 from ..data import DatasetMixer
+from ..data.converted_parts import default_processes
 from ..errors import InputError
 from ..models.stored import check_finite_files
 from ..trainers.safe_checkpoints import checkpoint_problem, checkpoints_in, last_good_checkpoint
 from .learning_rates import set_learning_rate
 from .output_folder import RUN_LOCK
 from .run_context import RunContext
+
+_MANY = 20_000  # rows that are worth worker processes
 
 
 def complete_config(run: RunContext) -> None:
@@ -30,6 +34,13 @@ def complete_config(run: RunContext) -> None:
     set_learning_rate(args, config, run.lora, run.model)
 
 
+def set_processes(config, rows: Dataset | IterableDataset) -> None:
+    """Let TRL prepare the rows on all cores that this process may use; few rows are faster in one process."""
+    if getattr(config, "dataset_num_proc", 1) is None and isinstance(rows, Dataset) and len(rows) >= _MANY:
+        processes = default_processes()
+        config.dataset_num_proc = processes if processes > 1 else None
+
+
 def _set_lengths(args, config, mixer: DatasetMixer) -> None:
     """Set `max_length`, and what this trainer does with longer rows.
 
@@ -41,6 +52,7 @@ def _set_lengths(args, config, mixer: DatasetMixer) -> None:
     if mixer.mixture.streaming and config.max_steps <= 0:
         raise InputError(f"{args.data_config}: a streaming mixture has no known end: set --max_steps")
     mixer.max_length = getattr(config, "max_length", None)
+    mixer.processes = getattr(config, "dataset_num_proc", None)  # online trainers have none
     if config.stage == "reward" and mixer.on_long != "drop":
         if mixer.mixture.metadata.on_long:
             raise InputError(

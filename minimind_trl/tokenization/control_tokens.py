@@ -43,7 +43,7 @@ def find_control_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> list[s
     Returns:
         The tokens found, in order, with repetitions; empty when the text is harmless.
     """
-    return _special_tokens(tokenizer).findall(text)
+    return special_tokens(tokenizer).findall(text)
 
 
 def escape_control_tokens(example: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, Any], int]:
@@ -63,7 +63,12 @@ def escape_control_tokens(example: dict[str, Any], tokenizer: PreTrainedTokenize
         MessageError: a message has no role, or one that is not system, user, assistant or tool.
         ValueError: a special token is one character long, so that it cannot be broken up.
     """
-    escaper = _Escaper(_special_tokens(tokenizer))
+    return escape_matches(example, special_tokens(tokenizer))
+
+
+def escape_matches(example: dict[str, Any], tokens: re.Pattern[str]) -> tuple[dict[str, Any], int]:
+    """As `escape_control_tokens`, for many rows; `tokens` are a tokenizer's `special_tokens`."""
+    escaper = _Escaper(tokens)
     escaped = dict(example)
     for column in _TEXT_COLUMNS:
         if isinstance(value := example.get(column), str):
@@ -128,7 +133,8 @@ def _break_up(match: re.Match[str]) -> str:
     return f"{token[0]} {token[1:]}"
 
 
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """A pattern that matches each special token of a tokenizer."""
     return _compile(tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.special))
 
 

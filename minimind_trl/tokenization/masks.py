@@ -64,7 +64,8 @@ def tokenize_rendered(
     """
     if not rendered:
         return []
-    encoded = tokenizer([one.text for one in rendered], add_special_tokens=add_special_tokens, verbose=False)
+    options = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
+    encoded = tokenizer([one.text for one in rendered], add_special_tokens=add_special_tokens, **options)
     encodings = encoded.encodings or [None] * len(rendered)  # a slow tokenizer has none
     pairs = zip(encoded["input_ids"], encodings, rendered, strict=True)
     return [(ids, _trained(len(ids), encoding, one)) for ids, encoding, one in pairs]

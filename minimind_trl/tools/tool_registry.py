@@ -76,8 +76,8 @@ def _load(name: str, folder: Path | None) -> Callable:
     if name in TOOLS:
         return TOOLS[name]
     if ":" not in name:
-        known = [*TOOLS, *PRESETS]
-        raise InputError(f"no such tool{nearest(name, known)}; known: {', '.join(known)}, module:function")
+        known = [*TOOLS, *PRESETS, "module:function"]
+        raise InputError(f"no such tool{nearest(name, known, listed=True)}")
     if "" not in sys.path:
         sys.path.insert(0, "")  # as with `python -m`; otherwise a script's own folder comes first
     refuse_foreign(name, "tool", _TOOL, folder)

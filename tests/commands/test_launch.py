@@ -105,6 +105,7 @@ def test_wrong_options_of_the_launcher_in_the_file_are_told_in_one_line(started,
         (["--accelerate_config"], "--accelerate_config needs a value"),
         (["--num_processes", "four"], "argument --num_processes/--num-processes: invalid int value: 'four'"),
         (["--num_processes"], "--num_processes needs a value"),
+        (["--num_processes", "0"], "--num_processes 0: must be at least 1"),
         (["--config_file", "none.yaml"], "none.yaml"),
     ],
 )

@@ -1,0 +1,231 @@
+"""Seconds from raw JSONL to the first step of a recipe, beside TRL alone on the same rows.
+
+    python benchmarks/first_step.py [--stages sft pretrain] [--rows 20000] [--cores 1 2] [--repeats 1] [--output FILE]
+
+Generated conversations of two turns (mean 260 tokens) or texts (mean 320), a tiny model, packed rows of 512 tokens:
+
+- `ours`: `recipes/sft.py` or `recipes/pretrain.py` on an empty cache, flight check included,
+- `ours again`: the same in a new process, on the cache that `ours` left,
+- `TRL`: `load_dataset`, a random split, and TRL's SFTTrainer, which tokenizes (with the assistant's mask) and packs.
+
+Every measurement is a process of its own on so many cores, with its own cache, in turns; the table shows medians. Time
+starts after the imports and ends where the first step begins. CPU seconds include those of worker processes. Prints a
+markdown table. Linux only.
+"""
+
+import argparse
+import json
+import os
+import random
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[1]
+METHODS = ("ours", "ours again", "TRL")
+LIMIT = 512
+MIXTURE = """
+metadata: {{phase: {stage}, max_seq_length: {limit}}}
+datasets: [{{name: rows, source: rows.jsonl, mix_ratio: 1.0}}]
+validation: {{ratio: 0.01, seed: 42}}
+"""
+
+
+class FirstStep(Exception):
+    """Raised where the first step begins."""
+
+
+def make_data(folder: Path, stage: str, rows: int) -> None:
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 7))) for _ in range(5000)]
+
+    def text(least: int, most: int) -> str:
+        return " ".join(draw.choices(words, k=draw.randint(least, most)))
+
+    with (folder / "rows.jsonl").open("w") as file:
+        for _ in range(rows):
+            turns = [{"role": "user", "content": text(5, 20)}, {"role": "assistant", "content": text(10, 70)}]
+            row = {"conversations": turns} if stage == "sft" else {"text": text(20, 100)}
+            file.write(json.dumps(row) + "\n")
+    (folder / "mixture.yaml").write_text(MIXTURE.format(stage=stage, limit=LIMIT))
+
+
+def stop_at_first_step() -> type:
+    from transformers import TrainerCallback
+
+    class Stop(TrainerCallback):
+        def on_step_begin(self, *args, **kwargs):
+            raise FirstStep
+
+    return Stop
+
+
+def options(output: Path) -> dict[str, object]:
+    return {
+        "output_dir": str(output),
+        "max_steps": 1,
+        "max_length": LIMIT,
+        "packing": True,
+        "per_device_train_batch_size": 4,
+        "bf16": False,
+        "use_cpu": True,
+        "report_to": "none",
+        "save_strategy": "no",
+    }
+
+
+def ours(folder: Path, output: Path, stage: str):
+    sys.path.insert(0, str(REPOSITORY))
+    from minimind_trl import run as recipes
+    from minimind_trl.run import Run, parse_arguments
+    from minimind_trl.trainers import MiniMindSFTTrainer
+
+    config_class = recipes.SFTRecipeConfig if stage == "sft" else recipes.PretrainRecipeConfig
+    given = options(output) | {"data_config": folder / "mixture.yaml", "preset": "nano", "eval_interval": 0}
+    given = [part for name, value in given.items() for part in (f"--{name}", str(value))]
+
+    def work() -> int:
+        args, config, lora = parse_arguments(config_class, options=given)
+        run = Run(args, config, lora)
+        data = run.load_data(stage)
+        trainer = MiniMindSFTTrainer(
+            model=run.model,
+            args=config,
+            processing_class=run.training_tokenizer,
+            train_dataset=data.train,
+            eval_dataset=data.validation,
+            on_long=run.mixer.on_long,
+        )
+        trainer.add_callback(stop_at_first_step())
+        try:
+            run.finish(trainer)
+        except FirstStep:
+            return len(trainer.train_dataset)
+        raise RuntimeError("no step began")
+
+    return work
+
+
+def trl_alone(folder: Path, output: Path, stage: str):
+    from datasets import disable_progress_bars, load_dataset
+    from trl import SFTConfig, SFTTrainer
+
+    from minimind_trl.models import MiniMindConfig, MiniMindForCausalLM
+    from minimind_trl.tokenization import prepared_for_trl, tiny_tokenizer
+
+    disable_progress_bars()
+
+    def work() -> int:
+        rows = load_dataset("json", data_files=str(folder / "rows.jsonl"), split="train")
+        rows = rows.train_test_split(test_size=0.01, seed=42)["train"]
+        if stage == "sft":
+            rows = rows.rename_column("conversations", "messages")
+        model, tokenizer = MiniMindForCausalLM(MiniMindConfig.from_preset("nano")), prepared_for_trl(tiny_tokenizer())
+        args = SFTConfig(**options(output), assistant_only_loss=stage == "sft")
+        processes = len(os.sched_getaffinity(0))
+        args.dataset_num_proc = processes if processes > 1 else None
+        trainer = SFTTrainer(model, args, train_dataset=rows, processing_class=tokenizer)
+        trainer.add_callback(stop_at_first_step())
+        try:
+            trainer.train()
+        except FirstStep:
+            return len(trainer.train_dataset)
+        raise RuntimeError("no step began")
+
+    return work
+
+
+def measure(method: str, stage: str, folder: Path, output: Path, cores: int) -> dict[str, float]:
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+    work = (trl_alone if method == "TRL" else ours)(folder, output, stage)
+    before, started = cpu_seconds(), time.perf_counter()
+    packed = work()
+    return {
+        "cpu_s": cpu_seconds() - before,
+        "wall_s": time.perf_counter() - started,
+        "packed_rows": packed,
+        "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def cpu_seconds() -> float:
+    used = [resource.getrusage(of) for of in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def in_new_process(method: str, stage: str, folder: Path, cache: Path, cores: int) -> dict[str, float]:
+    with tempfile.TemporaryDirectory(dir=folder) as output:
+        variables = {"HF_HOME": str(cache), "HF_DATASETS_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
+        variables |= {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        command = [sys.executable, __file__, "--measure", method, stage, str(folder), f"{output}/run", str(cores)]
+        done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stdout + done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def compare(stage: str, rows: int, cores: int, repeats: int, methods: list[str]) -> dict[str, dict[str, float]]:
+    """Medians of every method."""
+    runs: dict[str, list] = {method: [] for method in methods}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_data(folder, stage, rows)
+        for _ in range(repeats):
+            for method in methods:
+                cache = folder / ("TRL" if method == "TRL" else "ours-cache")
+                if method != "ours again":
+                    shutil.rmtree(cache, ignore_errors=True)
+                runs[method].append(in_new_process(method, stage, folder, cache, cores))
+                print(f"{stage}, {rows:,} rows, {cores} cores, {method}: {runs[method][-1]}", file=sys.stderr)
+    return {
+        method: {name: statistics.median(run[name] for run in found) for name in found[0]}
+        for method, found in runs.items()
+    }
+
+
+def table(results: list[dict]) -> str:
+    columns = ["stage", "rows", "cores", "method", "CPU s", "wall s", "CPU ms a row", "packed rows", "peak RSS MB"]
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    for one in results:
+        for method, found in one["methods"].items():
+            cells = [one["stage"], f"{one['rows']:,}", f"{one['cores']}", method, f"{found['cpu_s']:.1f}"]
+            cells += [f"{found['wall_s']:.1f}", f"{found['cpu_s'] / one['rows'] * 1e3:.3f}"]
+            cells += [f"{found['packed_rows']:,.0f}", f"{found['rss_mb']:,.0f}"]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--stages", nargs="+", choices=("sft", "pretrain"), default=["sft", "pretrain"])
+    parser.add_argument("--rows", type=int, nargs="+", default=[20_000])
+    parser.add_argument("--cores", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--output", type=Path, help="the figures as JSON")
+    parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        method, stage, folder, output, cores = args.measure
+        found = measure(method, stage, Path(folder), Path(output), int(cores))
+        print(f"\n{json.dumps(found)}")
+        return
+    results = [
+        {"stage": stage, "rows": rows, "cores": cores}
+        | {"methods": compare(stage, rows, cores, args.repeats, args.methods)}
+        for stage in args.stages
+        for rows in args.rows
+        for cores in args.cores
+    ]
+    print(table(results))
+    if args.output:
+        args.output.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
