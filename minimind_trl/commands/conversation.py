@@ -168,10 +168,10 @@ class Conversation:
                 raw.append(text)
                 yield from _pieces(parser.feed(text), blank)
             message, events = parser.finalize()
-        except ValueError:  # a tool call that is not JSON, or is cut off
+        except (ValueError, RecursionError):  # a tool call that is not JSON, is nested too deep, or is cut off
             return {"role": "assistant", "content": "".join(raw)}
         yield from _pieces(events, blank)
-        return {"content": "", **message}
+        return with_calls({"content": "", **message}, "", is_thinking=False, is_finished=True)
 
     def _prompt(self) -> dict[str, torch.Tensor]:
         """The tokenized conversation, without its oldest turns if it is too long for the model."""

@@ -174,6 +174,12 @@ def test_calls_without_end_are_ended(checkpoint, answering):
     assert len(asked) == 5
 
 
+def test_a_call_that_is_no_object_is_told_to_the_model(checkpoint, answering):
+    answering("<tool_call>\n[1]\n</tool_call><|im_end|>", "Oh.<|im_end|>")
+    conversation = Conversation(checkpoint, Settings(), tools={"add": add})
+    assert "error: a call is {" in by_kind(conversation.ask("?"))["tool"]
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
