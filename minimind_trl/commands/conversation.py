@@ -18,7 +18,7 @@ from ..evaluation.comparison import LoadedCheckpoint
 from ..models import load_model
 from ..models.adapters import is_native
 from ..models.checkpoints import check_vocabulary, load_tokenizer_of, tokenizer_folder
-from ..tokenization import escape_control_tokens, load_tokenizer, prepared_for_trl
+from ..tokenization import escape_control_tokens, load_tokenizer, prepared_for_trl, with_calls
 from ..tools import OfferedTools, ToolFailure
 
 MAX_TOOL_ROUNDS = 5  # of calls and their results before an answer has to come without any

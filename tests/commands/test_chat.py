@@ -150,7 +150,7 @@ def test_named_tools_are_called_and_their_results_bring_no_control_tokens(checkp
     ("name", "arguments", "told"),
     [
         ("ad", "{}", "error: no tool 'ad'; did you mean 'add'?"),
-        ("add", "[1, 2]", "error: arguments must be a JSON object"),
+        ("add", "[1, 2]", "error: the arguments must be a JSON object"),
         ("add", '{"a": 1}', "error: add: missing a required argument: 'b'"),
         ("add", '{"a": 1, "b": "x"}', "error: TypeError: unsupported operand type(s) for +: 'int' and 'str'"),
     ],
