@@ -14,7 +14,7 @@ WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 # What `make test-changed` compares with.
 BASE ?= HEAD
 
-.PHONY: install demo test test-slow test-all test-changed check docs lock clean
+.PHONY: install demo demo-tools test test-slow test-all test-changed check docs lock clean
 
 install: $(STAMP)
 
@@ -27,6 +27,11 @@ $(STAMP): requirements.lock pyproject.toml
 demo: $(STAMP)
 	rm -rf $(RUN)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/minimind-trl demo --output_dir $(RUN)
+
+# A 1M model learns to use tools: its data, its tokenizer, pretraining, SFT, and GRPO with and without tools.
+demo-tools: $(STAMP)
+	rm -rf runs/tiny-tools
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/tools.py --output_dir runs/tiny-tools
 
 test: $(STAMP)
 	$(PYTEST) -m "not slow and not exhaustive" $(WORKERS) tests

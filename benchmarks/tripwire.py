@@ -31,7 +31,7 @@ OPTIONS = {
     "learning_rate": 1.2e-4,
     "logging_steps": 1,
     "eval_interval": EVERY,
-    "eval_batches": 6,
+    "eval_batches": 15,  # of 100 prompts: all there are
     "eval_temperature": 0.0,
     "reward_funcs": "benchmarks.tripwire:wordy",
     "watch": "exact_match",

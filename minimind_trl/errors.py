@@ -71,6 +71,12 @@ def raise_all(problems: Iterable[str]) -> None:
         raise InputError("\n".join(lines))
 
 
+def check_seed(seed: int | None) -> None:
+    """Raise `InputError` for a seed that NumPy does not take."""
+    if seed is not None and not 0 <= seed < 2**32:
+        raise InputError(f"--seed {seed}: must be from 0 to {2**32 - 1}")
+
+
 def nearest(name: str, known: Iterable[str], listed: bool = False) -> str:
     """`; did you mean 'x'?` if a known name is close. Otherwise an empty string, or with `listed` the known names."""
     known = list(known)

@@ -437,6 +437,7 @@ class Generation:
         tool_mask: for each completion 1 where the policy chose the token, 0 where a tool did; None without tools.
         prompts, completions: as reward functions get them.
         rewards: (N, functions), of all processes; NaN where a function gave none.
+        offered: for each completion the tools that it may call; None without tools.
     """
 
     rows: list[dict]
@@ -445,6 +446,7 @@ class Generation:
     completion_ids: Any = None
     tool_mask: Any = None
     rewards: Any = None
+    offered: Any = None
 
 
 class GRPOHooks(TrainerHooks):
@@ -480,13 +482,65 @@ class GRPOHooks(TrainerHooks):
         return tensors, generation
 
     def _generate(self, prompts: list) -> tuple:
-        generated = super()._generate(prompts)
+        import trl.trainer.grpo_trainer
+
+        with replaced(trl.trainer.grpo_trainer, parse_response=self.parse_answer):
+            generated = super()._generate(prompts)
         self._generation.completion_ids, self._generation.tool_mask = generated[1:3]
         return generated
+
+    def parse_answer(self, tokenizer, ids: list[int], prefix: list[int] | None = None, tools=None) -> dict[str, Any]:
+        """The message that a completion is: `content`, `reasoning_content`, `tool_calls`."""
+        from trl.chat_template_utils import parse_response
+
+        return parse_response(tokenizer, ids, prefix=prefix, tools=tools)
 
     def _tokenize_prompts(self, prompts: list) -> tuple:
         ids = self.tokenize_prompts(prompts, self._generation.rows)
         return super()._tokenize_prompts(prompts) if ids is None else (ids, None, {})
+
+    def _tool_call_loop(
+        self, prompts, prompt_ids, completion_ids, completions, logprobs, images, multimodal_fields
+    ) -> tuple:
+        rows, self._generation.completions = self._generation.rows, completions
+        found = zip(rows, self._sync_tool_dicts, self._async_tool_dicts, strict=True)
+        offered = [self.offered_tools(row, [*now.values(), *later.values()]) for row, now, later in found]
+        self._generation.offered = self._sync_tool_dicts = offered
+        self._async_tool_dicts = [tools.asynchronous for tools in offered]
+        return super()._tool_call_loop(
+            prompts, prompt_ids, completion_ids, completions, logprobs, images, multimodal_fields
+        )
+
+    def offered_tools(self, row: dict, tools: list[Callable]) -> Any:
+        """The tools that the answer to this row may call, with an attribute `asynchronous`; both are mappings by name.
+
+        Args:
+            tools: the trainer's, and those of the row's environment.
+        """
+        raise NotImplementedError
+
+    def template_kwargs_of(self, row: dict) -> dict[str, Any]:
+        """Arguments for the chat template of this row's prompt and of the results of its tools."""
+        return self.chat_template_kwargs
+
+    def tools_without_environments(self) -> list[Callable]:
+        return self._standalone_tools
+
+    def environment_of(self, row: dict) -> Any:
+        """An environment of the kind that this row asks for; None without environments."""
+        if self.environment_factories is None:
+            return None
+        return self._environment_pool[row.get("environment") if self._multi_environment else None][0]
+
+    def one_of_each_environment(self) -> list[Any]:
+        return [pool[0] for pool in self._environment_pool.values()] if self.environment_factories else []
+
+    def _get_tool_suffix_ids(self, tool_messages: list[dict]) -> list[int]:
+        generation = self._generation
+        answers = zip(generation.rows, generation.completions, strict=True)
+        row = next(row for row, messages in answers if messages[-1] is tool_messages[-1])
+        with replaced(self, chat_template_kwargs=self.template_kwargs_of(row)):
+            return super()._get_tool_suffix_ids(tool_messages)
 
     def tokenize_prompts(self, prompts: list, rows: list[dict]) -> list[list[int]] | None:
         """Token ids of the prompts of these rows; None leaves them to GRPOTrainer."""
@@ -592,6 +646,7 @@ _GRPO = "trl:GRPOTrainer"
 TRL: tuple[PrivateName, ...] = (
     *bridged(SFTHooks, "trl:SFTTrainer"),
     PrivateName("trl.scripts._hf_argparser", "string_to_bool"),
+    PrivateName("trl.trainer.grpo_trainer", "parse_response", ("tokenizer", "ids", "prefix", "tools")),
     *bridged(GRPOHooks, _GRPO),
     PrivateName(
         _GRPO,
@@ -603,13 +658,15 @@ TRL: tuple[PrivateName, ...] = (
         PrivateName(_GRPO, name, assigned=True)
         for name in (
             *("_step", "_buffered_inputs", "_tokenizer", "_logs", "_pending_metrics", "_pending_extra_logs"),
-            *("_metrics", "_entropy_bonus_enabled"),
+            *("_metrics", "_entropy_bonus_enabled", "_sync_tool_dicts", "_async_tool_dicts", "_standalone_tools"),
+            *("_environment_pool", "_multi_environment"),
             # without an underscore, but documented nowhere
             *("generation_config", "generation_kwargs", "eos_token_ids", "use_vllm", "vllm_generation"),
             *("num_generations", "num_generations_eval", "num_iterations", "max_completion_length", "temperature"),
             *("reward_funcs", "reward_func_names", "reward_weights", "ref_model", "beta", "loss_type"),
             *("epsilon_low", "epsilon_high", "mask_truncated_completions", "aux_loss_enabled", "router_aux_loss_coef"),
             *("chat_template", "chat_template_kwargs", "environment_factories", "tools", "rollout_func"),
+            *("environments", "max_tool_calling_iterations"),
         )
     ),
 )

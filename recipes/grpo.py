@@ -6,6 +6,7 @@
 Supports: TRL's GRPOConfig except continuous batching, with all its losses (`--loss_type` grpo, dapo, cispo, ...);
 weighted rewards (`--reward_funcs`): by name, from a reward model, or your own; LoRA; held-out rewards before, during
 and after training; resuming at any step.
+`--tools` and `--environment` let the policy call functions while it answers (docs/agents.md).
 `--thinking_ratio` opens a think block in a share of the prompts. For MiniMind-3: recipes/configs/grpo/minimind3.yaml.
 Assumes: a checkpoint that is sometimes right, a mixture of phase rlaif, and the columns that the rewards need.
 Exit codes: 0 done, 2 bad input (one line says what), 1 crash.
@@ -28,6 +29,8 @@ def main() -> None:
         model=run.model,
         reward_funcs=run.reward_funcs,
         watch_funcs=run.watch_funcs,
+        tools=run.tools,
+        environment_factory=run.environment_factory,
         args=config,
         processing_class=run.tokenizer,
         train_dataset=data.train,

@@ -1,5 +1,7 @@
 """A small Hub on 127.0.0.1, from which `datasets` and `huggingface_hub` read data sets as they do from the real one.
 
+Models, which `loopback_uploads.py` makes, are read the same way.
+
     with LoopbackHub() as hub:
         hub.add("openai/gsm8k", configs={"main": {"train": rows, "test": rows}})
         hub.add("owner/files", {"helpful/train.jsonl.gz": rows, "notes.txt": "text"}, private=True)
@@ -28,11 +30,13 @@ import pyarrow.parquet as pq
 import yaml
 
 Rows = list[dict]
+_KIND = r"/api/(?P<kind>models|datasets)"
+_NAME = r"/(?P<repo>[^/]+/[^/]+)"
 _ROUTES = (
-    ("info", re.compile(r"/api/datasets/(?P<repo>[^/]+/[^/]+)(/revision/(?P<revision>[^/]+))?")),
-    ("tree", re.compile(r"/api/datasets/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)(/(?P<path>.*))?")),
-    ("paths", re.compile(r"/api/datasets/(?P<repo>[^/]+/[^/]+)/paths-info/(?P<revision>[^/]+)")),
-    ("file", re.compile(r"/datasets/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")),
+    ("info", re.compile(rf"{_KIND}{_NAME}(/revision/(?P<revision>[^/]+))?")),
+    ("tree", re.compile(rf"{_KIND}{_NAME}/tree/(?P<revision>[^/]+)(/(?P<path>.*))?")),
+    ("paths", re.compile(rf"{_KIND}{_NAME}/paths-info/(?P<revision>[^/]+)")),
+    ("file", re.compile(rf"(?P<kind>/datasets)?{_NAME}/resolve/(?P<revision>[^/]+)/(?P<path>.+)")),
 )
 
 
@@ -211,7 +215,7 @@ class LoopbackHub:
             # The Hub does not tell strangers what is private and what is not there.
             raise HubError(404 if token else 401, "Repository not found", "RepoNotFound")
         if repo.gated and for_files and token != self.token:
-            raise HubError(403 if token else 401, f"Access to dataset {name} is restricted", "GatedRepo")
+            raise HubError(403 if token else 401, f"Access to {name} is restricted", "GatedRepo")
         return repo
 
 
@@ -260,7 +264,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command not in (("POST",) if name == "paths" else ("GET", "HEAD")):
             raise HubError(405, "This Hub is for reading only")
         found = {key: unquote(value) for key, value in match.groupdict().items() if value is not None}
-        repo = self.hub.open_repo(found["repo"], self.headers.get("Authorization"), for_files=name == "file")
+        stored_as = found["repo"] if found.get("kind", "").endswith("datasets") else f"models/{found['repo']}"
+        repo = self.hub.open_repo(stored_as, self.headers.get("Authorization"), for_files=name == "file")
         sha = repo.commit(found.get("revision", "main"))
         if sha is None:
             raise HubError(404, f"Invalid rev id: {found.get('revision')}", "RevisionNotFound")
@@ -386,7 +391,7 @@ def _file(path: str, data: bytes) -> dict:
 
 
 def _is_lfs(path: str) -> bool:
-    return path.endswith((".parquet", ".gz"))
+    return path.endswith((".parquet", ".gz", ".safetensors"))
 
 
 def _oid(data: bytes) -> str:

@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import constants
 from transformers.utils.hub import hf_api
 
-from .loopback_hub import HubError, LoopbackHub, Repo, _Handler, _info, _oid
+from .loopback_hub import HubError, LoopbackHub, Repo, _Handler, _oid
 
 _KIND = r"(?P<kind>models|datasets)"
 _NAME = r"(?P<repo>[^/]+/[^/]+)"
@@ -22,7 +22,6 @@ _ROUTES = (
     ("batch", "POST", re.compile(rf"/(?P<kind>datasets/)?{_NAME}\.git/info/lfs/objects/batch")),
     ("put", "PUT", re.compile(r"/lfs/(?P<oid>[0-9a-f]{64})")),
     ("commit", "POST", re.compile(rf"/api/{_KIND}/{_NAME}/commit/main")),
-    ("info", "GET", re.compile(rf"/api/{_KIND}/{_NAME}(/revision/main)?")),
 )
 _LARGE = (".safetensors", ".gguf", ".jsonl", ".parquet", ".png")
 
@@ -135,10 +134,6 @@ class _UploadHandler(_Handler):
         prefix = "datasets/" if kind == "datasets" else ""
         url = f"{self.hub.url}/{prefix}{repo}/commit/{sha}"
         self._send_json({"success": True, "commitOid": sha, "commitUrl": url})
-
-    def _info(self, _, kind: str, repo: str):
-        entry = self._repo(kind, repo)
-        self._send_json(_info(repo, entry, entry.refs["main"]))
 
     @staticmethod
     def _tree(repo: Repo) -> dict[str, bytes]:

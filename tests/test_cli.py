@@ -61,7 +61,7 @@ def test_the_demo_runs_beside_its_recipes_and_writes_here(monkeypatch, tmp_path,
     (tmp_path / "used/file").touch()
     assert main(["demo", "--output_dir", "used"]) == 2
     assert f"--output_dir {tmp_path / 'used'} is not empty" in capsys.readouterr().err and Path.cwd() == tmp_path
-    for words in (["--rl_steps", "few"], ["extra"]):
+    for words in (["--rl_steps", "few"], ["--rl_steps", "0"], ["--seed", "-1"], ["extra"]):
         assert main_exit(["demo", *words]) == 2
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import InputError, nearest
+from ..errors import InputError, check_seed, nearest
 from ..files import write_json
 
 if TYPE_CHECKING:
@@ -37,7 +37,10 @@ def add_cli(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--num_attention_heads", type=int, help="of MiniMind2 .pth files, which do not record it")
     parser.add_argument("--system_prompt", metavar="TEXT")
     parser.add_argument(
-        "--tools", nargs="+", metavar="MODULE:FUNCTION", help="functions of yours that the model may call, and does"
+        "--tools",
+        nargs="+",
+        metavar="TOOL",
+        help="what the model may call: calculator, unit_convert, ..., or module:function of yours",
     )
     how = parser.add_argument_group("generation", "Without --temperature, --top_p and --top_k answers are greedy.")
     how.add_argument("--max_new_tokens", type=int, default=512, help="per answer (%(default)s)")
@@ -59,12 +62,14 @@ def _run(args: argparse.Namespace) -> None:
         raise InputError("--beside is for the terminal: leave it or --web out")
     if not args.web and (args.host or args.port):
         raise InputError("--host and --port are for --web")
+    check_seed(args.seed)
 
-    from .conversation import Conversation, Settings, load_chat_model, load_tools
+    from ..tools import ToolLimits, load_tools
+    from .conversation import Conversation, Settings, load_chat_model
 
     names = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "thinking")
     settings = Settings(**{name: getattr(args, name) for name in names})
-    tools = load_tools(args.tools or [], Path.cwd())
+    tools = load_tools(args.tools or [], Path.cwd(), ToolLimits())
     if args.web:
         from .chat_page import check_installed
 
@@ -140,11 +145,11 @@ def _print_answer(console: "Console", pieces: Iterator["Piece"]) -> None:
 def _print_beside(console: "Console", conversations: list["Conversation"], turn: str) -> None:
     """Two columns: the first fills while its model answers, then the second."""
     from rich.live import Live
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     texts = [Text() for _ in conversations]
-    table = Table(*_names(conversations), expand=True)
+    table = Table(*(Column(name, ratio=1) for name in _names(conversations)), expand=True)
     table.add_row(*texts)
     with Live(table, console=console, vertical_overflow="visible") as live:
         for conversation, text in zip(conversations, texts, strict=True):

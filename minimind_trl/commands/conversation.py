@@ -1,6 +1,5 @@
 """A conversation with a checkpoint: answers as they are generated, with reasoning and tool calls told apart."""
 
-import inspect
 import json
 import os
 import threading
@@ -13,17 +12,17 @@ import torch
 from transformers import StoppingCriteria, TextIteratorStreamer
 from transformers.utils import get_json_schema
 from transformers.utils.chat_parsing import ResponseParser
-from transformers.utils.chat_template_utils import DocstringParsingException, TypeHintParsingException
 
-from ..errors import InputError, describe, first_line, nearest
+from ..errors import InputError
 from ..evaluation.comparison import LoadedCheckpoint
-from ..imports import import_function, refuse_foreign
 from ..models import load_model
 from ..models.adapters import is_native
 from ..models.checkpoints import check_vocabulary, load_tokenizer_of, tokenizer_folder
-from ..tokenization import load_tokenizer, prepared_for_trl
+from ..tokenization import escape_control_tokens, load_tokenizer, prepared_for_trl
+from ..tools import OfferedTools, ToolFailure
 
 MAX_TOOL_ROUNDS = 5  # of calls and their results before an answer has to come without any
+MAX_RESULT_LENGTH = 4096  # characters of a tool's result
 
 
 @dataclass(frozen=True)
@@ -140,13 +139,16 @@ class Conversation:
                 if not calls:
                     break
                 for call in calls:
-                    shown, result = run_tool(self.tools, call)
+                    shown, result = run_tool(self.tools, call, self._without_control_tokens)
                     self.messages.append({"role": "tool", "content": result})
                     yield Piece("tool", f"{shown} -> {result}\n")
             finished = True
         finally:
             if not finished:
                 self.messages = before
+
+    def _without_control_tokens(self, text: str) -> str:
+        return escape_control_tokens({"text": text}, self.checkpoint.tokenizer)[0]["text"]
 
     def _answer(self) -> Iterator[Piece]:
         prompt = self._prompt()
@@ -262,37 +264,12 @@ def _pieces(events: list[dict[str, Any]], blank: set[str]) -> Iterator[Piece]:
 
 # --- tools ------------------------------------------------------------------------------------------------------------
 
-_TOOL = "a function with type hints, and a docstring that describes it and each argument"
 
-
-def load_tools(names: list[str], folder: Path) -> dict[str, Callable]:
-    """The user's own functions that a model may call, by their names.
+def run_tool(tools: dict[str, Callable], call: dict[str, Any], clean: Callable[[str], str]) -> tuple[str, str]:
+    """Call what a model asks for. What it does wrong is told to it as the result.
 
     Args:
-        names: `module:function` each.
-        folder: searched for the modules after `sys.path`.
-
-    Raises:
-        InputError: one cannot be imported, is part of Python, has the name of another, or lacks hints or a docstring.
-    """
-    tools: dict[str, Callable] = {}
-    for name in names:
-        if ":" not in name:
-            raise InputError(f"--tools {name}: give module:function, {_TOOL}")
-        refuse_foreign(name, "tool", _TOOL, folder)
-        tool = import_function(name, folder)
-        try:
-            get_json_schema(tool)
-        except (DocstringParsingException, TypeHintParsingException) as error:
-            raise InputError(f"--tools {name}: {first_line(error)}; a tool is {_TOOL}") from error
-        if tool.__name__ in tools:
-            raise InputError(f"--tools {name}: another tool has the name {tool.__name__}")
-        tools[tool.__name__] = tool
-    return tools
-
-
-def run_tool(tools: dict[str, Callable], call: dict[str, Any]) -> tuple[str, str]:
-    """Call what a model asks for. What it does wrong is told to it as the result.
+        clean: applied to the result, such as the escaping of control tokens.
 
     Returns:
         The call as text, and its result.
@@ -300,16 +277,12 @@ def run_tool(tools: dict[str, Callable], call: dict[str, Any]) -> tuple[str, str
     wanted = call.get("function", call)
     name, arguments = str(wanted.get("name")), wanted.get("arguments")
     shown = f"{name}({json.dumps(arguments, ensure_ascii=False)})"
-    if name not in tools:
-        return shown, f"error: no tool {name!r}{nearest(name, tools, listed=True)}"
     if not isinstance(arguments, dict):
         return shown, "error: arguments must be a JSON object"
     try:
-        inspect.signature(tools[name]).bind(**arguments)
-        result = tools[name](**arguments)
-        return shown, result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, default=str)
-    except Exception as error:
-        return shown, f"error: {describe(error)}"
+        return shown, OfferedTools(tools.values(), MAX_RESULT_LENGTH, clean)[name](**arguments)
+    except ToolFailure as failure:
+        return shown, f"error: {failure}"
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

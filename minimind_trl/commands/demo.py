@@ -4,6 +4,7 @@ import argparse
 import contextlib
 from pathlib import Path
 
+from ..errors import InputError, check_seed
 from ..shipped_files import shipped_root
 
 
@@ -18,6 +19,10 @@ def add_cli(verbs: argparse._SubParsersAction) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
+    if args.rl_steps is not None and args.rl_steps < 1:
+        raise InputError(f"--rl_steps {args.rl_steps}: must be at least 1")
+    check_seed(args.seed)
+
     from .demonstration import run_demo
 
     output_dir = args.output_dir.absolute()

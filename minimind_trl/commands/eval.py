@@ -17,6 +17,7 @@ from ..files import write_json
 
 if TYPE_CHECKING:
     import torch
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
     from ..data import DatasetMixer
@@ -56,7 +57,13 @@ def add_cli(verbs: argparse._SubParsersAction) -> None:
     )
     as_trained.add_argument("--beta", type=float, help="of the implicit reward in phase dpo (else 0.1)")
     parser.add_argument("--generate", type=int, metavar="N", help="greedy answers to N held-out prompts")
-    parser.add_argument("--max_new_tokens", type=int, default=64, help="per answer (%(default)s)")
+    parser.add_argument(
+        "--tools",
+        action="store_true",
+        help="calls of the named tools, and answers from their results: 40 prompts that come with the package, or the "
+        "held-out rows of a mixture of phase rlaif with the columns tools and gt",
+    )
+    parser.add_argument("--max_new_tokens", type=int, help="per answer (64), or with --tools per turn (256)")
     parser.add_argument("--lm_eval", metavar="TASK[,TASK]", help="standard benchmarks, if lm-eval is installed")
     parser.add_argument("--suite", metavar="NAME", help="benchmarks of lm-eval that are reported together: minimind")
     parser.add_argument("--lm_eval_include_path", metavar="DIR", help="folder with lm-eval task files of your own")
@@ -118,8 +125,11 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         checkpoints = {"baseline": _load(args.baseline, args, phase, checkpoints["model"].tokenizer)} | checkpoints
     _fill_in_options(args, phase, mixer)
     figures: dict[str, Measures] = {name: {} for name in (*checkpoints, "chance")}
+    rows = _held_out_rows(args, mixer, checkpoints["model"].tokenizer) if mixer else None
     if mixer:
-        figures = _held_out(args, mixer, checkpoints)
+        figures = _held_out(args, mixer, checkpoints, rows)
+    if args.tools:
+        _add_tools(args, checkpoints, figures, rows)
     if args.lm_eval:
         _add_benchmarks(args, checkpoints, figures)
     reported = (*_AS_TRAINED, "max_new_tokens", *(_HARNESS_OPTIONS if args.lm_eval else ()))
@@ -134,26 +144,50 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _held_out(
-    args: argparse.Namespace, mixer: "DatasetMixer", checkpoints: dict[str, "LoadedCheckpoint"]
-) -> dict[str, "Measures"]:
-    from ..evaluation.comparison import EvaluationOptions, compare
-
-    phase = mixer.mixture.metadata.phase
+def _held_out_rows(args: argparse.Namespace, mixer: "DatasetMixer", tokenizer: "PreTrainedTokenizerBase") -> "Dataset":
     if mixer.mixture.validation is None:
         raise InputError(f"{args.data_config} holds out no rows (validation: none): there is nothing to measure on")
     mixer.max_length = args.max_length
-    mixer.on_long = _trained_options(Path(args.checkpoint), phase).get("on_long") or mixer.on_long
-    rows = mixer.build(checkpoints["model"].tokenizer)["validation"]
-    taken = list(islice(rows, args.eval_batches * args.batch_size))
-    if not taken:
+    trained = _trained_options(Path(args.checkpoint), mixer.mixture.metadata.phase)
+    mixer.on_long = trained.get("on_long") or mixer.on_long
+    rows = mixer.build(tokenizer)["validation"]
+    if not len(rows):
         raise InputError(f"{args.data_config}: no validation rows")
+    return rows
+
+
+def _held_out(
+    args: argparse.Namespace, mixer: "DatasetMixer", checkpoints: dict[str, "LoadedCheckpoint"], rows: "Dataset"
+) -> dict[str, "Measures"]:
+    from ..evaluation.comparison import EvaluationOptions, compare
+
     options = EvaluationOptions(
         **{name: getattr(args, name) for name in _AS_TRAINED},
         chunk=mixer.on_long == "chunk",
         max_new_tokens=args.max_new_tokens,
     )
-    return compare(checkpoints, phase, taken, list(islice(rows, args.generate or 0)), options)
+    taken, asked = _first(rows, args), list(islice(rows, args.generate or 0))
+    return compare(checkpoints, mixer.mixture.metadata.phase, taken, asked, options)
+
+
+def _first(rows: "Dataset", args: argparse.Namespace) -> list[dict[str, Any]]:
+    return list(islice(rows, args.eval_batches * args.batch_size))
+
+
+def _add_tools(
+    args: argparse.Namespace,
+    checkpoints: dict[str, "LoadedCheckpoint"],
+    figures: dict[str, "Measures"],
+    rows: "Dataset | None",
+) -> None:
+    from ..evaluation.tool_use import guessing_tools, tool_measures, tool_prompts
+
+    for name, checkpoint in checkpoints.items():
+        prompts, left_out = tool_prompts(None if rows is None else _first(rows, args))
+        figures[name] |= tool_measures(checkpoint.model, checkpoint.tokenizer, prompts, args.max_new_tokens)
+        figures["chance"] |= guessing_tools(prompts)
+    if left_out:
+        print(f"--tools: {left_out} of {left_out + len(prompts)} rows left out: other tools, or no tools and gt")
 
 
 def _add_benchmarks(
@@ -192,7 +226,7 @@ def _load(
     if phase == "reward" and architecture is not None and not is_reward_model:
         raise InputError(f"{name} is a language model; phase reward needs a reward model (recipes/reward.py makes one)")
     if is_reward_model and phase != "reward":
-        wanted = f"phase {phase}" if phase else "--lm_eval"
+        wanted = f"phase {phase}" if phase else "--tools" if args.tools else "--lm_eval"
         raise InputError(f"{name} is a reward model; {wanted} needs a language model")
     heads = args.num_attention_heads
     model = load_model(
@@ -207,8 +241,9 @@ def _load(
     check_vocabulary(model, tokenizer, name)
     if args.apply_chat_template and not tokenizer.chat_template:
         raise InputError(f"--apply_chat_template: the tokenizer of {name} has no chat template; leave it out")
-    if phase and PHASES[phase][0] != "text" and not tokenizer.chat_template:
-        raise InputError(f"the tokenizer of {name} has no chat template, which phase {phase} needs")
+    needs_template = "--tools" if args.tools else f"phase {phase}" if phase and PHASES[phase][0] != "text" else None
+    if needs_template and not tokenizer.chat_template:
+        raise InputError(f"the tokenizer of {name} has no chat template, which {needs_template} needs")
     return LoadedCheckpoint(name, model.to(_device()), tokenizer)
 
 
@@ -239,8 +274,8 @@ def _device() -> "torch.device":
 def _check_options(args: argparse.Namespace) -> None:
     if args.suite:
         _expand_suite(args)
-    if not (args.data_config or args.lm_eval):
-        raise InputError("nothing to evaluate on: give --data_config, --lm_eval, --suite")
+    if not (args.data_config or args.lm_eval or args.tools):
+        raise InputError("nothing to evaluate on: give --data_config, --lm_eval, --suite or --tools")
     smallest = {"eval_batches": 1, "batch_size": 1, "generate": 1, "max_new_tokens": 1, "max_length": 2}
     for name, least in smallest.items():
         value = getattr(args, name)
@@ -293,6 +328,8 @@ def _fill_in_options(args: argparse.Namespace, phase: str | None, mixer: "Datase
     if mixer and mixer.mixture.metadata.max_seq_length:
         usual["max_length"] = mixer.mixture.metadata.max_seq_length
     usual |= _trained_options(Path(args.checkpoint), phase)
+    if args.max_new_tokens is None:
+        args.max_new_tokens = 256 if args.tools else 64
     for name in _AS_TRAINED:
         if getattr(args, name) is None:
             setattr(args, name, usual[name])
@@ -311,8 +348,10 @@ def _check_phase(args: argparse.Namespace, phase: str | None) -> None:
     if args.generate and phase not in _ANSWERED:
         given = f"{args.data_config} is of phase {phase}" if phase else "no --data_config is given"
         raise InputError(f"--generate asks the prompts of a mixture of phase {', '.join(_ANSWERED)}; {given}")
-    if phase == "rlaif" and not args.generate:
-        raise InputError(f"{args.data_config}: phase rlaif has prompts only; give --generate N")
+    if phase == "rlaif" and not (args.generate or args.tools):
+        raise InputError(f"{args.data_config}: phase rlaif has prompts only; give --generate N or --tools")
+    if args.tools and phase not in (None, "rlaif"):
+        raise InputError(f"--tools asks prompts of a mixture of phase rlaif; {args.data_config} is of phase {phase}")
     if phase == "reward" and args.lm_eval:
         raise InputError("--lm_eval measures language models, phase reward reward models: evaluate them apart")
 

@@ -1,15 +1,26 @@
 """The mixture file (`data_configs/**/*.yaml`), checked as a whole before any data is read."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
-from ..errors import MixtureError, nearest, one_line
+from ..errors import InputError, MixtureError, nearest, one_line
 from ..shipped_files import DATA_CONFIGS, find_config, nearest_config
+from ..tools import load_tools, tool_schemas
 from ..yaml_files import load_yaml
 from .filters import BUILTIN_FILTERS, FilterSpec, value_at
 from .schemas import PHASES, REWARD_COLUMNS, SCHEMAS, known_columns
@@ -136,6 +147,24 @@ class Source(Origin):
     max_samples: Annotated[int, Field(gt=0, strict=True)] | None = None
     max_repetition: Annotated[int, Field(ge=1, strict=True)] = 1
     filters: list[FilterSpec] = []
+    tools: Names | None = None
+    """Named tools, or module:function, that are offered to the rows that bring none of their own."""
+    _tool_schemas: str | None = PrivateAttr(None)
+
+    @property
+    def tool_schemas(self) -> str | None:
+        """JSON of the schemas of `tools`, as a row's column `tools` holds it."""
+        return self._tool_schemas
+
+    @model_validator(mode="after")
+    def _load_tools(self, info: ValidationInfo):
+        if self.tools:
+            try:
+                tools = load_tools(self.tools, (info.context or {}).get("folder"), option="tools")
+            except InputError as error:
+                raise ValueError("; ".join(str(error).splitlines())) from error
+            self._tool_schemas = json.dumps(tool_schemas(tools.values()), ensure_ascii=False)
+        return self
 
 
 class Size(_Strict):

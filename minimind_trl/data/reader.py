@@ -90,7 +90,7 @@ class MixtureReader:
         filters = [rule for source in self.mixture.datasets for rule in source.filters]
         found = {
             "mixture file": Hasher.hash(content),
-            "code": Hasher.hash([converter_code(), *_filter_code(filters)]),
+            "code": Hasher.hash([converter_code(), *_filter_code(filters), *self._tool_schemas()]),
         }
         for source in self.mixture.datasets:
             files = self.files(source) + self.files(source, validation=True)
@@ -101,6 +101,9 @@ class MixtureReader:
         found["tokenizer"] = tokenizer_digest(self.tokenizer) or "none"
         found["max_length"] = f"{self.longest} ({self.on_long})"  # a recipe's may differ from the file's
         return found | {name: version(name) for name in ("minimind-trl", "datasets", "transformers")}
+
+    def _tool_schemas(self) -> list[str]:
+        return [source.tool_schemas for source in self.mixture.datasets if source.tool_schemas]
 
     @cached_property
     def forbidden(self) -> NGrams | None:
@@ -229,7 +232,7 @@ class SourceReader:
             (converter.schema, converter.extras, converter.transcripts),
             tokenizer_digest(converter.tokenizer),
             forbidden and (sorted(forbidden.runs), forbidden.size),
-            _filter_code(self.source.filters),
+            [*_filter_code(self.source.filters), self.source.tool_schemas],
             converter.longest,
         ]
         return Hasher.hash(key)

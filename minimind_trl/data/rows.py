@@ -124,6 +124,8 @@ class RowConverter:
         known = {*renamed, *self.fields}
         self.extras = self._extras(known, where)
         self.is_text = SCHEMAS[self.schema].kind == "text"
+        if source.tools and self.is_text:
+            raise MixtureError(f"{where}: datasets.{source.name}.tools: its rows are plain text, which has no tools")
         self._check_tokenizer(where)
         self._special_tokens = tokenizer and special_tokens(tokenizer)
         self.renderer = None if tokenizer is None else RowRenderer(tokenizer, phase, self.is_text, keep_tokens)
@@ -260,7 +262,7 @@ class RowConverter:
             traced.unread = tuple(schemas.unread_keys(row, self._read))
             schemas.refuse_left_out(row, self.schema, self.phase)
             schema = SCHEMAS[self.schema]
-            traced.row = schemas.to_phase(schema.convert(row), schema.kind, self.phase)
+            traced.row = self._with_tools(schemas.to_phase(schema.convert(row), schema.kind, self.phase))
             traced.untrained = sum(turn.get("train") is False for turn in traced.row.get("messages", ()))
             extras = {name: _storable(row.get(name)) for name in self.extras}
             traced.content = _checked_content(traced.row, extras)
@@ -282,6 +284,10 @@ class RowConverter:
             reason = "nested too deeply" if isinstance(error, RecursionError) else reason
             traced.row, traced.reason, traced.unusable = None, reason, True
         return traced
+
+    def _with_tools(self, row: Row) -> Row:
+        """The row with the tools of its source, unless it has its own."""
+        return row if row.get("tools") or not self.source.tools else row | {"tools": self.source.tool_schemas}
 
     def _renamed(self, raw: Row) -> Row:
         """The row under its schema's names.

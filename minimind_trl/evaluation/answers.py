@@ -1,6 +1,7 @@
 """Generate and grade a model's answers to held-out prompts."""
 
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from .held_out import device_of, evaluating
 from .measures import Measure, mean, share
 
 _BATCH_SIZE = 64
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 _NGRAM = 4
 _SPARE_TOKENS = 8  # beyond the longest right answer, so that a wrong answer can end by itself
 _LONGEST_SHOWN = 128  # tokens of an answer that is only shown
@@ -25,6 +27,21 @@ def position_score(completion: str, answer: str) -> float:
     given, right = completion.split(), answer.split()
     longest = max(len(given), len(right))
     return sum(a == b for a, b in zip(given, right, strict=False)) / longest if longest else 1.0
+
+
+def share_contained(text: str, wanted: list | str) -> float:
+    """The share of strings that a text contains. Numbers are compared as numbers, other strings without case."""
+    wanted = [wanted] if isinstance(wanted, str) else list(wanted)
+    if not wanted:
+        return 0.0
+    numbers = {float(number.replace(",", "")) for number in _NUMBER.findall(text)}
+    return sum(_is_contained(str(part).strip(), text, numbers) for part in wanted) / len(wanted)
+
+
+def _is_contained(part: str, text: str, numbers: set[float]) -> bool:
+    if _NUMBER.fullmatch(part):
+        return any(abs(float(part.replace(",", "")) - number) < 1e-6 for number in numbers)
+    return part.lower() in text.lower()
 
 
 def generate_answers(

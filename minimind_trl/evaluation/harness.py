@@ -74,12 +74,12 @@ def harness_measures(
     groups = {group: [part for part in parts if part in counts] for group, parts in found["group_subtasks"].items()}
     groups = {group: parts for group, parts in groups.items() if parts}
     counts |= {group: sum(counts[part] for part in parts) for group, parts in groups.items()}
-    shown = {task for task in found["results"] if task in tasks or not any(task in parts for parts in groups.values())}
+    shown = [task for task in found["results"] if task in tasks or not any(task in parts for parts in groups.values())]
+    shown.sort(key=lambda task: tasks.index(task) if task in tasks else len(tasks))
     measures = {
-        f"{task}/{metric.removesuffix(',none')}": _measure(value, results, metric, counts.get(task))
-        for task, results in found["results"].items()
-        if task in shown
-        for metric, value in results.items()
+        f"{task}/{metric.removesuffix(',none')}": _measure(value, found["results"][task], metric, counts.get(task))
+        for task in shown
+        for metric, value in found["results"][task].items()
         if isinstance(value, int | float) and "," in metric and "_stderr" not in metric
     }
     guesses = {
@@ -88,7 +88,7 @@ def harness_measures(
         if (guess := _guessing(samples))
         for metric in _ACCURACIES
     }
-    return measures, {name: guess for name, guess in guesses.items() if name in measures}
+    return measures, {name: guesses[name] for name in measures if name in guesses}
 
 
 def check_installed() -> None:

@@ -18,6 +18,7 @@ from transformers.generation import GenerationMode
 
 _MODEL_TYPES = ("minimind", "llama", "qwen3", "qwen3_moe")  # supported by `_Decoder`
 _CACHE_GROWTH = 64  # tokens
+_LEAST_SHARED = 32  # tokens, such as those of a system message, that are worth reading once for all prompts
 _MAX_UNFINISHED = 0.75  # share of rows up to which finished rows are removed: moving the cache costs about one step
 
 
@@ -104,6 +105,25 @@ def _packed_linear(weight: Tensor, bias: Tensor | None, states: Tensor) -> Tenso
     return torch.ops.mkldnn._linear_pointwise(states.to(weight.dtype), weight, bias, "none", [], "")
 
 
+def _shared_first(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Left-padded prompts (B, P) with the padding moved behind the tokens that all begin with, and their number.
+
+    It is 0, and nothing is moved, where they share too little to be worth a pass of its own.
+    """
+    lengths = mask.sum(-1)
+    places = torch.arange(ids.shape[1])
+    starts = (places + (ids.shape[1] - lengths)[:, None]).clamp(max=ids.shape[1] - 1)
+    aligned = ids.gather(1, starts)  # (B, P): the tokens first, then anything
+    differs = (aligned != aligned[:1]).any(0)
+    differs[int(lengths.min()) - 1 :] = True  # at least one token of each is its own
+    shared = int(differs.int().argmax())
+    if len(ids) == 1 or shared < _LEAST_SHARED or (mask.diff(dim=-1) < 0).any():
+        return ids, mask, 0
+    moved = torch.cat([aligned[:, :shared], ids[:, shared:]], 1)
+    of_row = places >= (shared + ids.shape[1] - lengths)[:, None]
+    return moved, torch.where(places < shared, 1, of_row.to(mask)), shared
+
+
 class _Decoder:
     """Runs a model's layers for one token of every row at a time.
 
@@ -115,13 +135,18 @@ class _Decoder:
         self.body, self.head = model.model, model.lm_head
         attention = self.body.layers[0].self_attn
         self.head_dim, self.scaling = attention.head_dim, attention.scaling
-        cache = DynamicCache(config=model.config)
         # Equal prompts, such as those of a GRPO group, are read once.
         prompts, place = torch.stack([ids, mask.to(ids)]).unique(dim=1, return_inverse=True)
-        positions = (prompts[1].cumsum(-1) - 1).clamp(min=0)
-        output = self.body(*prompts, positions, cache, use_cache=True)  # the cache's keyword depends on the version
+        ids, mask, shared = _shared_first(*prompts)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        cache = DynamicCache(config=model.config)
+        if shared:
+            self.body(ids[:1, :shared], mask[:1, :shared], positions[:1, :shared], cache, use_cache=True)
+            cache.batch_repeat_interleave(len(ids))
+        # the cache's keyword depends on the version
+        output = self.body(ids[:, shared:], mask, positions[:, shared:], cache, use_cache=True)
         self.logits = self.head(output.last_hidden_state[:, -1])[place]
-        self.position, self.length = positions[place, -1:], ids.shape[1]
+        self.position, self.length, mask = positions[place, -1:], ids.shape[1], mask[place]
         layers = cache.layers
         self.kv_heads = layers[0].keys.shape[1]
         self.keys = [layer.keys[place].flatten(0, 1) for layer in layers]

@@ -148,10 +148,11 @@ class MiniMindExperts(nn.Module):
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
         output = torch.zeros_like(hidden_states)
-        for expert in range(self.num_experts):
+        # Iterating unbinds; the gradient of an index would be as large as all experts.
+        for expert, (gate_up_proj, down_proj) in enumerate(zip(self.gate_up_proj, self.down_proj, strict=True)):
             token, slot = torch.where(top_k_index == expert)
-            gate_up = nn.functional.linear(hidden_states[token], self.gate_up_proj[expert])
-            expert_output = nn.functional.linear(self._apply_gate(gate_up), self.down_proj[expert])
+            gate_up = nn.functional.linear(hidden_states[token], gate_up_proj)
+            expert_output = nn.functional.linear(self._apply_gate(gate_up), down_proj)
             expert_output = expert_output * top_k_weights[token, slot, None]
             output.index_add_(0, token, expert_output.to(output.dtype))
         return output

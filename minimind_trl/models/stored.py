@@ -281,6 +281,8 @@ def read_config(name: str | os.PathLike, model_types: Iterable[str] = (), **hub)
         CheckpointError: lists every contradiction; or there are no weights, or a file cannot be read.
     """
     hub.pop("trust_remote_code", None)
+    if Path(name).is_dir() and not (Path(name) / CONFIG_NAME).is_file():
+        raise CheckpointError(f"{name}: no checkpoint: {CONFIG_NAME} is missing")
     try:
         config = read_object(Path(cached_file(str(name), CONFIG_NAME, **hub)))
         shapes = stored_shapes(weight_files(name, **hub))

@@ -5,18 +5,27 @@ import copy
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaForSequenceClassification,
     PreTrainedModel,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3ForSequenceClassification,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
+    Qwen3MoeForSequenceClassification,
 )
 
 from ..errors import CheckpointError
 from .configuration_minimind import MiniMindConfig
-from .modeling_minimind import MiniMindForCausalLM
+from .modeling_minimind import MiniMindForCausalLM, MiniMindForSequenceClassification
 
-TWIN_TYPES = ("llama", "qwen3", "qwen3_moe")
+# The classes of each type: config, language model, reward model.
+_TWINS = {
+    "llama": (LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM, Qwen3ForSequenceClassification),
+    "qwen3_moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM, Qwen3MoeForSequenceClassification),
+}
+TWIN_TYPES = tuple(_TWINS)
 
 _SHARED_FIELDS = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
@@ -45,21 +54,25 @@ def twin_type(config: MiniMindConfig) -> str:
     )
 
 
-def to_twin(model: MiniMindForCausalLM) -> PreTrainedModel:
-    """The same weights, bit for bit, as a Llama (MiniMind2), Qwen3 (MiniMind-3) or Qwen3-MoE (MiniMind-3 MoE)."""
+def to_twin(model: MiniMindForCausalLM | MiniMindForSequenceClassification) -> PreTrainedModel:
+    """The same weights, bit for bit, as a Llama (MiniMind2), Qwen3 (MiniMind-3) or Qwen3-MoE (MiniMind-3 MoE).
+
+    A reward model becomes one of the same type.
+
+    Raises:
+        CheckpointError: from `twin_type`.
+    """
     kind = twin_type(model.config)
     fields = {name: _copied(getattr(model.config, name)) for name in _SHARED_FIELDS}
     if kind == "qwen3_moe":
         fields |= {name: getattr(model.config, name) for name in _MOE_FIELDS}
-    config_class, model_class = {
-        "llama": (LlamaConfig, LlamaForCausalLM),
-        "qwen3": (Qwen3Config, Qwen3ForCausalLM),
-        "qwen3_moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM),
-    }[kind]
-    return _with_weights_of(model, model_class(config_class(**fields)))
+    config_class, language_model, reward_model = _TWINS[kind]
+    if isinstance(model, MiniMindForSequenceClassification):
+        return _with_weights_of(model, reward_model(config_class(**fields, num_labels=model.config.num_labels)))
+    return _with_weights_of(model, language_model(config_class(**fields)))
 
 
-def from_twin(twin: PreTrainedModel, **overrides) -> MiniMindForCausalLM:
+def from_twin(twin: PreTrainedModel, **overrides) -> MiniMindForCausalLM | MiniMindForSequenceClassification:
     """A Llama, Qwen3 or Qwen3-MoE as a MiniMind, bit for bit; the inverse of `to_twin`.
 
     Args:
@@ -88,7 +101,10 @@ def from_twin(twin: PreTrainedModel, **overrides) -> MiniMindForCausalLM:
     fields["family"] = "minimind2" if config.model_type == "llama" else "minimind3"
     if config.model_type == "qwen3_moe":
         fields |= {name: getattr(config, name) for name in _MOE_FIELDS}
-    return _with_weights_of(twin, MiniMindForCausalLM(MiniMindConfig(**{**fields, **overrides})))
+    if isinstance(twin, tuple(reward_model for _, _, reward_model in _TWINS.values())):
+        fields["num_labels"] = config.num_labels
+        return _with_weights_of(twin, MiniMindForSequenceClassification(MiniMindConfig(**fields | overrides)))
+    return _with_weights_of(twin, MiniMindForCausalLM(MiniMindConfig(**fields | overrides)))
 
 
 def _copied(value):
@@ -98,6 +114,7 @@ def _copied(value):
 def _with_weights_of(source: PreTrainedModel, target: PreTrainedModel) -> PreTrainedModel:
     target.to(source.dtype).load_state_dict(source.state_dict())
     target.tie_weights()
-    target.generation_config = copy.deepcopy(source.generation_config)
+    if source.can_generate():
+        target.generation_config = copy.deepcopy(source.generation_config)
     target.config.name_or_path = target.name_or_path = source.config.name_or_path or ""
     return target.eval()

@@ -8,12 +8,16 @@ from ..evaluation.measures import Z95, Measure, by_importance, wilson
 from .run_folder import RunFolder
 
 _LOWER = ("loss", "perplexity", "bits_per_byte", "divergence")  # the lower, the better; names may have a suffix
-_HIGHER = ("reward", "rewards/", "accuracy", "accuracies", "margin", "win_rate", "token_accuracy", "exact_match")
+_HIGHER = (
+    *("reward", "rewards/", "accuracy", "accuracies", "margin", "win_rate", "token_accuracy", "exact_match"),
+    "success",
+)
 _NEITHER = ("rewards/chosen", "rewards/rejected", "reward_std", "policy_loss", "num_", "rows_")
 _ACCURACIES = ("rewards/accuracies", "accuracy")  # of pairs
 _NO_CURVE = ("step", "epoch", "total_flos", "train_", "eval_runtime", "eval_num_", "eval_prompts", "eval_answers")
 _CURVES = (
-    *("reward", "exact_match", "loss", "rewards/accuracies", "accuracy", "rewards/margins", "margin", "perplexity"),
+    *("reward", "exact_match", "success", "loss", "rewards/accuracies", "accuracy", "rewards/margins", "margin"),
+    "perplexity",
     *("divergence", "kl", "kl_ref", "entropy", "token_accuracy", "mean_token_accuracy", "completions/mean_length"),
     *("completion_length", "frac_reward_zero_std", "explained_variance", "win_rate", "grad_norm", "learning_rate"),
     "tokens_per_second",

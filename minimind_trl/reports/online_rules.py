@@ -16,6 +16,8 @@ _TOP = 0.05  # of the rewards' range: from here on a task is solved
 _VARIED = 0.1  # of the first rewards' deviation: below, there is hardly anything for a critic to explain
 _NOTHING = 1e-3  # of the returns' variance: a critic that never moved explains that little
 _FEW = 4  # answers to a prompt, below which they often get equal rewards
+_RARE = 0.02  # calls an answer
+_OFTEN = 0.3  # of the calls
 _CRITIC_LOGS = 5  # whose median explained variance counts
 
 
@@ -179,8 +181,48 @@ def dead_critic(run: RunFolder, figures: Figures) -> Finding | None:
     return fault("dead critic", sentence)
 
 
+@unless_solved
+def tool_never_called(run: RunFolder, figures: Figures) -> Finding | None:
+    calls, normal = figures.latest("tools/call_frequency"), figures.first("tools/call_frequency")
+    if not calls < _RARE:
+        return None
+    before = f", at first {normal:.2f}" if normal >= _RARE else ""
+    sentence = (
+        f"{calls:.3f} calls of a tool an answer{before}: what is never tried is never learned; show calls in SFT, "
+        "raise --temperature, or reward a call that is right"
+    )
+    return fault("tool never called", sentence)
+
+
+@unless_solved
+def calls_fail(run: RunFolder, figures: Figures) -> Finding | None:
+    failed = figures.latest("tools/failure_frequency")
+    if not (failed > _OFTEN and figures.latest("tools/call_frequency") >= _RARE):
+        return None
+    kinds = {name: figures.latest(f"tools/{name}") for name in ("invalid_calls", "errors", "timeouts", "crashes")}
+    shares = ", ".join(f"{share:.0%} {name.replace('_', ' ')}" for name, share in kinds.items() if share > 0)
+    if kinds["timeouts"] + kinds["crashes"] > failed / 2:
+        remedy = "look at the tools, or raise --tool_timeout and --tool_memory"
+    else:
+        remedy = "show more calls in SFT, shorten the tools' descriptions, and look at the rollouts in the report"
+    return fault("calls fail", f"{failed:.0%} of the calls of tools fail ({shares}): {remedy}")
+
+
+@unless_solved
+def calls_repeated(run: RunFolder, figures: Figures) -> Finding | None:
+    repeated = figures.latest("tools/repeated_calls")
+    if not (repeated > _OFTEN and figures.latest("tools/call_frequency") >= _RARE):
+        return None
+    sentence = (
+        f"{repeated:.0%} of the calls of tools repeat one of the same answer: the policy does not use the results, or "
+        "is paid for calls; lower --max_tool_calling_iterations, or reward the answer alone"
+    )
+    return fault("calls repeated", sentence)
+
+
 # The cause before its consequences.
 ONLINE_RULES = (
-    *(reward_hacking, length_hacking, truncation, kl_blow_up, entropy_collapse, groups_too_small),
+    *(reward_hacking, tool_never_called, calls_fail, calls_repeated),
+    *(length_hacking, truncation, kl_blow_up, entropy_collapse, groups_too_small),
     *(reward_without_spread, dead_critic, length_collapse, no_reward),
 )

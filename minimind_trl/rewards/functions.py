@@ -9,13 +9,12 @@ from trl.rewards import think_format_reward
 
 from .. import patterns
 from ..errors import InputError
-from ..evaluation.answers import position_score, without_reasoning
+from ..evaluation.answers import position_score, share_contained, without_reasoning
 from ..tokenization import decode_tools
 from .reward import answer_of, text_of, turns_of
 
 _CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 _WORDS = re.compile(r"\w+|[^\w\s]")
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
 def exact_match(completions: list, answer: list[str], **_) -> list[float]:
@@ -180,7 +179,7 @@ def tool_calls(completions: list, gt: list, **columns) -> list[float]:
     """
     tools = columns.get("tools") or [None] * len(completions)
     return [
-        _share_contained(_CALL.sub("", answer_of(given)), right) if _calls_are_valid(given, known) else 0.0
+        share_contained(_CALL.sub("", answer_of(given)), right) if _calls_are_valid(given, known) else 0.0
         for given, right, known in zip(completions, gt, tools, strict=True)
     ]
 
@@ -200,20 +199,6 @@ def reasoning_gym(completions: list, answer: list, metadata: list, **_) -> list[
         return float(get_score_answer_fn(about["source_dataset"])(answer=given.strip(), entry=entry))
 
     return [score(answer_of(given), *rest) for given, *rest in zip(completions, answer, metadata, strict=True)]
-
-
-def _share_contained(text: str, wanted: list | str) -> float:
-    wanted = [wanted] if isinstance(wanted, str) else list(wanted)
-    if not wanted:
-        return 0.0
-    numbers = {float(number.replace(",", "")) for number in _NUMBER.findall(text)}
-    return sum(_is_contained(str(part).strip(), text, numbers) for part in wanted) / len(wanted)
-
-
-def _is_contained(part: str, text: str, numbers: set[float]) -> bool:
-    if _NUMBER.fullmatch(part):
-        return any(abs(float(part.replace(",", "")) - number) < 1e-6 for number in numbers)
-    return part.lower() in text.lower()
 
 
 def _calls_are_valid(completion: str | list[dict], tools: str | list | None) -> bool:

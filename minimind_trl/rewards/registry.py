@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from ..errors import InputError, nearest, one_line, raise_all
 from ..imports import import_function, refuse_foreign
 from ..yaml_files import load_yaml
-from . import functions
+from . import functions, tool_rewards
 from .reward import Reward
 from .reward_models import RewardModel, is_reward_model
 
@@ -31,6 +31,8 @@ REWARDS: dict[str, tuple[Callable, tuple[float, float] | Callable[..., tuple[flo
     "repetition_penalty": (functions.repetition_penalty, lambda cap, **_: (-cap, 0)),
     "thinking": (functions.thinking, (-0.75, 1.25)),
     "tool_calls": (functions.tool_calls, _SHARE),
+    "call_match": (tool_rewards.call_match, _SHARE),
+    "result_match": (tool_rewards.result_match, _SHARE),
     "reasoning_gym": (functions.reasoning_gym, _SHARE),
 }
 

@@ -41,6 +41,13 @@ class RecipeArguments:
     num_attention_heads: int | None = field(
         default=None, metadata={"help": "For a MiniMind2 .pth file, which does not record its head count. Default: 8."}
     )
+    as_twin: bool = field(
+        default=False,
+        metadata={
+            "help": "Train the stock Llama or Qwen3 that computes the same, which engines such as vLLM know. The run's "
+            "folder gets a MiniMind again, and the stock model in twin/."
+        },
+    )
     use_prepared: bool = field(
         default=False,
         metadata={"help": "Reuse the mixture in --prepared_dir if nothing it was made from has changed."},
@@ -179,7 +186,19 @@ class _Parser(TrlParser):
     def _refuse_unknown(self, options) -> None:
         known = [option for action in self._actions for option in action.option_strings]
         names = [option.lstrip("-").partition("=")[0] for option in options]
-        self.problems += [f"unknown option --{name}{nearest(f'--{name}', known)}" for name in names]
+        self.problems += [
+            f"unknown option --{name}{_of_launcher(name) or nearest(f'--{name}', known)}" for name in names
+        ]
+
+
+def _of_launcher(name: str) -> str:
+    """Where an option that is not a recipe's belongs, if it is the launcher's; otherwise an empty string."""
+    from accelerate.commands.launch import launch_command_parser  # slow, and seldom needed
+
+    known = [option for action in launch_command_parser()._actions for option in action.option_strings]
+    if f"--{name}" not in (*known, "--accelerate_config"):
+        return ""
+    return ": it is the launcher's, which gets it from `minimind-trl RECIPE`, or before the recipe's path"
 
 
 def parse_arguments(
@@ -205,7 +224,7 @@ def parse_arguments(
     usage = "%(prog)s [--config FILE.yaml] [--option VALUE ...]"
     # without allow_abbrev, `--learning_rat` would pass for `--learning_rate`
     parser = _Parser(wanted, allow_abbrev=False, usage=usage, description=about)
-    words = [part for word in (sys.argv[1:] if options is None else options) for part in _split_config(word)]
+    words = sys.argv[1:] if options is None else options
     if options is None:
         take_out_secrets(sys.argv)
     given, words = read_config_file(words, recipe or Path(sys.argv[0]).stem)
@@ -222,10 +241,6 @@ def parse_arguments(
         raise_all([*config.machine_problems(), *service_problems(config, args.use_wandb)])
         load_models_whole()
     return (args, config, *rest)
-
-
-def _split_config(word: str) -> list[str]:
-    return ["--config", word.removeprefix("--config=")] if word.startswith("--config=") else [word]
 
 
 def _os_reason(error: OSError) -> str:

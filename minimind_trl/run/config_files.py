@@ -11,6 +11,10 @@ from ..errors import InputError
 from ..shipped_files import RECIPE_CONFIGS, find_config, nearest_config
 from ..yaml_files import load_yaml
 
+LAUNCHED = (
+    "MINIMIND_TRL_LAUNCHED"  # variable with the names in the file that `minimind-trl RECIPE` gave to the launcher
+)
+
 
 def read_config_file(options: list[str], recipe: str) -> tuple[dict[str, Any], list[str]]:
     """Take `--config FILE` out of the options.
@@ -19,11 +23,12 @@ def read_config_file(options: list[str], recipe: str) -> tuple[dict[str, Any], l
         recipe: the recipe whose shipped configs may be given by name, such as `tiny`.
 
     Returns:
-        The file's values, with their paths resolved, and the remaining options.
+        The file's values without those that the launcher has, with their paths resolved, and the remaining options.
 
     Raises:
         InputError: the file is missing, or is not a YAML mapping of options.
     """
+    options = split_config(options)
     if "--config" not in options:
         return {}, options
     at = options.index("--config")
@@ -48,7 +53,18 @@ def read_config_file(options: list[str], recipe: str) -> tuple[dict[str, Any], l
     if not isinstance(environment, dict):
         raise InputError(f"--config {path}: env must be a mapping of names to values")
     os.environ.update({str(name): str(value) for name, value in environment.items()})
+    launched = os.environ.get(LAUNCHED, "").split(",")
+    values = {name: value for name, value in values.items() if name not in launched}
     return found_from(path, values), [*options[:at], *options[at + 2 :]]
+
+
+def split_config(words: list[str]) -> list[str]:
+    """The words with `--config=FILE` as two."""
+    return [
+        part
+        for word in words
+        for part in (["--config", word.removeprefix("--config=")] if word.startswith("--config=") else [word])
+    ]
 
 
 # Options that name a file or folder to read, or something on the Hub.

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from ..data import DatasetMixer, load_or_prepare
 from ..data.streaming import share_of
 from ..errors import InputError
-from ..models import MiniMindConfig, MiniMindForCausalLM, MiniMindForSequenceClassification, load_model
+from ..models import MiniMindConfig, MiniMindForCausalLM, MiniMindForSequenceClassification, load_model, to_twin
 from ..models.adapters import leaves_experts_out, lora_config
 from ..models.checkpoints import check_vocabulary, load_tokenizer_of, tokenizer_folder
 from ..models.names import check_name
@@ -73,6 +73,20 @@ def as_reward_model(model: MiniMindForCausalLM, seed: int) -> MiniMindForSequenc
     reward_model = MiniMindForSequenceClassification(config)
     reward_model.model.load_state_dict(model.model.state_dict())
     return reward_model.to(model.dtype)
+
+
+def as_twin(model: PreTrainedModel) -> PreTrainedModel:
+    """The stock model of `--as_twin`.
+
+    Raises:
+        InputError: the model is a mixture of experts, whose balancing loss is another one in the stock class.
+    """
+    if model.config.num_experts:
+        raise InputError(
+            "--as_twin: the stock classes balance a mixture of experts by another loss than MiniMind's: leave it out "
+            "(`minimind-trl convert --to vllm` makes a trained one into its twin, where it has one)"
+        )
+    return to_twin(model)
 
 
 def adapter_for(args: RecipeArguments, lora, model: PreTrainedModel) -> LoraConfig | None:

@@ -12,6 +12,7 @@ from transformers.utils import is_hqq_available, is_optimum_quanto_available
 from ..errors import InputError, nearest
 from ..internals import replaced
 from ..rewards.registry import reward_name
+from ..tools import ToolLimits
 from ..trainers.ppo_config import PPOConfig
 from ..trainers.rollout_config import RolloutConfig
 from ..trainers.spo_config import SPOConfig
@@ -50,6 +51,24 @@ class OnlineConfig(RecipeConfig):
             "help": "Share of prompts that end with an open <think> (MiniMind-3's template; its configs use 0.9)."
         },
     )
+    tools: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "What the policy may call: calculator, unit_convert, ..., minimind3 (upstream's six), or "
+            "module:function. See docs/agents.md."
+        },
+    )
+    environment: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "module:Class, whose methods the policy may call (TRL's environment_factory). With several, the "
+            "rows' column `environment` has the class's name."
+        },
+    )
+    tool_timeout: float = field(default=5.0, metadata={"help": "Seconds for a call of your own tool or environment."})
+    tool_memory: int = field(
+        default=512, metadata={"help": "Megabytes for your own tools, on top of their imports (Linux)."}
+    )
     allow_equal_rewards: bool = field(
         default=False,
         metadata={"help": "Start even if the reward seems to be constant."},
@@ -84,6 +103,7 @@ class OnlineConfig(RecipeConfig):
             yield f"--watch {' '.join(self.watch)} is measured in evaluations: set --eval_interval N"
         for spec in set(self.watch) & set(self.reward_funcs):
             yield f"--watch {spec}: the reward sees it; watch what it does not see"
+        yield from ToolLimits(self.tool_timeout, self.tool_memory).problems()
         if self.thinking_ratio and "open_thinking" in (self.chat_template_kwargs or {}):
             yield "--thinking_ratio sets open_thinking prompt by prompt: leave it out of chat_template_kwargs"
         if self.lr_scheduler_type in BY_EVALUATION:

@@ -23,9 +23,10 @@ from .model_card import complete_card
 from .output_folder import lock_output_folder
 from .processes import limit_waiting
 from .records import run_record
-from .results import count_rows, mixture_lock, write_results
+from .results import count_rows, mixture_lock, save_both_forms, write_results
 from .row_checks import row_checks
 from .run_context import RunContext
+from .services import begin_swanlab
 from .settings import complete_config, set_checkpoint_to_resume, set_processes
 
 
@@ -91,6 +92,7 @@ class Run(RunContext):
         }
         trainer.complete_card = lambda: complete_card(trainer, self, record, metrics)
         trainer.add_callback(Doctor(trainer, record))
+        begin_swanlab(self.config)
         at_end = EvaluateAtEnd(trainer)
         if self.args.eval_interval:
             at_end.put_first()
@@ -108,6 +110,8 @@ class Run(RunContext):
                 trainer.processing_class = self.tokenizer  # not a twin made for the training
                 trainer.save_without_push()  # until the results are there
                 if trainer.is_world_process_zero():
+                    if self.args.as_twin and self.peft_config is None:
+                        save_both_forms(Path(self.config.output_dir), type(self.model), self.tokenizer)
                     write_results(trainer, self, metrics)
             if self.config.push_to_hub:
                 trainer.push_to_hub(commit_message="Model save", revision=self.config.hub_revision)

@@ -4,13 +4,17 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, IterableDataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..evaluation.measures import main_figures
-from ..files import write_json
+from ..files import atomic_path, write_json
+from ..models import from_twin
 from ..reports import HISTORY, METRICS
 from ..reports.page import REPORT, write_report
 from ..trainers import write_curves
 from .run_context import RunContext
+
+TWIN = "twin"  # the stock model of a run with --as_twin
 
 
 def mixture_lock(run: RunContext, record: dict[str, Any]) -> dict[str, Any]:
@@ -35,6 +39,15 @@ def count_rows(trainer, rows: Dataset | IterableDataset) -> dict[str, Any] | Non
         "train_rows": None if isinstance(rows, IterableDataset) else len(rows) - trainer.rows_dropped["train"],
         "dropped": {split: {reason: count} for split, count in trainer.rows_dropped.items() if count},
     }
+
+
+def save_both_forms(folder: Path, twin_class: type[PreTrainedModel], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Turn a saved stock model into a MiniMind, and keep the stock model in `twin`."""
+    twin = twin_class.from_pretrained(folder)
+    with atomic_path(folder / TWIN) as temporary:
+        twin.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+    from_twin(twin).save_pretrained(folder)
 
 
 def write_results(trainer, run: RunContext, metrics: dict[str, dict]) -> None:

@@ -2,8 +2,9 @@
 
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from datasets import DatasetDict, IterableDataset
@@ -11,8 +12,10 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import InputError, nearest, raise_all
 from ..evaluation.answers import render_prompt
+from ..models.checkpoints import architecture_of
 from ..rewards import Reward, load_rewards
-from ..trainers.rollout_engine import TEMPLATE_KWARGS
+from ..tools import ToolLimits, environment_tools, load_environments, load_tools, offered_names
+from ..trainers.rollout_tools import TEMPLATE_KWARGS
 from .online_configs import OnlineConfig
 from .recipe_run import Run, Splits
 from .rl_flight_check import STREAM_HEAD, rl_flight_check
@@ -26,32 +29,59 @@ class RLRun(Run):
     Attributes:
         reward_funcs: those of `--reward_funcs`; their weights are set in the config.
         watch_funcs: those of `--watch`.
+        tools: functions that the answers may call, of `--tools` and of the mixture's sources; set by `load_data`.
+        environment_factory: the class of `--environment`, or several by name; None without.
 
     Raises:
         InputError: also from `load_rewards`.
     """
 
     def __init__(self, args, config: OnlineConfig, lora):
-        self.reward_funcs, config.reward_weights = load_rewards(config.reward_funcs, config.reward_weights)
+        self.limits = ToolLimits(config.tool_timeout, config.tool_memory)
+        self.environments = load_environments(config.environment, Path.cwd(), self.limits)
+        self.tools = [*load_tools(config.tools, Path.cwd(), self.limits).values()]
+        self.reward_funcs = []
+        if config.reward_funcs or not any(hasattr(one, "get_reward") for one in self.environments.values()):
+            self.reward_funcs, config.reward_weights = load_rewards(config.reward_funcs, config.reward_weights)
         self.watch_funcs = load_rewards(config.watch, option="--watch")[0] if config.watch else []
         super().__init__(args, config, lora)
 
+    @property
+    def environment_factory(self) -> type | dict[str, type] | None:
+        return next(iter(self.environments.values())) if len(self.environments) == 1 else self.environments or None
+
     def load_data(self, *phases: str) -> Splits:
-        """Load prompts, open think blocks (`--thinking_ratio`) and render tools.
+        """Load prompts, open think blocks (`--thinking_ratio`) and find the tools that sources name.
 
         Raises:
-            InputError: also if a reward's column is missing, or prompts leave no room for an answer.
+            InputError: also if a reward's column is missing, or prompts leave no room for an answer; or if a row has
+                tools that are not there.
         """
         splits = super().load_data(*phases)
-        self.data = _with_tools(self.config, _with_thinking(self.config, self.data, self.tokenizer), self.tokenizer)
+        self.tools = self._all_tools()
+        self.data = _with_thinking(self.config, self.data, self.tokenizer)
+        if not (self.tools or self.environments):
+            self.data = _with_tools(self.config, self.data, self.tokenizer)
         raise_all(
             [
+                *_tool_problems(self.tools, self.environments, self.data),
                 *_watch_problems(self.config, self.args),
+                *_vllm_problems(self.config, self.args),
                 *_column_problems([*self.reward_funcs, *self.watch_funcs], self.data),
                 *_length_problems(self.config, self.model, self.tokenizer, self.data),
             ]
         )
         return Splits(self.data["train"], splits.validation and self.data["validation"])
+
+    def _all_tools(self) -> list[Callable]:
+        """The tools of `--tools`, and those of the mixture's sources."""
+        named = [name for source in self.mixer.mixture.datasets for name in source.tools or ()]
+        named = [name for name in dict.fromkeys(named) if name not in self.config.tools]
+        if not named:
+            return self.tools
+        folder = Path(self.mixer.path).parent.resolve()
+        tools = load_tools(named, folder, self.limits, f"{self.args.data_config}: tools")
+        return [*self.tools, *(tool for tool in tools.values() if tool.__name__ not in _names(self.tools))]
 
     def check(self, trainer) -> dict[str, Any]:
         return rl_flight_check(trainer, self)
@@ -60,6 +90,59 @@ class RLRun(Run):
 def _watch_problems(config: OnlineConfig, args) -> Iterator[str]:
     if config.watch and not args.eval_interval:
         yield f"--watch is measured on held-out prompts, and {args.data_config} has none"
+
+
+def _vllm_problems(config: OnlineConfig, args) -> Iterator[str]:
+    """vLLM loads the policy from its folder, before it gets weights, and knows only stock classes."""
+    if not config.use_vllm:
+        return
+    if not args.as_twin:
+        yield "--use_vllm needs --as_twin: vLLM knows the stock classes only"
+    if config.vllm_mode == "colocate" and _is_minimind(args.from_weight):
+        yield (
+            f"--use_vllm reads the start from its folder, and {args.from_weight or args.preset} is a MiniMind: give "
+            "--from_weight a folder that `minimind-trl convert CHECKPOINT FOLDER --to vllm` wrote"
+        )
+
+
+def _is_minimind(name: str | None) -> bool:
+    return name is None or (architecture_of(name) or "").startswith("MiniMind")
+
+
+def _names(tools: Iterable[Callable]) -> list[str]:
+    return [tool.__name__ for tool in tools]
+
+
+def _tool_problems(tools: list[Callable], environments: dict[str, type], data: DatasetDict) -> Iterator[str]:
+    """Rows that offer a tool without a function, or ask for an environment that is not there."""
+    rows = data["train"]
+    first = next(iter(rows))
+    if tools or environments:
+        known = [*_names(tools), *(name for one in environments.values() for name in environment_tools(one))]
+        offered = (
+            {name for value in _values(rows, "tools") for name in offered_names(value)} if "tools" in first else ()
+        )
+        for name in sorted({*offered} - {*known}, key=str):
+            yield (
+                f"rows offer the tool {name!r}, and no function has this name{nearest(str(name), known)}: give --tools "
+                "module:function, or --tools minimind3 for the tools of upstream's data"
+            )
+    if len(environments) < 2:
+        return
+    if "environment" not in first:
+        yield (
+            f"--environment {' '.join(environments)}: the rows' column `environment` says which one a row is for, and "
+            "they have none (keep_columns: [environment] keeps a source's)"
+        )
+        return
+    for name in sorted({*_values(rows, "environment")} - {*environments}, key=str):
+        yield f"rows ask for the environment {name!r}{nearest(str(name), environments, listed=True)}"
+
+
+def _values(rows, column: str) -> set:
+    """The different values of a column; of a stream those of its first rows."""
+    is_stream = isinstance(rows, IterableDataset)
+    return {row[column] for row in islice(rows, STREAM_HEAD)} if is_stream else {*rows.unique(column)}
 
 
 def _column_problems(rewards: list[Reward], data: DatasetDict) -> Iterator[str]:

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from ..data import DatasetMixer
 from ..tokenization import with_training_template
 from .arguments import RecipeArguments
-from .loading import adapter_for, as_reward_model, load_or_create_model, load_tokenizer
+from .loading import adapter_for, as_reward_model, as_twin, load_or_create_model, load_tokenizer
 
 
 class RunContext:
@@ -23,13 +23,13 @@ class RunContext:
 
     Attributes:
         tokenizer: as it will be saved.
-        model: from the checkpoint or the preset, on the CPU.
+        model: from the checkpoint or the preset, on the CPU; its stock twin with `--as_twin`.
         peft_config: the adapter of `--use_peft`, else None.
         data: the mixture's splits, after `Run.load_data`.
         mixer: describes the mixture and how it was built, after `Run.load_data`.
 
     Raises:
-        InputError: from `load_tokenizer`, `load_or_create_model` and `adapter_for`.
+        InputError: from `load_tokenizer`, `load_or_create_model`, `as_twin` and `adapter_for`.
     """
 
     data: DatasetDict
@@ -43,6 +43,11 @@ class RunContext:
         self.model = load_or_create_model(args, self.tokenizer, config.seed)
         if reward_model:
             self.model = as_reward_model(self.model, config.seed)
+        if self.model.config.num_experts and config.use_cpu:
+            # There torch's grouped product is a loop as well, and one in the weights' type, whatever autocast says.
+            self.model.set_experts_implementation("eager")
+        if args.as_twin:
+            self.model = as_twin(self.model)
         self.peft_config = adapter_for(args, lora, self.model)
 
     @property

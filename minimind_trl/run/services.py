@@ -13,11 +13,11 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
 from transformers.utils import ENV_VARS_TRUE_VALUES
 
-from ..errors import first_line, nearest
+from ..errors import first_line, nearest, one_line
 
 # Packages of trackers with a different name.
 _PACKAGES = {"azure_ml": "azureml", "flyte": "flytekit", "kubeflow": None}
-_EXTRAS = ("tensorboard", "wandb")  # extras of this package
+_EXTRAS = ("swanlab", "tensorboard", "wandb")  # extras of this package
 _WITHOUT_KEY = ("offline", "disabled", "dryrun")
 
 
@@ -65,7 +65,38 @@ def _tracker_problem(name: str) -> str | None:
         return f"its package is not installed: pip install {wanted}"
     if name == "wandb" and not _has_wandb_key():
         return "WandB has no key: run `wandb login`, set WANDB_API_KEY, or WANDB_MODE=offline to keep the figures here"
+    return _swanlab_problem() if name == "swanlab" else None
+
+
+def _swanlab_problem() -> str | None:
+    import swanlab
+
+    if not hasattr(swanlab, "has_run"):
+        return f"SwanLab {swanlab.__version__} is too old: pip install 'minimind-trl[swanlab]'"
+    try:
+        settings = swanlab.Settings()  # from the environment and its files; starts nothing
+    except ValueError as error:
+        return f"SwanLab's settings: {one_line(error)}"
+    if settings.mode == "online" and settings.api_key is None:
+        return "SwanLab has no key: run `swanlab login`, set SWANLAB_API_KEY, or SWANLAB_MODE=offline to keep it here"
+    if settings.mode == "local" and importlib.util.find_spec("swanboard") is None:
+        return "SWANLAB_MODE=local needs SwanLab's dashboard: pip install 'swanlab[dashboard]', or SWANLAB_MODE=offline"
     return None
+
+
+def begin_swanlab(config) -> None:
+    """Start SwanLab's run if the figures go there: transformers' callback cannot since SwanLab 0.8.
+
+    It asks `get_run` whether there is a run, which raises an error if there is none.
+    """
+    if "swanlab" not in config.report_to or config.process_index != 0:
+        return
+    import swanlab
+
+    if swanlab.has_run():
+        return
+    project = swanlab.Settings().project.name or config.project  # SWANLAB_PROJECT
+    swanlab.init(project=project, name=config.run_name, resume="allow" if config.resume_from_checkpoint else None)
 
 
 def _has_wandb_key() -> bool:

@@ -24,9 +24,11 @@ from minimind_trl.tokenization.tokenizer_training import (
     save_tokenizer,
     train_tokenizer,
 )
+from minimind_trl.tokenization.tool_calls import INVALID_CALL, with_calls
 
 __all__ = [
     "GENERATIONS",
+    "INVALID_CALL",
     "MIN_VOCAB_SIZE",
     "TINY_TOKENIZER_DIR",
     "ChatTemplateError",
@@ -50,6 +52,7 @@ __all__ = [
     "train_tokenizer",
     "training_template",
     "untrained_spans",
+    "with_calls",
     "with_training_template",
 ]
 

@@ -13,13 +13,17 @@ class PackedRowsCollator(DataCollatorForLanguageModeling):
     """Packed rows as a batch (rows, length), with positions that start at 0 for each sequence, for sdpa and eager.
 
     TRL's collator makes one long row of a batch, as flash attention needs it; other attention then costs the square of
-    the whole batch. MiniMind's models separate the sequences of a row by their positions.
+    the whole batch. Models separate the sequences of a row by their positions; stock ones do so only without a mask,
+    which they don't miss: padding, the last of a row, has no labels.
     """
 
     return_position_ids: bool = True
+    return_attention_mask: bool = True
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super().torch_call(examples)
+        if not self.return_attention_mask:
+            batch.pop("attention_mask", None)
         batch["labels"][batch["position_ids"] == 0] = -100  # the sequence before does not predict it
         return batch
 

@@ -21,10 +21,12 @@ from ..models import (
     MiniMindForCausalLM,
     MiniMindForSequenceClassification,
     MiniMindForTokenClassification,
+    from_twin,
     load_model,
 )
 from ..models.checkpoints import architecture_of
 from ..models.stored import check_finite
+from ..models.twins import TWIN_TYPES
 from .packed_answers import pack_inputs
 
 CRITIC = "critic"  # the submodule, and the folder beside the policy's files
@@ -51,6 +53,8 @@ def make_critic(policy: MiniMindForCausalLM, name: str | None = None) -> MiniMin
     if is_peft_model(policy):
         policy = copy.deepcopy(policy).merge_and_unload()
     source = policy if name is None else _scoring_model(name)
+    if source.config.model_type in TWIN_TYPES:
+        source = from_twin(source)
     if source.config.vocab_size != policy.config.vocab_size:
         raise InputError(
             f"--critic_model {name} has {source.config.vocab_size} tokens, the policy {policy.config.vocab_size}: the "

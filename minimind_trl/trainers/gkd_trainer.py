@@ -80,7 +80,7 @@ class MiniMindGKDTrainer(HeldOutEvaluation, GKDTrainer):
         if self.model.training and num_items_in_batch is not None and self.args.average_tokens_across_devices:
             # GKDTrainer divides by the tokens of all processes, and their gradients are averaged after that.
             loss = loss * self.accelerator.num_processes
-        if self.model.training and outputs.aux_loss is not None:
+        if self.model.training and getattr(outputs, "aux_loss", None) is not None:
             # GKDTrainer leaves a mixture of experts unbalanced. A sum over the step's tokens is accumulated as it is.
             steps = self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
             loss = loss + self.model.config.router_aux_loss_coef * outputs.aux_loss / steps

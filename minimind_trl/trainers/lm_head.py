@@ -81,7 +81,7 @@ def add_learned_positions_head(
                 figures["mean_logits"] = logits.mean(-1)
                 figures["log_sum_sq_probs"] = (2 * log_softmax).logsumexp(-1)
         aux_loss = None
-        if outputs.router_logits:
+        if getattr(outputs, "router_logits", None):  # a stock dense model has none
             shape = outputs.last_hidden_state.shape[:2]
             aux_loss = load_balancing_loss(outputs.router_logits, self.config, shape, kwargs.get("attention_mask"))
         figures = {

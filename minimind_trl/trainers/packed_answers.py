@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..internals import attention_implementation
 
 _SHORTEST = 64  # tokens of a packed row: shorter ones would not fill the processor
+_LONGEST = 1024  # tokens of a packed row, unless a given one is longer: attention's cost grows with it
 _WORTH = 0.8  # of the padded batch's size: above, repacking gains nothing
 
 
@@ -69,43 +70,71 @@ def pack_inputs(model: nn.Module, inputs: dict[str, Any], answered: Tensor) -> P
 def pack_answers(input_ids: Tensor, attention_mask: Tensor, answered: Tensor) -> PackedAnswers | None:
     """Pack prompts with their answers.
 
-    A packed row is as long as the longest given one, or 64 tokens if that is more. Answers to one prompt share it as
-    long as they fit in a row with it. None if less than a fifth of the batch would be
-    saved, or if an answer has no prompt.
+    A packed row is as long as the longest given one, or 64 tokens if that is more. Where it saves a fifth of the
+    tokens, it is as long as a prompt with all its answers instead, up to 1024 tokens: a long prompt, such as one that
+    describes tools, is then read once for all of them. Answers to one prompt share it as long as they fit in a row with
+    it. None if less than a fifth of the batch would be saved, or if an answer has no prompt.
 
     Args:
         input_ids: (B, S).
         attention_mask: (B, S), 1 for tokens; they are contiguous in a row.
         answered: (B, S), true for the tokens that are predicted. The tokens before the first of a row are its prompt.
     """
+    split = [_split(*row) for row in zip(input_ids.tolist(), attention_mask.tolist(), answered.tolist(), strict=True)]
+    split = [row for row in split if row is not None]
+    if not split or any(not row.prompt for row in split):  # nothing before the answer that could predict it
+        return None
+    together: dict[tuple[int, ...], int] = {}
+    for row in split:
+        together[row.prompt] = together.get(row.prompt, len(row.prompt)) + len(row.answer)
     length = max(_SHORTEST, int(attention_mask.sum(1).max()))
+    rows, states = _packed(split, length)
+    longer = min(max(together.values()), _LONGEST)
+    if longer > length:
+        fewer, their_states = _packed(split, longer)
+        if len(fewer) * longer <= _WORTH * len(rows) * length:
+            length, rows, states = longer, fewer, their_states
+    if len(rows) * length > _WORTH * input_ids.numel():
+        return None
+    return _as_tensors(rows, length, states, input_ids.device)
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """A given row: its prompt, its answer, and which tokens of the answer are predicted."""
+
+    prompt: tuple[int, ...]
+    answer: list[int]
+    targets: list[bool]
+
+
+def _split(ids: list[int], mask: list[int], targets: list[bool]) -> _Answered | None:
+    """None if nothing of the row is predicted."""
+    if True not in targets:
+        return None
+    first, begin, end = targets.index(True), mask.index(1), len(mask) - mask[::-1].index(1)
+    return _Answered(tuple(ids[begin:first]), ids[first:end], targets[first:end])
+
+
+def _packed(answered: list[_Answered], length: int) -> tuple[list[_Row], list[int]]:
+    """Rows of at most `length` tokens, and `PackedAnswers.states`."""
     rows: list[_Row] = []
     open_rows: dict[tuple[int, ...], tuple[int, int]] = {}  # prompt -> its row, and the prompt's place there
     states = []
-    for number, (ids, mask, targets) in enumerate(
-        zip(input_ids.tolist(), attention_mask.tolist(), answered.tolist(), strict=True), 1
-    ):
-        if True not in targets:
-            continue
-        first, begin = targets.index(True), mask.index(1)
-        if first == begin:  # nothing before it that could predict it
-            return None
-        end = len(mask) - mask[::-1].index(1)
-        prompt, answer = ids[begin:first], ids[first:end]
-        place = open_rows.get(tuple(prompt))
-        if place is None or len(rows[place[0]].ids) + len(answer) > length:
-            needed = len(prompt) + len(answer)
+    for number, one in enumerate(answered, 1):
+        size = len(one.prompt)
+        place = open_rows.get(one.prompt)
+        if place is None or len(rows[place[0]].ids) + len(one.answer) > length:
+            needed = size + len(one.answer)
             row = next((index for index, row in enumerate(rows) if len(row.ids) + needed <= length), len(rows))
             if row == len(rows):
                 rows.append(_Row())
-            place = open_rows[tuple(prompt)] = row, rows[row].add(prompt, 0, number, 0)
+            place = open_rows[one.prompt] = row, rows[row].add(list(one.prompt), 0, number, 0)
         row, prompt_start = place
-        start = rows[row].add(answer, len(prompt), rows[row].prompts[prompt_start], number)
-        before = [prompt_start + len(prompt) - 1, *range(start, start + len(answer) - 1)]
-        states += [row * length + before[i - first] for i in range(first, end) if targets[i]]
-    if not rows or len(rows) * length > _WORTH * input_ids.numel():
-        return None
-    return _as_tensors(rows, length, states, input_ids.device)
+        start = rows[row].add(one.answer, size, rows[row].prompts[prompt_start], number)
+        before = [prompt_start + size - 1, *range(start, start + len(one.answer) - 1)]
+        states += [row * length + state for state, is_target in zip(before, one.targets, strict=True) if is_target]
+    return rows, states
 
 
 def _as_tensors(rows: list[_Row], length: int, states: list[int], device: torch.device) -> PackedAnswers:

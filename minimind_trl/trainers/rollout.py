@@ -26,6 +26,7 @@ class Rollout:
             none.
         lengths: (B,) tokens that the policy chose, including those of masked truncated completions.
         ended: (B,) whether the completion ends with an end-of-sequence token.
+        tool_use: counts of each answer, (B,) each; see `RolloutTools.tool_use`. None without tools.
     """
 
     rows: list[dict]
@@ -40,6 +41,7 @@ class Rollout:
     all_rewards: Tensor
     lengths: Tensor
     ended: Tensor
+    tool_use: dict[str, Tensor] | None = None
 
     @property
     def rewarded(self) -> Tensor:

@@ -63,6 +63,9 @@ class RolloutConfig(GRPOConfig):
             "None for the completion, and count it in num_reward_errors."
         },
     )
+    max_tool_result_length: int = field(
+        default=1024, metadata={"help": "Characters of a tool's result that the policy reads; the rest is cut off."}
+    )
     epsilon_high: float | None = field(
         default=None,
         metadata={

@@ -14,15 +14,14 @@ from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import pad
 
 from ..evaluation.answers import render_prompt, until_end
-from ..internals import GRPOHooks, replaced
+from ..internals import replaced
 from ..models.decoding import can_sample, sample
 from .lm_head import base_model
 from .rollout import Rollout, joined, loss_mask, weighted_sums
+from .rollout_tools import TEMPLATE_KWARGS, RolloutTools
 
-TEMPLATE_KWARGS = "chat_template_kwargs"  # the column with a prompt's own arguments for the chat template
 
-
-class RolloutEngine(GRPOHooks):
+class RolloutEngine(RolloutTools):
     """Generation for GRPOTrainer: our decoding loop on a CPU, and chat template arguments from the rows."""
 
     def generate_rollout(self, rows: list[dict]) -> Rollout:
@@ -46,6 +45,7 @@ class RolloutEngine(GRPOHooks):
             all_rewards=generation.rewards,
             lengths=torch.tensor(list(lengths), device=device),
             ended=torch.tensor([one[-1] in self.eos_token_ids for one in ids], device=device),
+            tool_use=self.tool_use(generation),
         )
 
     # Prompts
@@ -64,14 +64,17 @@ class RolloutEngine(GRPOHooks):
         prompt = row["prompt"]
         if isinstance(prompt, str):
             return prompt
-        kwargs = self.chat_template_kwargs | (row.get(TEMPLATE_KWARGS) or {})
-        kwargs["chat_template"] = self.chat_template
-        return render_prompt(self.processing_class, prompt, self.tools or None, **kwargs)
+        kwargs = self.template_kwargs_of(row) | {"chat_template": self.chat_template}
+        return render_prompt(self.processing_class, prompt, self.shown_tools(row) or None, **kwargs)
 
     def tokenize_prompts(self, prompts: list, rows: list[dict]) -> list[list[int]] | None:
-        if self.environment_factories is not None or isinstance(prompts[0], str):
+        if isinstance(prompts[0], str):
             return None
-        return self.text_tokenizer([row["rendered_prompts"] for row in rows], add_special_tokens=False)["input_ids"]
+        if self.environment_factories is not None:  # which have changed the prompts
+            texts = [self._render(row | {"prompt": prompt}) for row, prompt in zip(rows, prompts, strict=True)]
+        else:
+            texts = [row["rendered_prompts"] for row in rows]
+        return self.text_tokenizer(texts, add_special_tokens=False)["input_ids"]
 
     # Completions
 
@@ -169,4 +172,4 @@ class RolloutEngine(GRPOHooks):
 
 
 def _prompt_key(row: dict) -> str:
-    return json.dumps([row["prompt"], row.get(TEMPLATE_KWARGS)], default=repr)
+    return json.dumps([row["prompt"], row.get("tools"), row.get(TEMPLATE_KWARGS)], default=repr)

@@ -124,6 +124,7 @@ class RolloutEvaluation(RolloutRewards, ReferenceModel):
             scores = scores[~scores.isnan()]
             name = f"watch/{get_callable_name(function)}"
             figures |= {name: scores.mean().item(), f"{name}_std": scores.std(correction=0).item()}
+        figures |= self.tool_figures(columns)
         if "kl" in columns:
             figures["kl"] = (columns["kl"].sum() / tokens.sum()).item()
         figures |= self.summarize(columns)
@@ -145,6 +146,7 @@ class RolloutEvaluation(RolloutRewards, ReferenceModel):
                 "ended": rollout.ended.float(),
                 **self.answer_figures(rollout),
             }
+            own |= self.tool_columns(rollout)
             if rollout.ref_logps is not None:
                 own["kl"] = (self.kl_to_reference(rollout.tensors) * rollout.mask).sum(1)
             for name, column in own.items():

@@ -1,5 +1,6 @@
 """The rewards of rollouts: reward functions that are checked, their errors, and completions that get no reward."""
 
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -25,6 +26,7 @@ class RolloutRewards(RolloutEngine):
     num_reward_errors = 0
     unrewarded_rollouts = MAX_UNREWARDED - 1  # in a row
     _reported_error = False
+    _of_environments = 0  # place of the first reward that an environment gives
 
     def prepare_reward_funcs(self) -> None:
         """Set how reward functions report their errors."""
@@ -33,6 +35,16 @@ class RolloutRewards(RolloutEngine):
         )  # otherwise all processes must learn of an error before it is raised
         for reward in [*self._checked_rewards(), *self.watch_funcs]:
             reward.on_error = "none" if self.args.reward_errors == "none" else "raise" if alone else "note"
+
+    def check_environment_rewards(self, first: int) -> None:
+        """Make the rewards that environments give, from place `first` on, checked ones with their class's range."""
+        self._of_environments = first
+        classes = {type(environment).__name__: type(environment) for environment in self.one_of_each_environment()}
+        for place, name in [*enumerate(self.reward_func_names)][first:]:
+            function, owner = self.reward_funcs[place], classes[name]
+            if not is_async_callable(function):
+                low, high = getattr(owner, "low", -math.inf), getattr(owner, "high", math.inf)
+                self.reward_funcs[place] = Reward(function, name, low, high)
 
     def score_completions(self, rows: list[dict], prompts: list, completions: list, completion_ids: list) -> Tensor:
         """(N, functions) rewards of all processes' completions; NaN where a function gave none.
@@ -67,7 +79,11 @@ class RolloutRewards(RolloutEngine):
 
     def declared_range(self) -> tuple[float, float]:
         """Lowest and highest weighted sum of the rewards; infinite where a function declares no range."""
-        return declared_range(self.reward_funcs, self.reward_weights.tolist())
+        functions, weights, first = self.reward_funcs, self.reward_weights.tolist(), self._of_environments
+        low, high = declared_range(functions[:first], weights[:first])
+        pairs = zip(functions[first:], weights[first:], strict=True)
+        ends = [declared_range([one], [weight]) for one, weight in pairs]  # an answer has one environment
+        return low + min((end[0] for end in ends), default=0), high + max((end[1] for end in ends), default=0)
 
     def expect_rewards(self, rewards: Tensor) -> None:
         """Count rollouts without any reward; `rewards` (N, ...) are those of one, NaN for none.

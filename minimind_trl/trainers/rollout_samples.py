@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..reports.samples import Sample, first_of_groups, rounded, shown_prompt
+from ..reports.samples import MOST_TOKENS, Sample, first_of_groups, rounded, shown_prompt
 from .rollout import Rollout
 from .sample_recording import cut_tokens, cut_values, prompt_key, right_answer
 
@@ -76,6 +76,9 @@ class RolloutSamples:
             "rewards": dict(zip(self._names, rounded(self._rewards[number]), strict=True)),
             "ended": bool(rollout.ended[place]),
         }
+
+        if not chosen.all():
+            sample["of_tools"] = (~chosen[:MOST_TOKENS]).tolist()  # tokens that the policy did not choose
 
         def add(name: str, values: Tensor | None) -> None:
             if values is not None:

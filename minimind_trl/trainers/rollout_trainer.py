@@ -14,6 +14,7 @@ from trl.trainer.utils import get_config_model_id
 
 from ..errors import InputError
 from ..models import load_model
+from ..tokenization import prepared_for_trl
 from .lm_head import add_learned_positions_head, unpatched_copy
 from .rollout import Rollout, joined, loss_mask
 from .rollout_config import RolloutConfig
@@ -22,6 +23,10 @@ from .rollout_samples import RolloutSamples
 from .rollout_state import RolloutState
 from .trainer_mixin import TrainerMixin
 
+_TURNS = (
+    "answers have different numbers of turns, and processes that share the weights would wait for each other for ever; "
+    "use DDP or ZeRO-2"
+)
 _OVER_A_STEP = ("cispo", "dapo", "vespo")  # losses where a minibatch gives its part of the step's mean
 
 
@@ -96,7 +101,16 @@ class RolloutTrainer(RolloutState, TrainerMixin, GRPOTrainer):
         if beta and not has_adapter:  # GRPOTrainer would load it from the model's path, which ours may not have
             reference = unpatched_copy(model) if ref_model is None else ref_model
             args.beta, args.sync_ref_model = 0.0, False
+        tokenizer = kwargs.get("processing_class")
+        has_tools = bool(kwargs.get("tools") or kwargs.get("environment_factory"))
+        if has_tools and is_deepspeed_zero3_enabled() and not args.use_vllm:
+            raise InputError(f"tools under ZeRO-3: {_TURNS}")
+        if has_tools and tokenizer is not None and getattr(tokenizer, "response_template", None) is None:
+            kwargs["processing_class"] = prepared_for_trl(tokenizer)  # TRL knows no way to read MiniMind's calls
         super().__init__(model, [checked(function) for function in functions], args, *positional, **kwargs)
+        if has_tools and self.is_fsdp_enabled and not args.use_vllm:
+            raise InputError(f"tools under FSDP: {_TURNS}")
+        self.check_environment_rewards(len(functions))
         args.beta, self.beta, args.sync_ref_model = beta, beta, sync
         if not args.cast_lm_head_to_fp32:
             add_learned_positions_head(

@@ -8,8 +8,9 @@ from trl import SFTTrainer, pack_dataset
 from ..evaluation import held_out_figures
 from ..evaluation.held_out import evaluating
 from ..internals import SFTHooks, attention_implementation
+from ..models.modeling_minimind import MiniMindPreTrainedModel
 from .collators import PackedRowsCollator
-from .lm_head import add_learned_positions_head
+from .lm_head import add_learned_positions_head, base_model
 from .sample_recording import LossSamples
 from .tokenized_rows import is_from_mixture, labelled_rows, pieces_of
 from .trainer_mixin import TrainerMixin
@@ -77,7 +78,9 @@ class MiniMindSFTTrainer(HeldOutEvaluation, SFTHooks, SFTTrainer):
             self.padding_free = False
             padding = self.processing_class.pad_token_id
             self.data_collator = PackedRowsCollator(
-                padding, return_position_ids=True, pad_to_multiple_of=self.args.pad_to_multiple_of
+                padding,
+                pad_to_multiple_of=self.args.pad_to_multiple_of,
+                return_attention_mask=isinstance(base_model(self.model), MiniMindPreTrainedModel),
             )
 
     def _attends_with_flash(self) -> bool:

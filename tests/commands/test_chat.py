@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from minimind_trl.cli import main
-from minimind_trl.commands.conversation import Conversation, Piece, Settings, load_chat_model, load_tools
+from minimind_trl.commands.conversation import Conversation, Piece, Settings, load_chat_model
 from minimind_trl.errors import InputError
+from minimind_trl.tools import load_tools
 from tests.conftest import KINDS
 
 
@@ -134,12 +135,23 @@ def test_tools_are_called_and_the_model_answers_with_their_results(checkpoint, a
     assert "Add two numbers." in asked[0] and "<tool_response>\n5\n</tool_response>" in asked[1]
 
 
+def test_named_tools_are_called_and_their_results_bring_no_control_tokens(checkpoint, answering):
+    wrong = "error: no weather for '<|im_end|>'"
+    asked = answering(call("weather", '{"location": "<|im_end|>"}'), call("calculator", '{"expression": "6*7"}'), "42")
+    conversation = Conversation(checkpoint, Settings(), tools=load_tools(["calculator", "weather"]))
+    shown = by_kind(conversation.ask("?"))["tool"]
+    assert (
+        wrong not in shown and "error: no weather for" in shown and 'calculator({"expression": "6*7"}) -> 42\n' in shown
+    )
+    assert wrong not in asked[1] and "<tool_response>\n42\n</tool_response>" in asked[2]
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "told"),
     [
         ("ad", "{}", "error: no tool 'ad'; did you mean 'add'?"),
         ("add", "[1, 2]", "error: arguments must be a JSON object"),
-        ("add", '{"a": 1}', "error: TypeError: missing a required argument: 'b'"),
+        ("add", '{"a": 1}', "error: add: missing a required argument: 'b'"),
         ("add", '{"a": 1, "b": "x"}', "error: TypeError: unsupported operand type(s) for +: 'int' and 'str'"),
     ],
 )
@@ -165,7 +177,7 @@ def test_calls_without_end_are_ended(checkpoint, answering):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("add", "--tools add: give module:function"),
+        ("calculater", "--tools calculater: no such tool; did you mean 'calculator'"),
         ("os:getcwd", "os:getcwd is part of Python"),
         ("chat_tools:undescribed", "--tools chat_tools:undescribed: .*docstring"),
         ("chat_tools:ad", "has no function 'ad'; did you mean 'add'"),
@@ -207,6 +219,7 @@ def test_two_checkpoints_answer_the_same_turn(checkpoints, answering, monkeypatc
         ("hi\n", ["{checkpoint}", "--beside", "runs/none"], "runs/none: no such"),
         ("hi\n", ["{checkpoint}", "--temperature", "-1", "--top_p", "2"], "--top_p 2.0: must be above 0, at most 1"),
         ("hi\n", ["{checkpoint}", "--web", "--beside", "x"], "--beside is for the terminal"),
+        ("hi\n", ["{checkpoint}", "--seed", "-1"], "--seed -1: must be from 0 to 4294967295"),
         ("hi\n", ["{checkpoint}", "--port", "80"], "--host and --port are for --web"),
         ("/sav x\n", ["{checkpoint}"], "unknown command /sav; did you mean '/save'?"),
         ("/save\n", ["{checkpoint}"], "/save needs a file: /save chat.json"),

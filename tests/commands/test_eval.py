@@ -75,7 +75,7 @@ def evaluate(capsys, tmp_path, *arguments) -> tuple[dict, str]:
     output = tmp_path / "out" / "figures.json"
     code = main(["eval", *map(str, arguments), "--output", str(output)])
     captured = capsys.readouterr()
-    assert code == 0 and (captured.err == "" or "--lm_eval" in arguments)  # whose progress bars may take long
+    assert code == 0 and (captured.err == "" or {"--lm_eval", "--suite"} & {*arguments})  # whose progress bars show
     return json.loads(output.read_text()), captured.out
 
 
@@ -433,15 +433,13 @@ def test_a_chat_template_that_is_not_there_is_not_applied(checkpoints, capsys, t
     assert "has no chat template; leave it out" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_a_task_of_the_harness(checkpoints, capsys, tmp_path, monkeypatch):
-    lm_eval = pytest.importorskip("lm_eval")
-    questions = [{"question": f"{n} and 1 is", "choices": [str(n), str(n + 1)], "answer": 1} for n in range(6)]
-    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(one) + "\n" for one in questions))
-    (tmp_path / "sums.yaml").write_text(
-        "task: minimind_sums\n"
+def write_task(folder: Path, name: str, questions: list[dict]) -> None:
+    """A multiple-choice task of lm-eval: `questions` have `question`, `choices` and `answer`, an index."""
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in questions))
+    (folder / f"{name}.yaml").write_text(
+        f"task: {name}\n"
         "dataset_path: json\n"
-        f"dataset_kwargs: {{data_files: {{test: {tmp_path / 'sums.jsonl'}}}}}\n"
+        f"dataset_kwargs: {{data_files: {{test: {folder / name}.jsonl}}}}\n"
         "test_split: test\n"
         "output_type: multiple_choice\n"
         'doc_to_text: "{{question}}"\n'
@@ -449,6 +447,57 @@ def test_a_task_of_the_harness(checkpoints, capsys, tmp_path, monkeypatch):
         "doc_to_target: answer\n"
         "metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n"
     )
+
+
+@pytest.mark.slow
+def test_a_suite_of_the_harness(checkpoints, capsys, tmp_path):
+    """Its two groups and five tasks, each replaced by questions of ours.
+
+    No model was trained here, so the shortest choice is the likeliest one: what is right decides which figures are
+    those of chance.
+    """
+    pytest.importorskip("lm_eval")
+
+    def questions(right: list[int], choices: int = 4) -> list[dict]:
+        return [
+            {"question": f"cat {n}", "choices": ["hen " * (9 * c + 1) for c in range(choices)], "answer": one}
+            for n, one in enumerate(right)
+        ]
+
+    for group, sizes in {"ceval-valid": (3, 9), "cmmlu": (8, 4)}.items():
+        parts = [f"{group}_{letter}" for letter in "ab"]
+        for part, size in zip(parts, sizes, strict=True):
+            write_task(tmp_path, part, questions([0] * size if part == "cmmlu_a" else [0, 1, 2] * size)[:size])
+        aggregation = "aggregate_metric_list: [{metric: acc, aggregation: mean, weight_by_size: true}]"
+        (tmp_path / f"{group}.yaml").write_text(f"group: {group}\ntask: [{', '.join(parts)}]\n{aggregation}\n")
+    write_task(tmp_path, "piqa", questions([0, 1] * 6, choices=2))
+    for name in ("arc_easy", "openbookqa", "hellaswag"):
+        write_task(tmp_path, name, questions([0, 0, 1, 2, 3, 1, 2, 3]))
+    write_task(tmp_path, "social_iqa", questions([0] * 20, choices=3))
+
+    report, out = evaluate(
+        *(capsys, tmp_path, checkpoints["dense3"], "--suite", "minimind", "--lm_eval_include_path", tmp_path)
+    )
+    names = [f"{name}/acc" for name in ("ceval-valid", "cmmlu", "arc_easy", "piqa", "openbookqa", "hellaswag")]
+    assert list(values(report)) == [*names, "social_iqa/acc"]  # not the parts of groups
+    assert values(report) == pytest.approx(
+        dict(zip(names, (4 / 12, 10 / 12, 1 / 4, 1 / 2, 1 / 4, 1 / 4), strict=True)) | {"social_iqa/acc": 1}
+    )
+    assert values(report, "chance") == pytest.approx(
+        dict.fromkeys(names, 1 / 4) | {"piqa/acc": 1 / 2, "social_iqa/acc": 1 / 3}
+    )
+    figures = report["figures"]["model"]
+    assert [figures[name]["count"] for name in (*names, "social_iqa/acc")] == [12, 12, 8, 12, 8, 8, 20]
+    assert all(figure["low"] <= figure["value"] <= figure["high"] for figure in figures.values())
+    told = [line.split(":")[0] for line in out.splitlines() if "cannot be told from chance" in line]
+    assert told == [name for name in names if name != "cmmlu/acc"]
+
+
+@pytest.mark.slow
+def test_a_task_of_the_harness(checkpoints, capsys, tmp_path, monkeypatch):
+    lm_eval = pytest.importorskip("lm_eval")
+    questions = [{"question": f"{n} and 1 is", "choices": [str(n), str(n + 1)], "answer": 1} for n in range(6)]
+    write_task(tmp_path, "minimind_sums", questions)
     options = ("--lm_eval", "minimind_sums", "--lm_eval_include_path", tmp_path)
     report, out = evaluate(capsys, tmp_path, checkpoints["dense3"], *options)
     figure = report["figures"]["model"]["minimind_sums/acc"]

@@ -3,12 +3,14 @@
 import dataclasses
 
 import pytest
+import yaml
 from accelerate.commands.launch import launch_command_parser
 
 from minimind_trl.cli import main
-from minimind_trl.commands.launch import RECIPES, SHARED, split_options
+from minimind_trl.commands.launch import RECIPES, SHARED, options_in_file, split_options
 from minimind_trl.run import memory_plan
 from minimind_trl.run.arguments import LoraArguments, RecipeArguments
+from minimind_trl.run.config_files import read_config_file
 from tests.conftest import REPOSITORY
 
 
@@ -59,6 +61,43 @@ def test_one_process_becomes_the_recipe(started):
     assert environment["ACCELERATE_USE_CPU"] == "True"
 
 
+def test_the_config_file_may_hold_options_of_the_launcher(started, tmp_path, monkeypatch):
+    """As for `trl sft --config`; the command line wins, and the recipe is told which ones it must leave alone."""
+    (tmp_path / "my").mkdir()
+    (tmp_path / "my" / "acc.yaml").write_text((REPOSITORY / "accelerate_configs/cpu.yaml").read_text())
+    values = {"accelerate_config": "acc.yaml", "num_processes": 3, "multi_gpu": False, "max_steps": 3}
+    (tmp_path / "my" / "sft.yaml").write_text(yaml.safe_dump(values))
+    words = ["--config=my/sft.yaml", "--num_processes", "1"]
+    assert options_in_file("sft", words, launch_command_parser()) == {
+        "num_processes": ["--num_processes", "3"],
+        "multi_gpu": [],
+        "accelerate_config": ["--accelerate_config", str(tmp_path / "my" / "acc.yaml")],
+    }
+    assert main(["sft", *words]) == 0
+    [(command, environment)] = started
+    assert command[1:] == [str(REPOSITORY / "recipes/sft.py"), "--config=my/sft.yaml"]
+    assert environment["ACCELERATE_USE_CPU"] == "True"
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert read_config_file(command[2:], "sft") == ({"max_steps": 3}, [])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("multi_gpu: two", "multi_gpu: 'two' in the file of --config: must be true or false"),
+        ("num_processes: four", "argument --num_processes/--num-processes: invalid int value: 'four'"),
+        ("accelerate_config: zero9", "--accelerate_config zero9: no such file; did you mean 'zero3'?"),
+        ("num_processes: [", "not valid YAML"),
+    ],
+)
+def test_wrong_options_of_the_launcher_in_the_file_are_told_in_one_line(started, capsys, tmp_path, content, message):
+    (tmp_path / "my.yaml").write_text(content)
+    assert main(["dpo", "--config", "my.yaml"]) == 2
+    printed = capsys.readouterr().err
+    assert message in printed and printed.count("\n") == 1 and started == []
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -66,6 +105,7 @@ def test_one_process_becomes_the_recipe(started):
         (["--accelerate_config"], "--accelerate_config needs a value"),
         (["--num_processes", "four"], "argument --num_processes/--num-processes: invalid int value: 'four'"),
         (["--num_processes"], "--num_processes needs a value"),
+        (["--num_processes", "0"], "--num_processes 0: must be at least 1"),
         (["--config_file", "none.yaml"], "none.yaml"),
     ],
 )

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 from datasets import load_dataset
@@ -181,3 +183,34 @@ def test_data_push_refuses_in_one_line(hub, prepared, tmp_path, capsys, break_it
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
     assert hub.repos == {}
+
+
+# --- mirrors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_mirror_is_read_and_nothing_else(hub, run, prepared, tmp_path, capsys):
+    """`HF_ENDPOINT` alone, which is read when a process starts: a model and a data set, in one command."""
+    assert main(["push", str(run), "me/it"]) == main(["data", "push", str(prepared), "me/mix"]) == 0
+    capsys.readouterr()
+    mixture = tmp_path / "mix.yaml"
+    mixture.write_text(
+        "metadata: {phase: sft, max_seq_length: 64}\n"
+        "datasets: [{name: mix, source: me/mix}]\n"
+        "validation: {ratio: 0.1}\n"
+    )
+    hub.requests.clear()
+    command = ["eval", "me/it", "--data_config", str(mixture), "--eval_batches", "1", "--batch_size", "2", "--no-bf16"]
+    done = subprocess.run(
+        [sys.executable, "-m", "minimind_trl.cli", *command],
+        env=hub.environment(tmp_path / "home") | {"OMP_NUM_THREADS": "1"},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "eval_loss" in done.stdout
+    read = [request for request in hub.requests if "/resolve/" in request.path]
+    assert {"model.safetensors", "tokenizer.json", "train.parquet"} <= {request.path.split("/")[-1] for request in read}
+    assert not [one.path for one in read if one.path.startswith("/me/it/") and one.path.endswith(".py")]
+    assert {request.method for request in hub.requests} <= {"GET", "HEAD", "POST"}

@@ -449,3 +449,20 @@ def test_real_preferences_are_split_at_the_last_common_turn():
         )
     several = [row for row in rows if row["chosen"].count("\n\nHuman:") > 1]
     assert not several or any(len(pair["prompt"]) > 1 for _, pair in kept)
+
+
+def test_a_sources_tools_are_offered_to_rows_that_bring_none():
+    named = {"tools": ["calculator", "unit_convert"]}
+    row = {"prompt": [user("2*3?")]}
+    assert [tool["function"]["name"] for tool in json.loads(convert(row, "rlaif", **named)["tools"])] == named["tools"]
+    own = json.dumps(TOOLS)
+    assert json.loads(convert(row | {"tools": own}, "rlaif", **named)["tools"]) == TOOLS
+    chat = convert({"messages": SHORT}, "sft", tiny_tokenizer(), tools="calculator")
+    assert '"name": "calculator"' in chat["tools"]
+
+
+def test_tools_that_are_not_there_and_rows_without_a_place_for_them_are_refused():
+    with pytest.raises(ValueError, match=r"tools calculater: no such tool; did you mean 'calculator'\?"):
+        convert({"messages": SHORT}, "sft", tools=["calculater"])
+    with pytest.raises(MixtureError, match=r"datasets.rows.tools: its rows are plain text, which has no tools"):
+        convert({"text": "x"}, "pretrain", tools=["calculator"])

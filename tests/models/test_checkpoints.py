@@ -272,7 +272,7 @@ def test_convert_copies_the_tokenizer(checkpoints, tmp_path, to, template):
         (["{missing}", "{new}", "--to", "hf"], "no such checkpoint directory"),
         (["{missing}.pth", "{new}", "--to", "hf"], "no such file"),
         (["nothing/nowhere", "{new}", "--to", "hf"], "no such folder here, and it is not in the cache"),
-        (["{empty}", "{new}", "--to", "hf"], "cannot be loaded"),
+        (["{empty}", "{new}", "--to", "hf"], "no checkpoint: config.json is missing"),
         (["{corrupt}", "{new}", "--to", "hf"], "cannot be loaded"),
         (["{dense3}", "{new}", "--to", "hf", "--num_attention_heads", "2"], "for native .pth files only"),
         (["{dense3}", "{new}", "--to", "llama"], "use --to qwen3"),

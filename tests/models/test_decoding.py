@@ -26,16 +26,21 @@ class EndsAtItsLength(LogitsProcessor):
         return torch.where(due[:, None], end, scores)
 
 
-def prompts() -> tuple[torch.Tensor, torch.Tensor]:
-    ids = torch.randint(100, 768, (5, 12), generator=torch.Generator().manual_seed(1))
+def prompts(shared: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Left-padded prompts of 5, 10 and 12 tokens behind `shared` tokens that all begin with."""
+    draws = torch.Generator().manual_seed(1)
+    ids = torch.randint(100, 768, (5, 12 + shared), generator=draws)
     mask = torch.ones_like(ids)
     mask[0, :7] = mask[3, :2] = 0
+    beginning = torch.randint(100, 768, (shared,), generator=draws)
+    for row, padding in zip(ids, (12 + shared - mask.sum(1)).tolist(), strict=True):
+        row[padding : padding + shared] = beginning
     ids[:, -1] = LENGTHS
     return ids, mask
 
 
-def generate(model, custom, **options) -> torch.Tensor:
-    ids, mask = prompts()
+def generate(model, custom, shared: int = 0, **options) -> torch.Tensor:
+    ids, mask = prompts(shared)
     config = GenerationConfig(max_new_tokens=100, eos_token_id=END, pad_token_id=0, **options)
     ends = LogitsProcessorList([EndsAtItsLength(ids.shape[1])])
     return model.generate(
@@ -56,6 +61,15 @@ def test_greedy_answers_equal_those_of_transformers(random_model):
     expected = generate(random_model, None, do_sample=False)
     torch.testing.assert_close(generate(random_model, sample, do_sample=False), expected)
     assert (expected[:, 12:] == END).int().argmax(1).tolist() == (LENGTHS - 1).tolist()
+
+
+def test_a_beginning_that_all_prompts_share_is_read_once(random_model):
+    read = []
+    hook = random_model.model.register_forward_pre_hook(lambda module, inputs: read.append(tuple(inputs[0].shape)))
+    answers = generate(random_model, sample, shared=40, do_sample=False)
+    hook.remove()
+    assert read == [(1, 40), (5, 12)]
+    torch.testing.assert_close(answers, generate(random_model, None, shared=40, do_sample=False))
 
 
 def test_an_adapter_is_applied(random_model):

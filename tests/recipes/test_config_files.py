@@ -105,6 +105,10 @@ def test_an_alias_bomb_for_accelerate_ends_at_once(tmp_path):
         ("1: a\n", "must be a mapping of options"),
         ("a: [\n", "not valid YAML: while parsing"),
         ("env: [a]\n", "env must be a mapping"),
+        (
+            "num_processes: 2\n",
+            "unknown option --num_processes: it is the launcher's, which gets it from `minimind-trl",
+        ),
         ("learning_rat: 1\n", "unknown option --learning_rat; did you mean '--learning_rate'?"),
         ("when: 2024-13-01\n", "not valid YAML: month must be in 1..12"),
     ],

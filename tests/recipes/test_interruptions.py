@@ -251,7 +251,7 @@ class Writer:
 
 @pytest.fixture
 def trackers(monkeypatch) -> SimpleNamespace:
-    """TensorBoard and trackio, of which neither need be installed, as transformers' callbacks see them."""
+    """TensorBoard, trackio and SwanLab, of which none need be installed, as transformers' callbacks see them."""
     Writer.made = []
     board, trackio = ModuleType("torch.utils.tensorboard"), ModuleType("trackio")
     board.SummaryWriter = Writer
@@ -268,13 +268,31 @@ def trackers(monkeypatch) -> SimpleNamespace:
             super().update(values)
 
     trackio.config = Config()
+    swanlab, tracked = ModuleType("swanlab"), []
+
+    def get_run():  # SwanLab's, from 0.8 on
+        if not tracked:
+            raise RuntimeError("No active Run. Call swanlab.init() first.")
+        return tracked[-1]
+
+    mode = SimpleNamespace(mode="offline", api_key=None, project=SimpleNamespace(name=None))
+    swanlab.Settings, swanlab.has_run, swanlab.get_run, swanlab.config = (
+        lambda: mode,
+        lambda: bool(tracked),
+        get_run,
+        Config(),
+    )
+    swanlab.init = lambda project, **_: tracked.append(SimpleNamespace(project=project, logs=[]))
+    swanlab.log = lambda figures, step: tracked[-1].logs.append(figures)
+    swanlab.__spec__ = ModuleSpec("swanlab", None)
+    monkeypatch.setitem(sys.modules, "swanlab", swanlab)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
     monkeypatch.setattr(torch.utils, "tensorboard", board, raising=False)
     monkeypatch.setitem(sys.modules, "trackio", trackio)
     monkeypatch.setitem(services._PACKAGES, "tensorboard", "torch")  # whose module it is a part of here
     for name in ("is_tensorboard_available", "is_trackio_available"):
         monkeypatch.setattr(integrations, name, lambda: True)
-    return SimpleNamespace(boards=Writer.made, runs=runs)
+    return SimpleNamespace(boards=Writer.made, runs=runs, swanlab=tracked)
 
 
 def evaluations(folder: Path) -> list[int]:
@@ -287,14 +305,15 @@ def test_trackers_get_one_run_with_every_evaluation_once(folder, trackers, inter
     mixture(folder)
     options = as_options(**QUICK | {"save_strategy": "steps", "eval_interval": interval, "packing": False})
     options += ["--data_config", str(folder / "mixture.yaml"), "--output_dir", str(folder / "run")]
-    result = run("sft", [*options, "--report_to", "tensorboard", "trackio"])
+    result = run("sft", [*options, "--report_to", "tensorboard", "trackio", "swanlab"])
     assert result["code"] == 0, result["err"]
-    [board], [tracked] = trackers.boards, trackers.runs
+    [board], [tracked], [swan] = trackers.boards, trackers.runs, trackers.swanlab
     assert board.closed and board.log_dir.parent == folder / "run" / "runs" and tracked.ended
-    assert tracked.project == "MiniMind-SFT"
+    assert tracked.project == swan.project == "MiniMind-SFT"
     steps = sorted({0, *range(interval, 5, interval), 4})
     assert [step for step, name in board.figures if name == "eval/loss"] == steps
-    assert [log["train/global_step"] for log in tracked.logs if "eval/loss" in log] == steps
+    for logs in (tracked.logs, swan.logs):
+        assert [log["train/global_step"] for log in logs if "eval/loss" in log] == steps
     assert evaluations(folder / "run") == steps[1:]
     figures = json.loads((folder / "run" / "metrics.json").read_text())
     assert figures["before"].keys() == figures["after"].keys() and figures["before"] != figures["after"]

@@ -13,8 +13,9 @@ import pickle
 import runpy
 import sys
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any, get_args, get_type_hints
 
 import pytest
@@ -42,6 +43,7 @@ from minimind_trl.run.online_configs import GRPORecipeConfig, PPORecipeConfig, S
 from minimind_trl.run.option_checks import REFUSED, check_options
 from minimind_trl.run.records import command_line
 from minimind_trl.run.secrets import take_out_secrets
+from minimind_trl.run.services import service_problems
 from minimind_trl.trainers.option_ranges import RANGES
 from tests.conftest import REPOSITORY, small_config
 from tests.forking import run as run_forked
@@ -333,6 +335,24 @@ def test_a_tracker_that_cannot_be_reported_to_is_found_first(monkeypatch, tmp_pa
     ]
     monkeypatch.setenv("WANDB_MODE", "offline")
     parsed("sft", "--use_wandb")
+
+
+@pytest.mark.parametrize(
+    ("mode", "key", "told"),
+    [
+        ("online", None, "SwanLab has no key: run `swanlab login`, set SWANLAB_API_KEY, or SWANLAB_MODE=offline"),
+        ("local", None, "SWANLAB_MODE=local needs SwanLab's dashboard: pip install 'swanlab[dashboard]'"),
+        ("online", "a key", None),
+        ("offline", None, None),
+    ],
+)
+def test_swanlab_is_asked_how_it_is_set_up(monkeypatch, mode, key, told):
+    swanlab = ModuleType("swanlab")
+    swanlab.__spec__ = ModuleSpec("swanlab", None)
+    swanlab.has_run, swanlab.Settings = None, lambda: SimpleNamespace(mode=mode, api_key=key)
+    monkeypatch.setitem(sys.modules, "swanlab", swanlab)
+    problems = [*service_problems(SimpleNamespace(report_to=["swanlab"]))]
+    assert len(problems) == (told is not None) and all(f"--report_to swanlab: {told}" in line for line in problems)
 
 
 @pytest.mark.parametrize("option", [["--push_to_hub"], ["--log_completions", "--log_completions_hub_repo", "me/it"]])

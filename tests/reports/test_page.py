@@ -1,5 +1,6 @@
 """report.html: what it holds, and that it is one safe file."""
 
+import html
 import json
 import re
 import shutil
@@ -182,16 +183,86 @@ def test_long_runs_fit_into_the_page(tmp_path):
     assert curves(run, 10)["grpo loss"][0][-1] == 9_999
 
 
+# Uses the page as a reader would, without a pointer where that is possible, and notes what it sees.
+READER = """
+const seen = {}, event = (key) => new KeyboardEvent("keydown", {key, bubbles: true, cancelable: true});
+const press = (node, key) => node.dispatchEvent(event(key));
+const all = (query) => [...document.querySelectorAll(query)], one = (query) => document.querySelector(query);
+const chosen = () => all('#view-rollout [role="tab"][aria-selected="true"]').map((tab) => tab.textContent);
+seen.atFirst = chosen();
+const moments = one('#view-rollout [aria-label="Moment of the training"]');
+moments.querySelector('[tabindex="0"]').focus();
+press(document.activeElement, "Home");
+seen.home = chosen();
+press(document.activeElement, "ArrowRight");
+seen.right = chosen();
+seen.focused = document.activeElement.textContent;
+all('#view-rollout [aria-label="Color tokens by"] [role="tab"]').at(-1).click();
+seen.colors = chosen();
+const tokens = one("#view-rollout .tokens"), readout = one("#view-rollout .readout");
+tokens.focus();
+press(tokens, "ArrowRight");
+press(tokens, "ArrowRight");
+seen.second = readout.textContent;
+press(tokens, "End");
+seen.last = readout.textContent;
+const skipped = (node) => node.tabIndex < 0 && node.getAttribute("role") !== "tab";
+seen.skipped = all("button, input, summary, .tokens").filter(skipped).length;
+const theme = () => document.documentElement.dataset.theme ?? "";
+const before = theme();
+one("#theme").click();
+seen.theme = [before, theme()];
+const smoothing = one("#smoothing");
+smoothing.value = 0.5;
+smoothing.dispatchEvent(new Event("input", {bubbles: true}));
+seen.smoothing = smoothing.nextElementSibling.textContent;
+const labels = () => all('.plot [role="img"]').map((plot) => plot.getAttribute("aria-label")).join(" ");
+seen.bothRuns = labels().includes("grpo from");
+all("#legend input").at(-1).click();
+seen.oneRun = labels().includes("grpo from");
+const log = all('.plot button[aria-pressed]')[0];
+log.click();
+seen.log = log.getAttribute("aria-pressed");
+const note = document.createElement("pre");
+note.id = "seen";
+note.textContent = JSON.stringify(seen);
+document.body.append(note);
+"""
+
+
+def dumped(page: Path, width: int) -> str:
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000"]
+    command += [f"--window-size={width},900", "--dump-dom", page.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="Chromium is not installed")
 @pytest.mark.parametrize("width", [390, 1280])
 def test_a_browser_draws_it(report, width):
     """In a headless Chromium: the script runs to its end, and draws curves and microscope."""
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000"]
-    command += [f"--window-size={width},900", "--dump-dom", report.as_uri()]
-    page = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    page = dumped(report, width)
     assert 'data-ready="true"' in page
     assert page.count('class="uplot') == len([panel for panel in embedded(report)["panels"] if panel["is_main"]])
     assert page.count('role="tab"') == 3 + 2  # moments, and advantage or value
     assert 'aria-selected="true"' in page and "background: rgb(var(--plus)" in page
     assert "<title>hacked" not in page and "✓ exact" in page
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="Chromium is not installed")
+def test_it_can_be_used_by_keyboard_and_clicks(report):
+    page = report.read_text(encoding="utf-8")
+    report.write_text(page.replace("</body>", f"<script>{READER}</script></body>"), encoding="utf-8")
+    noted = re.search(r'<pre id="seen">(.*?)</pre>', dumped(report, 1280), re.DOTALL)
+    seen = json.loads(html.unescape(noted.group(1)))
+    assert seen["atFirst"] == ["step 20", "advantage"]
+    assert seen["home"] == ["step 0", "advantage"]
+    assert seen["right"] == ["step 10", "advantage"] and seen["focused"] == "step 10"
+    assert seen["colors"] == ["step 10", "value"]
+    assert seen["second"].startswith('token 2 of 3 " ok": advantage -0.5') and "value 0.2" in seen["second"]
+    assert seen["last"].startswith('token 3 of 3 "<|im_end|>"') and "value 0.3" in seen["last"]
+    assert seen["skipped"] == 0  # no control that the Tab key leaves out
+    assert seen["theme"][0] != seen["theme"][1] and seen["smoothing"] == "0.50"
+    assert seen["bothRuns"] and not seen["oneRun"]
+    assert seen["log"] == "true"

@@ -62,7 +62,7 @@ def bandit_model(seed: int = 0, **more: Any) -> MiniMindForCausalLM:
 
 def online(method: str, folder: Path, model=None, reward=low_ids, rows=None, held_out=None, **options: Any):
     trainer, config, own = METHODS[method]
-    own_arguments = ("peft_config", "ref_model", "rollout_func", "watch_funcs")
+    own_arguments = ("peft_config", "ref_model", "rollout_func", "watch_funcs", "tools", "environment_factory")
     of_trainer = {name: options.pop(name) for name in own_arguments if name in options}
     return trainer(
         model or bandit_model(),

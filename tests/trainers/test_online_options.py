@@ -220,7 +220,8 @@ REASONS = {
     "for optimizers of other packages (GaLore, APOLLO, ...)": "optim_args optim_target_modules",
     "for models that are named and not given": "model_init_kwargs trust_remote_code",
     "which columns rewards see": "remove_unused_columns label_names",
-    "for tools, which only Python code can give": "max_tool_calling_iterations",
+    "for tools, in test_rollout_tools.py and tests/recipes/test_tool_recipes.py": """tools environment tool_timeout
+        tool_memory max_tool_calling_iterations max_tool_result_length""",
     "the rewards themselves, which tests/rewards tests": "reward_funcs",
     "what the recipe asks and refuses, in tests/recipes/test_online_check.py": "thinking_ratio allow_equal_rewards",
     "what failing rewards do, in test_graceful_shutdown.py": "reward_errors",

@@ -52,8 +52,13 @@ def test_an_answer_sees_its_prompt_and_itself_only():
 
 
 def test_rows_are_as_long_as_the_longest_given_one_and_prompts_are_repeated_where_they_do_not_fit():
+    packed = pack(batch([list(range(1, 601))] * 4, [[7] * 300, [8] * 100, [9] * 100, [10] * 100]))
+    assert packed.input_ids.shape == (2, 900)
+
+
+def test_rows_are_longer_where_a_long_prompt_is_then_read_once():
     packed = pack(batch([list(range(1, 61))] * 4, [[7] * 40, [8] * 10, [9], [10] * 20]))
-    assert packed.input_ids.shape == (2, 100)
+    assert packed.input_ids.shape == (1, 131)
 
 
 def test_a_full_batch_and_an_answer_without_a_prompt_are_left_alone():

@@ -263,12 +263,13 @@
       box.children[on]?.classList.add("on");
       const numbers = kinds.filter((name) => sample[name] && sample[name][at] !== null && sample[name][at] !== undefined)
         .map((name) => `${COLORS[name].label} ${COLORS[name].format(name === "log_probs" ? -sample[name][at] : sample[name][at])}`);
-      readout.textContent = `token ${at + 1} of ${sample.tokens.length} ${JSON.stringify(sample.tokens[at])}: ${numbers.join(", ") || "not trained on"}`;
+      readout.textContent = `token ${at + 1} of ${sample.tokens.length} ${JSON.stringify(sample.tokens[at])}: ${numbers.join(", ") || (sample.of_tools?.[at] ? "of a tool" : "not trained on")}`;
     };
     sample.tokens.forEach((text, at) => {
       const value = sample[kind]?.[at];
       const token = make("span", { class: value === null || value === undefined ? "none" : "" }, visible(text, sample.tokens[at + 1]));
       if (/^<\|.*\|>$/.test(text)) token.classList.add("special");
+      if (sample.of_tools?.[at]) token.classList.add("tool");
       if (value !== null && value !== undefined) token.style.background = shade(kind, value, largest);
       token.addEventListener("pointerenter", () => tell(at));
       token.addEventListener("click", () => tell(at));
@@ -372,7 +373,7 @@
   // --- microscope: rollouts ----------------------------------------------------------------------------------------
 
   view("rollout", "Rollouts: what each token was trained by",
-    "Answers that the policy sampled and learned from, of prompts whose answers got different rewards if there were any. Point at a token, or focus an answer and use the arrow keys.",
+    "Answers that the policy sampled and learned from, of prompts whose answers got different rewards if there were any. Point at a token, or focus an answer and use the arrow keys. Underlined tokens are what tools answered; the policy did not choose them.",
     present(["advantages", "values", "kl", "ratios", "log_probs"]), (sample, name) => sample[name] ?? [],
     (cards, samples, look) => {
       const groups = Map.groupBy ? Map.groupBy(samples, (sample) => sample.group) : samples.reduce((map, sample) => map.set(sample.group, [...(map.get(sample.group) ?? []), sample]), new Map());

@@ -1,0 +1,117 @@
+"""A model of 1M parameters learns to use tools: every stage from the tokenizer on, over seeds, with a control.
+
+python benchmarks/tools.py --output_dir runs/tiny-tools --seeds 42 1 2    # `make demo-tools` runs seed 42 alone
+
+Writes the data, trains a tokenizer, and for each seed runs pretraining, SFT, GRPO with tools, and the same GRPO without
+them. Prints how many held-out questions are answered exactly and how answers call tools, and a few answers before and
+after GRPO. What is done already in the output folder is not run again.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from minimind_trl.reports import RunFolder
+
+DATA = Path("data_configs/tiny-tools")
+VOCABULARY = "531"  # all that the words give: each is one token
+SHOWN = ("rewards/exact_match", "tools/calls", "tools/failures", "completion_length")
+
+
+def run(*command: str) -> float:
+    """Run a command; returns the CPU seconds that it took."""
+    print(f"\n--- {' '.join(command)}", flush=True)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, *command], check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def train(folder: Path, recipe: str, seed: int, *options: str) -> None:
+    """Run a recipe of this task, unless the folder holds its run."""
+    if (folder / "metrics.json").is_file():
+        return
+    config = f"recipes/configs/{recipe}/tiny-tools.yaml"
+    given = ("--config", config, "--output_dir", str(folder), "--seed", str(seed), *options)
+    launch = ("-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml")
+    seconds = run(*launch, f"recipes/{recipe}.py", *given)
+    (folder / "cpu_seconds.json").write_text(json.dumps(seconds), encoding="utf-8")
+
+
+def without_tools(folder: Path) -> Path:
+    """The mixture of GRPO's prompts without the tools."""
+    mixture = yaml.safe_load((DATA / "rlaif.yaml").read_text(encoding="utf-8"))
+    [source] = mixture["datasets"]
+    del source["tools"]
+    source["source"] = str((DATA / "data").absolute())
+    path = folder / "without_tools.yaml"
+    path.write_text(yaml.safe_dump(mixture), encoding="utf-8")
+    return path
+
+
+def run_seed(folder: Path, tokenizer: Path, seed: int, grpo: list[str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    train(folder / "pretrain", "pretrain", seed, "--tokenizer", str(tokenizer))
+    train(folder / "sft", "sft", seed, "--from_weight", str(folder / "pretrain"))
+    start = ("--from_weight", str(folder / "sft"), *grpo)
+    train(folder / "grpo", "grpo", seed, *start)
+    # Without tools all rewards are 0 more often than not.
+    alone = ("--data_config", str(without_tools(folder)), "--allow_equal_rewards", "true")
+    train(folder / "without_tools", "grpo", seed, *start, *alone)
+
+
+def table(folders: list[Path]) -> str:
+    lines = [
+        "| | exact match of each seed | mean | calls per answer | failed calls | CPU seconds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, stage, when in (
+        ("after SFT", "grpo", "before"),
+        ("after GRPO with tools", "grpo", "after"),
+        ("after GRPO without tools", "without_tools", "after"),
+    ):
+        figures = [RunFolder.read(folder / stage).metrics[when] for folder in folders]
+        exact = [one["eval_rewards/exact_match"] for one in figures]
+        calls, failed = (
+            f"{statistics.mean(one[key] for one in figures):.2f}" if key in figures[0] else "-"
+            for key in ("eval_tools/calls", "eval_tools/failures")
+        )
+        spent = [_seconds(folder / ("sft" if when == "before" else stage)) for folder in folders]
+        shares = ", ".join(f"{share:.1%}" for share in exact)
+        cells = [name, shares, f"{statistics.mean(exact):.1%}", calls, failed, f"{statistics.mean(spent):.0f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    pretraining = statistics.mean(_seconds(folder / "pretrain") for folder in folders)
+    return "\n".join([*lines, "", f"Pretraining before it: {pretraining:.0f} CPU seconds."])
+
+
+def _seconds(folder: Path) -> float:
+    return json.loads((folder / "cpu_seconds.json").read_text(encoding="utf-8"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/tiny-tools"), help="default: %(default)s")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[42], help="default: 42")
+    parser.add_argument("--grpo", nargs=argparse.REMAINDER, default=[], help="further options of GRPO, last")
+    args = parser.parse_args()
+    if not (DATA / "data" / "rlaif_train.jsonl").is_file():
+        run(str(DATA / "make_data.py"))
+    tokenizer = args.output_dir / "tokenizer"
+    if not tokenizer.is_dir():
+        words = str(DATA / "data" / "words.jsonl")
+        options = ("--vocab_size", VOCABULARY, "--output_dir", str(tokenizer))
+        run("-m", "minimind_trl.cli", "tokenizer", "train", words, *options)
+    folders = [args.output_dir / f"seed_{seed}" for seed in args.seeds]
+    for folder, seed in zip(folders, args.seeds, strict=True):
+        run_seed(folder, tokenizer, seed, args.grpo)
+    print(f"\n{table(folders)}")
+
+
+if __name__ == "__main__":
+    main()
