@@ -2,9 +2,9 @@
 
 python benchmarks/tools.py --output_dir runs/tiny-tools --seeds 42 1 2    # `make demo-tools` runs seed 42 alone
 
-Writes the data, trains a tokenizer, and for each seed runs pretraining, SFT, GRPO with tools, and the same GRPO without
-them. Prints how many held-out questions are answered exactly and how answers call tools, and a few answers before and
-after GRPO. What is done already in the output folder is not run again.
+Writes the data, trains a tokenizer, and for each seed runs pretraining, midtraining, SFT, GRPO with tools, and the same
+GRPO without them. Prints how many held-out questions are answered exactly, how answers call tools, and answers before
+and after GRPO. What is done already in the output folder is not run again.
 """
 
 import argparse
@@ -21,7 +21,6 @@ from minimind_trl.reports import RunFolder
 
 DATA = Path("data_configs/tiny-tools")
 VOCABULARY = "531"  # all that the words give: each is one token
-SHOWN = ("rewards/exact_match", "tools/calls", "tools/failures", "completion_length")
 
 
 def run(*command: str) -> float:
@@ -58,7 +57,8 @@ def without_tools(folder: Path) -> Path:
 def run_seed(folder: Path, tokenizer: Path, seed: int, grpo: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     train(folder / "pretrain", "pretrain", seed, "--tokenizer", str(tokenizer))
-    train(folder / "sft", "sft", seed, "--from_weight", str(folder / "pretrain"))
+    train(folder / "midtrain", "midtrain", seed, "--from_weight", str(folder / "pretrain"))
+    train(folder / "sft", "sft", seed, "--from_weight", str(folder / "midtrain"))
     start = ("--from_weight", str(folder / "sft"), *grpo)
     train(folder / "grpo", "grpo", seed, *start)
     # Without tools all rewards are 0 more often than not.
@@ -68,7 +68,7 @@ def run_seed(folder: Path, tokenizer: Path, seed: int, grpo: list[str]) -> None:
 
 def table(folders: list[Path]) -> str:
     lines = [
-        "| | exact match of each seed | mean | calls per answer | failed calls | CPU seconds |",
+        "| | exact match of each seed | mean | turns per answer | calls that fail | CPU seconds |",
         "|---|---|---|---|---|---|",
     ]
     for name, stage, when in (
@@ -78,16 +78,37 @@ def table(folders: list[Path]) -> str:
     ):
         figures = [RunFolder.read(folder / stage).metrics[when] for folder in folders]
         exact = [one["eval_rewards/exact_match"] for one in figures]
-        calls, failed = (
-            f"{statistics.mean(one[key] for one in figures):.2f}" if key in figures[0] else "-"
-            for key in ("eval_tools/calls", "eval_tools/failures")
+        turns = statistics.mean(one.get("eval_tools/turns", 1) for one in figures)
+        failing = statistics.mean(
+            sum(one.get(f"eval_tools/{kind}", 0.0) for kind in ("errors", "invalid_calls")) for one in figures
         )
         spent = [_seconds(folder / ("sft" if when == "before" else stage)) for folder in folders]
         shares = ", ".join(f"{share:.1%}" for share in exact)
-        cells = [name, shares, f"{statistics.mean(exact):.1%}", calls, failed, f"{statistics.mean(spent):.0f}"]
+        cells = [
+            name,
+            shares,
+            f"{statistics.mean(exact):.1%}",
+            f"{turns:.2f}",
+            f"{failing:.1%}",
+            f"{statistics.mean(spent):.0f}",
+        ]
         lines.append(f"| {' | '.join(cells)} |")
-    pretraining = statistics.mean(_seconds(folder / "pretrain") for folder in folders)
-    return "\n".join([*lines, "", f"Pretraining before it: {pretraining:.0f} CPU seconds."])
+    spent = {
+        stage: statistics.mean(_seconds(folder / stage) for folder in folders) for stage in ("pretrain", "midtrain")
+    }
+    before = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in spent.items())
+    return "\n".join([*lines, "", f"CPU seconds before SFT: {before}."])
+
+
+def transcripts(folder: Path) -> str:
+    """Greedy answers to the same held-out questions before and after GRPO, without the results of the calls."""
+    answers = [sample for sample in RunFolder.read(folder).samples if sample["kind"] == "answer"]
+    before, after = ([one for one in answers if one["step"] == step["step"]] for step in (answers[0], answers[-1]))
+    lines = []
+    for old, new in list(zip(before, after, strict=True))[:4]:
+        lines += [f"{old['prompt'][-1]['content']}  (right: {old['right']})"]
+        lines += [f"  {name}: {' '.join(one['answer'].split())}" for name, one in (("before", old), ("after", new))]
+    return "\n".join(lines)
 
 
 def _seconds(folder: Path) -> float:
@@ -110,7 +131,7 @@ def main() -> None:
     folders = [args.output_dir / f"seed_{seed}" for seed in args.seeds]
     for folder, seed in zip(folders, args.seeds, strict=True):
         run_seed(folder, tokenizer, seed, args.grpo)
-    print(f"\n{table(folders)}")
+    print(f"\n{table(folders)}\n\n{transcripts(folders[0] / 'grpo')}")
 
 
 if __name__ == "__main__":
