@@ -4,9 +4,10 @@
 
 A question has numbers of three digits. `calculate` needs one call of the calculator, `look up` one of the price list,
 `both` one of each, the second with the result of the first. Nothing in a question tells its answer: a model must copy
-numbers into a call and the result out of it. Each stage has what the next one lacks: texts for pretraining copy numbers
-between questions, expressions and calls; a few chats show the form, most of them with an answer at once, as from a
-larger model that can do it in its head, one in six with calls; reinforcement learning has only questions and answers.
+numbers into a call and the result out of it. Each stage has what the next one lacks: chats for pretraining repeat
+numbers and log calls that the user asks for; a few chats of SFT answer questions, most of them at once, as from a
+larger model that can do it in its head, one in six with calls; reinforcement learning has only questions, their right
+calls and answers.
 
 An item of the price list, or the two numbers of a sum, belong to the held-out split or to training by a hash, in all
 stages. `words` trains the tokenizer: it has no digit, so that every digit stays a token of its own. Every run writes
