@@ -57,9 +57,10 @@ def lora_config(lora, model: PreTrainedModel) -> LoraConfig | None:
 
 
 def _task_of(asked: str, model: PreTrainedModel) -> str:
-    task = next(name for name, kind in _TASKS.items() if isinstance(model, kind))
+    name = type(model).__name__  # of a stock twin, too: Qwen3ForCausalLM
+    task = next(task for task, kind in _TASKS.items() if name.endswith(kind.__name__.removeprefix("MiniMind")))
     if asked not in (task, "CAUSAL_LM"):  # CAUSAL_LM is TRL's default
-        raise InputError(f"--lora_task_type {asked}: this recipe trains a {type(model).__name__}: use {task}")
+        raise InputError(f"--lora_task_type {asked}: this recipe trains a {name}: use {task}")
     return task
 
 

@@ -100,7 +100,13 @@ class RecipeConfig:
             yield "--fp16: a CPU cannot train in it; leave it out (bf16 is on where the CPU is fast at it)"
         if self.use_cpu and getattr(self, "activation_offloading", False):
             yield "--activation_offloading moves activations from a GPU to the CPU, and there is no GPU"
-        if getattr(self, "use_vllm", False) and importlib.util.find_spec("vllm") is None:
+        if getattr(self, "use_vllm", False):
+            yield from self._vllm_problems()
+
+    def _vllm_problems(self) -> Iterator[str]:
+        if self.use_cpu:
+            yield "--use_vllm needs a GPU: TRL cannot hand trained weights to vLLM on a CPU; leave it out"
+        if importlib.util.find_spec("vllm") is None:
             yield "--use_vllm: vLLM is not installed: pip install 'minimind-trl[vllm]'"
 
     def _best_model_problems(self) -> Iterator[str]:

@@ -122,6 +122,7 @@ def test_modules_that_the_model_lacks_are_refused(given, message):
 def test_the_task_type_is_that_of_the_model():
     assert lora_config(options(), MiniMindForCausalLM(small_config("dense3"))).task_type == "CAUSAL_LM"
     reward = MiniMindForSequenceClassification(small_config("dense3", num_labels=1))
+    assert lora_config(options(), to_twin(reward)).task_type == "SEQ_CLS"
     config = lora_config(options(lora_target_modules=["all-linear"]), reward)
     assert config.task_type == "SEQ_CLS"
     trained = {name for name, part in get_peft_model(reward, config).named_parameters() if part.requires_grad}

@@ -275,7 +275,6 @@ NO_USE = [
     ("dpo", "--padding_free", "has no effect"),
     ("dpo", "--loss_type robust --label_smoothing 0.5", "must be below 0.5 for --loss_type robust"),
     ("grpo", "--remove_unused_columns", "rewards read the columns"),
-    ("grpo", "--use_vllm", "vLLM is not installed"),
     ("grpo", "--max_completion_length none", "an answer must end somewhere"),
     ("grpo", "--num_generations 1", "For one completion per prompt use recipes/spo.py or recipes/ppo.py"),
     ("grpo", "--generation_kwargs text", "must be JSON"),
@@ -291,6 +290,13 @@ NO_USE = [
 @pytest.mark.parametrize(("recipe", "option", "says"), NO_USE, ids=[f"{r} {o}" for r, o, _ in NO_USE])
 def test_an_option_that_would_end_in_a_traceback_or_do_nothing_is_refused(recipe, option, says):
     assert says in refusal(recipe, *option.split())[0]
+
+
+def test_vllm_wants_a_gpu_and_its_package():
+    assert [line.split("--use_vllm")[1] for line in refusal("grpo", "--use_vllm")] == [
+        " needs a GPU: TRL cannot hand trained weights to vLLM on a CPU; leave it out",
+        ": vLLM is not installed: pip install 'minimind-trl[vllm]'",
+    ]
 
 
 @pytest.mark.parametrize(
