@@ -18,7 +18,7 @@ from ..evaluation.comparison import LoadedCheckpoint
 from ..models import load_model
 from ..models.adapters import is_native
 from ..models.checkpoints import check_vocabulary, load_tokenizer_of, tokenizer_folder
-from ..tokenization import escape_control_tokens, load_tokenizer, prepared_for_trl
+from ..tokenization import escape_control_tokens, load_tokenizer, prepared_for_trl, with_calls
 from ..tools import OfferedTools, ToolFailure
 
 MAX_TOOL_ROUNDS = 5  # of calls and their results before an answer has to come without any
@@ -168,10 +168,10 @@ class Conversation:
                 raw.append(text)
                 yield from _pieces(parser.feed(text), blank)
             message, events = parser.finalize()
-        except ValueError:  # a tool call that is not JSON, or is cut off
+        except (ValueError, RecursionError):  # a tool call that is not JSON, is nested too deep, or is cut off
             return {"role": "assistant", "content": "".join(raw)}
         yield from _pieces(events, blank)
-        return {"content": "", **message}
+        return with_calls({"content": "", **message}, "", is_thinking=False, is_finished=True)
 
     def _prompt(self) -> dict[str, torch.Tensor]:
         """The tokenized conversation, without its oldest turns if it is too long for the model."""

@@ -200,8 +200,9 @@ def calls_fail(run: RunFolder, figures: Figures) -> Finding | None:
     if not (failed > _OFTEN and figures.latest("tools/call_frequency") >= _RARE):
         return None
     kinds = {name: figures.latest(f"tools/{name}") for name in ("invalid_calls", "errors", "timeouts", "crashes")}
-    shares = ", ".join(f"{share:.0%} {name.replace('_', ' ')}" for name, share in kinds.items() if share > 0)
-    if kinds["timeouts"] + kinds["crashes"] > failed / 2:
+    kinds = {name: share for name, share in kinds.items() if share > 0}
+    shares = ", ".join(f"{share:.0%} {name.replace('_', ' ')}" for name, share in kinds.items())
+    if kinds.get("timeouts", 0) + kinds.get("crashes", 0) > failed / 2:
         remedy = "look at the tools, or raise --tool_timeout and --tool_memory"
     else:
         remedy = "show more calls in SFT, shorten the tools' descriptions, and look at the rollouts in the report"

@@ -10,7 +10,7 @@ from trl.rewards import think_format_reward
 from .. import patterns
 from ..errors import InputError
 from ..evaluation.answers import position_score, share_contained, without_reasoning
-from ..tokenization import decode_tools
+from ..tokenization import INVALID_CALL, decode_tools
 from .reward import answer_of, text_of, turns_of
 
 _CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
@@ -211,7 +211,8 @@ def _called_names(completion: str | list[dict]) -> Iterator[str | None]:
     messages = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
     for message in messages:
         for call in message.get("tool_calls") or []:
-            yield call.get("function", call).get("name")
+            name = call.get("function", call).get("name")
+            yield None if name == INVALID_CALL else name
         for text in _CALL.findall(message.get("content") or ""):
             try:
                 call = json.loads(text)

@@ -174,6 +174,8 @@ def _print_plan(
     print_model(console, trainer)
     if config.thinking_ratio:
         console.print(f"prompts: about {config.thinking_ratio:.0%} of them end in an open think block")
+    if trainer.tools:
+        console.print(f"tools: {', '.join(dict.fromkeys(tool.__name__ for tool in trainer.tools))}")
     values = _rewards(answers)
     prompts = config.generation_batch_size // config.num_generations
     updates = config.steps_per_generation * config.num_iterations // config.gradient_accumulation_steps

@@ -2,9 +2,10 @@
 
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from datasets import DatasetDict, IterableDataset
@@ -14,7 +15,16 @@ from ..errors import InputError, nearest, raise_all
 from ..evaluation.answers import render_prompt
 from ..models.checkpoints import architecture_of
 from ..rewards import Reward, load_rewards
-from ..tools import ToolLimits, environment_tools, load_environments, load_tools, offered_names
+from ..tokenization import decode_tools
+from ..tools import (
+    ToolLimits,
+    environment_schemas,
+    environment_tools,
+    load_environments,
+    load_tools,
+    offered_names,
+    tool_schemas,
+)
 from ..trainers.rollout_tools import TEMPLATE_KWARGS
 from .online_configs import OnlineConfig
 from .recipe_run import Run, Splits
@@ -68,7 +78,7 @@ class RLRun(Run):
                 *_watch_problems(self.config, self.args),
                 *_vllm_problems(self.config, self.args),
                 *_column_problems([*self.reward_funcs, *self.watch_funcs], self.data),
-                *_length_problems(self.config, self.model, self.tokenizer, self.data),
+                *_length_problems(self.config, self.model, self.tokenizer, self.data, self.tools, self.environments),
             ]
         )
         return Splits(self.data["train"], splits.validation and self.data["validation"])
@@ -156,12 +166,21 @@ def _column_problems(rewards: list[Reward], data: DatasetDict) -> Iterator[str]:
                 )
 
 
-def _length_problems(config, model, tokenizer: PreTrainedTokenizerBase, data: DatasetDict) -> list[str]:
+def _length_problems(
+    config,
+    model,
+    tokenizer: PreTrainedTokenizerBase,
+    data: DatasetDict,
+    tools: list[Callable],
+    environments: dict[str, type],
+) -> list[str]:
     room = model.config.max_position_embeddings - config.max_completion_length
     longest = f"--max_completion_length {config.max_completion_length} leave no room in"
     if room < 1:
         return [f"{longest} the model's {model.config.max_position_embeddings} positions: set it lower"]
-    lengths = [len(ids) for ids in _tokenized(config, tokenizer, islice(data["train"], _LOOKED_AT))]
+    lengths = [
+        len(ids) for ids in _tokenized(config, tokenizer, islice(data["train"], _LOOKED_AT), tools, environments)
+    ]
     over = [length for length in lengths if length > room]
     if not over:
         return []
@@ -172,10 +191,25 @@ def _length_problems(config, model, tokenizer: PreTrainedTokenizerBase, data: Da
     ]
 
 
-def _tokenized(config: OnlineConfig, tokenizer: PreTrainedTokenizerBase, rows) -> list[list[int]]:
+def _tokenized(
+    config: OnlineConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    rows,
+    tools: Sequence[Callable] = (),
+    environments: Mapping[str, type] = MappingProxyType({}),
+) -> list[list[int]]:
+    """Token ids of prompts, without what an environment adds to them."""
     template = config.chat_template_kwargs or {}
-    texts = [row["prompt"] if isinstance(row["prompt"], str) else _asked(row, tokenizer, template) for row in rows]
-    return tokenizer(texts, add_special_tokens=False).input_ids
+    of_all, own = tool_schemas(tools), {name: environment_schemas(one) for name, one in environments.items()}
+
+    def asked(row: dict) -> str:
+        if isinstance(row["prompt"], str):
+            return row["prompt"]
+        environment = row.get("environment") if len(own) > 1 else next(iter(own), None)
+        shown = [*(decode_tools(row.get("tools")) or of_all), *own.get(environment, [])]
+        return _asked(row | {"tools": shown}, tokenizer, template)
+
+    return tokenizer([asked(row) for row in rows], add_special_tokens=False).input_ids
 
 
 def _asked(row: dict, tokenizer: PreTrainedTokenizerBase, template: dict[str, Any]) -> str:

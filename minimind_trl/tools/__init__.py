@@ -4,7 +4,7 @@ from ..imports import lazy_names
 
 _HOMES = {
     "calculator": ["evaluate"],
-    "environments": ["environment_tools", "failure_of", "load_environments"],
+    "environments": ["environment_schemas", "environment_tools", "failure_of", "load_environments"],
     "guarded": ["OfferedTools"],
     "tool_registry": ["PRESETS", "TOOLS", "load_tools", "offered_names", "tool_schemas"],
     "tool_process": ["ToolFailure", "ToolLimits"],

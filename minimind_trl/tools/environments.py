@@ -60,8 +60,15 @@ def environment_tools(environment: type) -> dict[str, Callable]:
     return {name: method for name, method in members if name not in _NO_TOOLS and not name.startswith("_")}
 
 
-def _load(name: str, folder: Path | None) -> type:
+def environment_schemas(environment: type) -> list[dict[str, Any]]:
+    """The JSON schemas of an environment's tools, as chat templates show them to a model."""
     from transformers.utils import get_json_schema
+
+    bound = (MethodType(method, object()) for method in environment_tools(environment).values())
+    return [get_json_schema(method) for method in bound]  # bound, so that `self` is no argument
+
+
+def _load(name: str, folder: Path | None) -> type:
     from transformers.utils.chat_template_utils import DocstringParsingException, TypeHintParsingException
 
     if ":" not in name:
@@ -76,11 +83,10 @@ def _load(name: str, folder: Path | None) -> type:
     methods = environment_tools(environment)
     if not callable(getattr(environment, "reset", None)) or not methods:
         raise InputError(f"it has no {'tool' if hasattr(environment, 'reset') else 'reset'}: it must be {_ENVIRONMENT}")
-    for method in methods.values():
-        try:
-            get_json_schema(MethodType(method, object()))  # bound, so that `self` is no argument
-        except (DocstringParsingException, TypeHintParsingException) as error:
-            raise InputError(f"{method.__name__}: {first_line(error)}; an environment is {_ENVIRONMENT}") from error
+    try:
+        environment_schemas(environment)
+    except (DocstringParsingException, TypeHintParsingException) as error:
+        raise InputError(f"{first_line(error)}; an environment is {_ENVIRONMENT}") from error
     return environment
 
 

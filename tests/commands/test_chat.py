@@ -150,7 +150,7 @@ def test_named_tools_are_called_and_their_results_bring_no_control_tokens(checkp
     ("name", "arguments", "told"),
     [
         ("ad", "{}", "error: no tool 'ad'; did you mean 'add'?"),
-        ("add", "[1, 2]", "error: arguments must be a JSON object"),
+        ("add", "[1, 2]", "error: the arguments must be a JSON object"),
         ("add", '{"a": 1}', "error: add: missing a required argument: 'b'"),
         ("add", '{"a": 1, "b": "x"}', "error: TypeError: unsupported operand type(s) for +: 'int' and 'str'"),
     ],
@@ -172,6 +172,12 @@ def test_calls_without_end_are_ended(checkpoint, answering):
     asked = answering(*[call("add", '{"a": 1, "b": 1}')] * 9)
     list(Conversation(checkpoint, Settings(), tools={"add": add}).ask("?"))
     assert len(asked) == 5
+
+
+def test_a_call_that_is_no_object_is_told_to_the_model(checkpoint, answering):
+    answering("<tool_call>\n[1]\n</tool_call><|im_end|>", "Oh.<|im_end|>")
+    conversation = Conversation(checkpoint, Settings(), tools={"add": add})
+    assert "error: a call is {" in by_kind(conversation.ask("?"))["tool"]
 
 
 @pytest.mark.parametrize(

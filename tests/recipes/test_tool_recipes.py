@@ -5,7 +5,9 @@ import json
 import pytest
 from datasets import Dataset, DatasetDict
 
-from minimind_trl.run.rl_run import _tool_problems
+from minimind_trl.run.online_configs import GRPORecipeConfig
+from minimind_trl.run.rl_run import _tokenized, _tool_problems
+from minimind_trl.tokenization import tiny_tokenizer
 from minimind_trl.tools import load_tools, tool_schemas
 from tests.recipes.launching import QUICK, as_options, launch
 from tests.recipes.test_online_recipes import ONLINE
@@ -42,12 +44,25 @@ def test_rows_say_which_of_several_environments_they_are_for():
     assert problem == "rows ask for the environment 'Summ'; did you mean 'Sum'?"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("recipe", ONLINE)
+def test_lengths_count_the_tools_that_a_prompt_shows(tmp_path):
+    config, tokenizer = GRPORecipeConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False), tiny_tokenizer()
+
+    def lengths(*given, **columns) -> list[int]:
+        return [len(ids) for ids in _tokenized(config, tokenizer, data(**columns)["train"], *given)]
+
+    bare, shown = lengths(), lengths(TOOLS)
+    assert bare[0] + 100 < shown[0] < lengths(TOOLS, {"Sum": Sum})[0]
+    assert lengths(TOOLS, tools=json.dumps(tool_schemas(TOOLS[:1])))[0] < shown[0]
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [pytest.param(one, marks=pytest.mark.slow if one == "grpo" else pytest.mark.exhaustive) for one in ONLINE],
+)
 def test_every_online_recipe_takes_tools_and_an_environment(pretrained, tmp_path, recipe):
-    options = QUICK | ONLINE[recipe] | {"max_steps": 2, "eval_interval": 1, "from_weight": pretrained}
+    options = QUICK | ONLINE[recipe] | {"max_steps": 2, "from_weight": pretrained}
     options |= {"tools": "calculator", "environment": "tests.trainers.tool_world:Sum", "output_dir": tmp_path}
-    options |= {"per_device_eval_batch_size": 16, "max_completion_length": 16}
+    options |= {"gradient_accumulation_steps": 1, "per_device_eval_batch_size": 8, "eval_interval": 2}
     done = launch(recipe, "--config", f"recipes/configs/{recipe}/tiny.yaml", *as_options(**options))
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "metrics.json").read_text())

@@ -181,3 +181,42 @@ def test_a_reward_is_hacked_if_it_rises_while_what_it_does_not_see_falls():
     assert watched([0.3, 0.4, 0.2], [0.2, 0.5, 0.4]) == {}, "the reward falls as well: something else"
     assert watched([0.3, 0.4, 0.6], [0.2, 0.5, 0.7]) == {}
     assert watched([0.3], [0.2]) == {}
+
+
+CALLS = {"tools/call_frequency": 1.0, "tools/failure_frequency": 0.0, "tools/repeated_calls": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("log", "name"),
+    [
+        ({"tools/call_frequency": 0.001}, "tool never called"),
+        ({"tools/failure_frequency": 0.5, "tools/errors": 0.5}, "calls fail"),
+        ({"tools/repeated_calls": 0.6}, "calls repeated"),
+    ],
+)
+def test_tools_that_are_not_called_or_called_in_vain(log, name):
+    assert found([CALLS] * 4) == []
+    assert found([CALLS] * 4 + [CALLS | log] * 2) == [name]
+    assert found([log | {"tools/call_frequency": 0.0}] * 4) == ["tool never called"]
+    solved = [CALLS | log | {"reward": 1.0}] * 4
+    assert found(solved, reward_range=[0.0, 1.0]) == []
+
+
+def test_calls_that_fail_by_the_tools_fault_are_told_apart():
+    run = RunFolder(
+        Path(),
+        {"trainer": TRAINERS["grpo"], "options": {}},
+        [
+            FINE
+            | CALLS
+            | {
+                "tools/failure_frequency": 0.5,
+                "tools/timeouts": 0.4,
+                "tools/errors": 0.1,
+            }
+        ]
+        * 4,
+    )
+    [finding] = examine(run)
+    assert "50% of the calls of tools fail (10% errors, 40% timeouts)" in finding.sentence
+    assert "--tool_timeout" in finding.sentence

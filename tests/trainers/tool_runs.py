@@ -51,7 +51,7 @@ def main(method: str, folder: Path, kill_at: str) -> None:
         environment_factory=load_environments(["tests.trainers.tool_world:Sum"], limits=ToolLimits())["Sum"],
         max_steps=6,
         per_device_train_batch_size=16 // world,
-        max_completion_length=80,
+        max_completion_length=120,  # room for every call and result
         learning_rate=1e-3,
         save_strategy="steps",
         save_steps=2,
