@@ -68,7 +68,7 @@ def run_seed(folder: Path, tokenizer: Path, seed: int, grpo: list[str]) -> None:
 
 def table(folders: list[Path]) -> str:
     lines = [
-        "| | exact match of each seed | mean | calls per answer | calls that fail | CPU seconds |",
+        "| | exact match of each seed | mean | calls per answer | failed calls per answer | CPU seconds |",
         "|---|---|---|---|---|---|",
     ]
     for name, stage, when in (
@@ -87,8 +87,8 @@ def table(folders: list[Path]) -> str:
             name,
             shares,
             f"{statistics.mean(exact):.1%}",
-            f"{turns:.2f}",
-            f"{failing:.1%}",
+            f"{calls:.2f}",
+            f"{failed:.2f}",
             f"{statistics.mean(spent):.0f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
