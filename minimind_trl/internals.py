@@ -420,6 +420,18 @@ class SFTHooks:
         return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
 
 
+def replace_bars_of_datasets() -> None:
+    """Let `datasets` show a line for every tenth instead of its bars, unless they are disabled."""
+    import datasets.arrow_dataset
+
+    from .progress import ProgressLines
+
+    def lines(*args, **kwargs) -> ProgressLines:
+        return ProgressLines(*args, **kwargs | {"disable": datasets.are_progress_bars_disabled()})
+
+    datasets.arrow_dataset.hf_tqdm = lines
+
+
 def reads_boolean(action: argparse.Action) -> bool:
     """Whether TRL's parser takes an option for a boolean, such as `--bf16 true`."""
     from trl.scripts._hf_argparser import string_to_bool
@@ -646,6 +658,7 @@ _GRPO = "trl:GRPOTrainer"
 TRL: tuple[PrivateName, ...] = (
     *bridged(SFTHooks, "trl:SFTTrainer"),
     PrivateName("trl.scripts._hf_argparser", "string_to_bool"),
+    PrivateName("datasets.arrow_dataset", "hf_tqdm"),  # without an underscore, but documented nowhere
     PrivateName("trl.trainer.grpo_trainer", "parse_response", ("tokenizer", "ids", "prefix", "tools")),
     *bridged(GRPOHooks, _GRPO),
     PrivateName(

@@ -12,26 +12,31 @@ _PATIENCE = 5.0  # seconds
 _TENTHS = 10
 
 
-def progress(
-    what: str, total: int | None = None, unit: str = "rows", items: Iterable[Any] | None = None, quiet: bool = False
-) -> tqdm:
+def progress(what: str, total: int | None = None, unit: str = "rows", items: Iterable[Any] | None = None) -> tqdm:
     """A tqdm bar for `with` and `.update(count)`, or around `items`; with items a second and the time left.
 
     Args:
         what: what is done, as in "tokenizing".
         total: how many there are; None if unknown, then a line comes about every half minute.
-        quiet: show nothing, as in the processes of a run after the first.
     """
     kind = tqdm if sys.stderr.isatty() else ProgressLines
-    quiet = quiet or int(os.environ.get("LOCAL_RANK", "0")) > 0
-    return kind(items, desc=what, total=total, unit=f" {unit}", delay=_PATIENCE, leave=False, disable=quiet)
+    return kind(items, desc=what, total=total, unit=f" {unit}", delay=_PATIENCE, leave=False, disable=_is_other())
+
+
+def _is_other() -> bool:
+    """Whether this is a process of a run after the first of its machine; that one shows the progress."""
+    return int(os.environ.get("LOCAL_RANK", "0")) > 0
 
 
 class ProgressLines(tqdm):
     """A line on stderr for every tenth, where a bar would write over itself thousands of times into a log."""
 
+    monitor_interval = 0  # no thread, since processes are forked meanwhile
+
     def __init__(self, *args, **kwargs):
         self._shown = 0
+        kwargs["disable"] = kwargs.get("disable") or _is_other()
+        kwargs.setdefault("delay", _PATIENCE)
         super().__init__(*args, **{"mininterval": 1.0, "file": io.StringIO(), **kwargs})  # tqdm's own output
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
@@ -48,4 +53,4 @@ class ProgressLines(tqdm):
         if self.total:
             left = self.format_interval((self.total - self.n) / rate)
             done = f"{self.n / self.total:.0%}, {self.n:,} of {self.total:,}{self.unit}, {left} left"
-        return f"{self.desc.removesuffix(': ')}: {done}, {rate:,.0f}{self.unit}/s"
+        return f"{(self.desc or 'rows').removesuffix(': ')}: {done}, {rate:,.0f}{self.unit}/s"

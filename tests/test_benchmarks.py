@@ -24,7 +24,7 @@ def test_online_methods_are_compared_after_equal_steps_and_tokens(demo, tmp_path
     assert "| RLOO |" in done.stdout and "tokens to 0.40" in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_seconds_a_step_are_those_of_trl_and_ours(demo):
     command = [sys.executable, "benchmarks/rl_step.py", "--from_weight", str(demo / "sft"), "--steps", "1"]
     done = subprocess.run([*command, "--repeats", "1"], cwd=REPOSITORY, capture_output=True, text=True)

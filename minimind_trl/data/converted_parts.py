@@ -4,11 +4,7 @@ The pieces depend on the files alone. So the rows and their order are the same f
 interrupted build has made is found by the next.
 """
 
-import multiprocessing
-import os
-import sys
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -23,6 +19,7 @@ from ..files import atomic_path
 from ..progress import progress
 from .sources import DataFile
 from .turns import Row
+from .workers import in_order
 
 _ROWS = (2_000, 100_000)  # fewest and most rows of a piece, if the source has more
 _PIECES = 64
@@ -37,11 +34,6 @@ class Piece:
 
     make: Make
     rows: int | None
-
-
-def default_processes() -> int:
-    """The cores that this process may use, divided among the processes of a run on this machine."""
-    return max(len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1) if _forks() else 1
 
 
 def pieces_of_files(
@@ -90,20 +82,15 @@ def write_pieces(
     counts = [pieces[number].rows for number in todo]
     total = None if None in counts else sum(counts)
     folder.mkdir(parents=True, exist_ok=True)
+    processes = min(processes, len(todo))
     with progress(what, total) as bar:
-        if min(processes, len(todo)) < 2:
-            for number in todo:
-                _write_arrow(folder / piece_name(number), pieces[number].make(), features, bar.update)
-            return
-        context = multiprocessing.get_context("fork")  # so that the pieces need not be pickled
-        work = (pieces, folder, features)
-        with ProcessPoolExecutor(min(processes, len(todo)), context, _begin, work) as executor:
-            try:
-                for rows in executor.map(_write_piece, todo):
-                    bar.update(rows)
-            except BaseException:
-                executor.shutdown(wait=False, cancel_futures=True)
-                raise
+        report = bar.update if processes < 2 else None  # of another process, only when a piece is done
+
+        def write(number: int) -> int:
+            return _write_arrow(folder / piece_name(number), pieces[number].make(), features, report)
+
+        for rows in in_order(write, todo, processes):
+            bar.update(0 if report else rows)
 
 
 def open_pieces(folder: Path, fingerprint: str) -> Dataset:
@@ -118,30 +105,15 @@ def piece_name(number: int) -> str:
     return f"{number:06}.arrow"
 
 
-def _forks() -> bool:
-    return sys.platform == "linux"  # elsewhere a forked process may crash
-
-
-_work: tuple[list[Piece], Path, Features]
-
-
-def _begin(*work) -> None:
-    global _work
-    _work = work
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # threads of the parent, which a fork does not have
-
-
-def _write_piece(number: int) -> int:
-    pieces, folder, features = _work
-    return _write_arrow(folder / piece_name(number), pieces[number].make(), features, lambda count: None)
-
-
-def _write_arrow(path: Path, rows: Iterator[Row], features: Features, report: Callable[[int], None]) -> int:
+def _write_arrow(
+    path: Path, rows: Iterator[Row], features: Features, report: Callable[[int], None] | None = None
+) -> int:
     count = 0
     with atomic_path(path) as temporary, ArrowWriter(path=str(temporary), features=features) as writer:
         while batch := list(islice(rows, _BATCH)):
             writer.write_table(pa.Table.from_pylist(batch, schema=features.arrow_schema))
             count += len(batch)
-            report(len(batch))
+            if report:
+                report(len(batch))
         writer.finalize()
     return count

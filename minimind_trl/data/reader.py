@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import MixtureError
 from .config import EvalSet, Mixture, Source
-from .converted_parts import Piece, default_processes, open_pieces, piece_name, pieces_of_files, write_pieces
+from .converted_parts import Piece, open_pieces, piece_name, pieces_of_files, write_pieces
 from .duplicates import NGrams
 from .filters import CustomFilter, value_at
 from .rows import RowConverter
@@ -29,13 +29,14 @@ from .sources import DataFile, open_source, public_name
 from .tables import cached_rows
 from .transcripts import may_hold_transcripts
 from .turns import Row
+from .workers import default_processes
 
 _BATCH = 500  # rows that are converted together, because tokenizers are faster on batches
 _EXAMPLES = 3
 _HEAD = 100  # rows of a file that a check converts
 _MOSTLY = 0.5  # more unusable rows than this share are an error: the schema or the file is probably wrong
 # Files of this folder that decide about no row of a mixture.
-_NOT_OF_ROWS = ("__init__", "hub", "marked_rows", "prepared", "report", "tables", "texts")
+_NOT_OF_ROWS = ("__init__", "hub", "marked_rows", "prepared", "report", "tables", "texts", "workers")
 _TOKENIZATION = ("control_tokens", "masks", "renderings", "templates")
 
 

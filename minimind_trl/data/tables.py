@@ -11,12 +11,15 @@ from datasets import Dataset, Features
 from filelock import FileLock
 
 from ..errors import MixtureError
+from ..progress import progress
 from .converted_parts import Piece, open_pieces, write_pieces
 from .sources import as_rows
 from .turns import Row
+from .workers import default_processes, in_order
 
 SPLITS = ("train", "validation")
 _BATCH = 1000
+_MANY = 20_000  # rows that are worth worker processes
 _TURNS = ("messages", "prompt", "chosen", "rejected")
 
 
@@ -54,19 +57,28 @@ def cached_rows(
     return open_pieces(folder, fingerprint)
 
 
-def write_split(rows: Dataset, path: Path) -> dict[str, Any]:
+def write_split(rows: Dataset, path: Path, processes: int | None = None) -> dict[str, Any]:
     """Write rows as JSON lines; keys without a value are left out of messages.
+
+    Args:
+        processes: how many encode rows at once, at most; None for all cores that this process may use.
 
     Returns:
         name, number of rows and sha256 of the file.
     """
     digest = hashlib.sha256()
-    with path.open("wb") as file:
-        for columns in rows.iter(_BATCH):
-            for row in as_rows(columns):
-                line = (json.dumps(_without_nulls(row), ensure_ascii=False) + "\n").encode()
-                digest.update(line)
-                file.write(line)
+
+    def lines(start: int) -> bytes:
+        of_rows = as_rows(rows[start : start + _BATCH])
+        return "".join(json.dumps(_without_nulls(row), ensure_ascii=False) + "\n" for row in of_rows).encode()
+
+    starts = range(0, len(rows), _BATCH)
+    processes = 1 if len(rows) < _MANY else processes or default_processes()
+    with path.open("wb") as file, progress(f"writing {path.name}", len(rows)) as bar:
+        for start, part in zip(starts, in_order(lines, starts, processes), strict=True):
+            digest.update(part)
+            file.write(part)
+            bar.update(min(_BATCH, len(rows) - start))
     return {"name": path.name, "rows": len(rows), "sha256": digest.hexdigest()}
 
 

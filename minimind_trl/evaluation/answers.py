@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..progress import progress
 from ..tokenization import decode_tools
 from .held_out import device_of, evaluating
 from .measures import Measure, mean, share
@@ -91,7 +92,8 @@ def generate_tokens(
 ) -> list[list[int]]:
     """Greedy completions of rendered prompts, each up to and including its end-of-turn token, if any."""
     completions = []
-    for start in range(0, len(texts), _BATCH_SIZE):
+    starts = range(0, len(texts), _BATCH_SIZE)
+    for start in progress("answering", len(starts), "batches", starts):
         batch = tokenizer(
             texts[start : start + _BATCH_SIZE],
             padding=True,

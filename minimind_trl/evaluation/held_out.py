@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import InputError
+from ..progress import progress
 from ..tokenization import decode_tools, pieces, with_training_template
 from ..tokenization.masks import Rendered, render_conversation, render_text, tokenize_rendered
 
@@ -84,7 +85,8 @@ def held_out_figures(
     token_bytes = token_byte_lengths(tokenizer)
     with evaluating(model), torch.autocast(device_of(model).type, torch.bfloat16, enabled=bf16):
         # All processes run the same number of passes, because sharded models synchronise in each of them.
-        for start in range(0, math.ceil(count / size), batch_size):
+        starts = range(0, math.ceil(count / size), batch_size)
+        for start in progress("evaluating", len(starts), "batches", starts):
             batch = tokenized[start : start + batch_size] or [([tokenizer.eos_token_id], [False])]
             scores = score_tokens(model, batch, token_bytes)
             for group, row in zip(groups[start : start + batch_size], scores.sum(dim=1), strict=False):

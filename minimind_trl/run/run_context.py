@@ -2,11 +2,11 @@
 
 import sys
 
-import datasets
 from datasets import DatasetDict
 from transformers import PreTrainedTokenizerBase
 
 from ..data import DatasetMixer
+from ..internals import replace_bars_of_datasets
 from ..tokenization import with_training_template
 from .arguments import RecipeArguments
 from .loading import adapter_for, as_reward_model, as_twin, load_or_create_model, load_tokenizer
@@ -37,7 +37,7 @@ class RunContext:
 
     def __init__(self, args: RecipeArguments, config, lora, *, reward_model: bool = False):
         if not sys.stderr.isatty():
-            datasets.disable_progress_bars()
+            replace_bars_of_datasets()
         self.args, self.config, self.lora = args, config, lora
         self.tokenizer = load_tokenizer(args)
         self.model = load_or_create_model(args, self.tokenizer, config.seed)

@@ -8,7 +8,7 @@ from datasets import Dataset, IterableDataset
 from transformers.trainer_utils import IntervalStrategy
 
 from ..data import DatasetMixer
-from ..data.converted_parts import default_processes
+from ..data.workers import default_processes
 from ..errors import InputError
 from ..models.stored import check_finite_files
 from ..trainers.safe_checkpoints import checkpoint_problem, checkpoints_in, last_good_checkpoint

@@ -14,6 +14,7 @@ from trl.trainer.utils import get_callable_name
 
 from ..evaluation.held_out import evaluating
 from ..internals import replaced
+from ..progress import progress
 from ..reports.samples import rounded, shown_prompt
 from .reference_model import ReferenceModel
 from .rollout import Rollout, weighted_sums
@@ -178,7 +179,8 @@ class RolloutEvaluation(RolloutRewards, ReferenceModel):
     def _batches(self, rows: list[dict]) -> Iterator[tuple[list[dict], int]]:
         """This process's rows of every batch, and the size of the whole batch; the last row fills it up."""
         world, size = self.accelerator.num_processes, self.args.per_device_eval_batch_size
-        for start in range(0, len(rows), world * size):
+        starts = range(0, len(rows), world * size)
+        for start in progress("answering", len(starts), "batches", starts):
             batch = rows[start : start + world * size]
             each = -(-len(batch) // world)
             filled = batch + [batch[-1]] * (each * world - len(batch))

@@ -225,7 +225,10 @@ def test_both_recipes_on_real_text(shared, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("recipe", "figure"), [("dpo", "rewards/accuracies"), ("reward", "accuracy")])
+@pytest.mark.parametrize(
+    ("recipe", "figure"),
+    [("dpo", "rewards/accuracies"), pytest.param("reward", "accuracy", marks=pytest.mark.exhaustive)],
+)
 def test_real_preferences_are_reported_with_an_interval(pretrained, shared, tmp_path, recipe, figure):
     """A tiny model learns little from 300 of them; the interval says so."""
     source = {"name": "hh", "source": str(shared / "data" / "real" / "hh_rlhf.jsonl")}

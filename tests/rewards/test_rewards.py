@@ -111,6 +111,7 @@ def test_values_stay_within_the_declared_range():
     """Every named reward on texts of all kinds; `Reward` itself checks the range."""
     texts = ["", "<think>", "a " * 50, f"{CALL}", "<think>x</think><answer>1</answer>", "\\boxed{1}", "1 2 1 2 1 2 1 2"]
     columns = {"answer": ["1"] * len(texts), "gt": [["1"]] * len(texts)}
+    columns["expected_calls"] = [[{"name": "f", "arguments": {"x": 1}}]] * len(texts)
     for name in REWARDS.keys() - {"reasoning_gym"}:
         spec = f"{name}:pattern=.*" if name == "regex" else name
         assert len(values(spec, *texts, **columns)) == len(texts), name

@@ -27,7 +27,7 @@ def results(folder: Path, done) -> list[dict]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["grpo", "ppo"])
+@pytest.mark.parametrize("method", ["grpo", pytest.param("ppo", marks=pytest.mark.exhaustive)])
 def test_a_run_with_environments_that_is_killed_and_resumed_ends_with_the_same_weights(tmp_path, method):
     [whole] = results(tmp_path / "whole", started(method, tmp_path / "whole", "0"))
     folder = tmp_path / "killed"
