@@ -68,7 +68,7 @@ def run_seed(folder: Path, tokenizer: Path, seed: int, grpo: list[str]) -> None:
 
 def table(folders: list[Path]) -> str:
     lines = [
-        "| | exact match of each seed | mean | turns per answer | calls that fail | CPU seconds |",
+        "| | exact match of each seed | mean | calls per answer | failed calls per answer | CPU seconds |",
         "|---|---|---|---|---|---|",
     ]
     for name, stage, when in (
@@ -78,9 +78,8 @@ def table(folders: list[Path]) -> str:
     ):
         figures = [RunFolder.read(folder / stage).metrics[when] for folder in folders]
         exact = [one["eval_rewards/exact_match"] for one in figures]
-        turns = statistics.mean(one.get("eval_tools/turns", 1) for one in figures)
-        failing = statistics.mean(
-            sum(one.get(f"eval_tools/{kind}", 0.0) for kind in ("errors", "invalid_calls")) for one in figures
+        calls, failed = (
+            statistics.mean(one.get(f"eval_tools/{key}", 0.0) for one in figures) for key in ("calls", "failed_calls")
         )
         spent = [_seconds(folder / ("sft" if when == "before" else stage)) for folder in folders]
         shares = ", ".join(f"{share:.1%}" for share in exact)
@@ -88,8 +87,8 @@ def table(folders: list[Path]) -> str:
             name,
             shares,
             f"{statistics.mean(exact):.1%}",
-            f"{turns:.2f}",
-            f"{failing:.1%}",
+            f"{calls:.2f}",
+            f"{failed:.2f}",
             f"{statistics.mean(spent):.0f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")

@@ -14,6 +14,8 @@ def default_processes() -> int:
     """The cores that this process may use, divided among the processes of a run on this machine; 1 except on Linux."""
     if sys.platform != "linux":  # elsewhere a forked process may crash
         return 1
+    if multiprocessing.current_process().daemon:  # it may have no children
+        return 1
     return max(len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
 
 
@@ -23,7 +25,7 @@ def in_order(function: Callable[[Any], Any], items: Sequence[Any], processes: in
     Raises:
         whatever the function raises, for the first item for which it does.
     """
-    if min(processes, len(items)) < 2:
+    if min(processes, len(items)) < 2 or multiprocessing.current_process().daemon:
         yield from map(function, items)
         return
     context = multiprocessing.get_context("fork")  # so that the function need not be pickled
