@@ -23,9 +23,7 @@ def test_presets_have_upstreams_parameter_counts(preset):
 
 
 def test_unknown_preset_is_refused_with_the_names_that_exist():
-    with pytest.raises(
-        ValueError, match=r"'minimind4' is unknown; choose one of nano, tiny, tiny-short, minimind2"
-    ):
+    with pytest.raises(ValueError, match=r"'minimind4' is unknown; choose one of nano, tiny, tiny-short, minimind2"):
         MiniMindConfig.from_preset("minimind4")
 
 
