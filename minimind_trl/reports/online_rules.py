@@ -224,6 +224,6 @@ def calls_repeated(run: RunFolder, figures: Figures) -> Finding | None:
 # The cause before its consequences.
 ONLINE_RULES = (
     *(reward_hacking, tool_never_called, calls_fail, calls_repeated),
-    *(length_hacking, truncation, kl_blow_up, entropy_collapse, groups_too_small),
+    *(entropy_collapse, length_hacking, truncation, kl_blow_up, groups_too_small),
     *(reward_without_spread, dead_critic, length_collapse, no_reward),
 )
