@@ -369,7 +369,12 @@ def longest_row(data: str) -> int:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peaks are counted as Linux counts them")
-@pytest.mark.parametrize(("recipe", "data", "options"), REAL, ids=[case[0] for case in REAL])
+@pytest.mark.parametrize(
+    ("recipe", "data", "options"),
+    # One supervised and one online; the others are like the first.
+    [pytest.param(*case, marks=[pytest.mark.exhaustive] * (case[0] in ("pretrain", "reward"))) for case in REAL],
+    ids=[case[0] for case in REAL],
+)
 def test_the_peak_of_a_real_run_is_within_a_fifth_of_its_plan(recipe, data, options, imports, tmp_path):
     options = as_options(**QUICK, **options)
     lengths = {"reward": "dpo", "grpo": "rlaif"}

@@ -17,9 +17,8 @@ from tests.recipes.launching import as_options, launch_in_turn
 
 RECIPES = {
     "sft": {"eval_batches": 1},
-    "reward": {"eval_batches": 1},
+    "reward": {"eval_batches": 1, "per_device_train_batch_size": 4},
     "grpo": {"eval_batches": 1, "per_device_train_batch_size": 32},
-    "ppo": {"eval_batches": 1, "per_device_train_batch_size": 32},
 }
 
 
