@@ -109,7 +109,14 @@ class CheckpointSaving(Throughput):
 
     def push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self._staging is None:
+            if self.args.hub_always_push:
+                self.wait_for_push()
             super().push_from_checkpoint(checkpoint_folder)
+
+    def wait_for_push(self) -> None:
+        """Wait until a push that goes on in the background has read its files, which may change then."""
+        if (push := getattr(self, "push_in_progress", None)) is not None:
+            push.wait_until_done()
 
     def create_model_card(self, *args, **kwargs) -> None:
         super().create_model_card(*args, **kwargs)

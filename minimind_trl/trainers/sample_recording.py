@@ -40,6 +40,7 @@ class SampleRecording:
         return self.samples.is_due(kind, self.state.global_step, last_step or self.state.max_steps)
 
     def add_samples(self, kind: str, samples: Iterable[Sample]) -> None:
+        self.wait_for_push()
         self.samples.add(kind, self.state.global_step, samples)
 
     def finish_samples(self) -> None:
