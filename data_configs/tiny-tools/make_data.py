@@ -19,13 +19,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import random
 from dataclasses import dataclass
 from pathlib import Path
 
 from price_list import price
 
+from minimind_trl.files import atomic_path
 from minimind_trl.tokenization import tiny_tokenizer
 from minimind_trl.tools import TOOLS, tool_schemas
 
@@ -186,9 +186,8 @@ def main() -> None:
     for name, content in files.items():
         path = folder / f"{name}.jsonl"
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content).encode()
-        part = path.with_suffix(".part")
-        part.write_bytes(lines)
-        os.replace(part, path)  # a reader never sees half a file
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(lines)
         print(f"{path.name}: {len(content)} rows, {len(lines)} bytes")
 
 
