@@ -26,7 +26,7 @@ from .config import Mixture, Source, load_mixture, mixture_file
 from .duplicates import CONTAMINATED, near_duplicates
 from .reader import MixtureReader, SourceReader, listed
 from .report import LongRows, MixtureReport, SourceReport, StreamReport, describe_long_rows, describe_split
-from .row_renderer import TOKENS
+from .row_renderer import TOKEN_COLUMNS
 from .rows import FACTS, too_long
 from .schemas import plain_text
 from .selection import Pool
@@ -123,9 +123,9 @@ class DatasetMixer:
         Args:
             tokenizer: escapes control tokens inside text, counts tokens, and renders the conversations of a text
                 phase; None does none of it.
-            keep_tokens: keep the tokens of rows for language models in the columns `input_ids` and `assistant_masks`,
-                from which trainers of this tokenizer learn without tokenizing again. A stream has none, nor has a
-                mixture whose chat template prints other text in training.
+            keep_tokens: keep the tokens of rows in further columns (`row_renderer.TOKENS`), from which trainers of
+                this tokenizer learn without tokenizing again. A stream has none, nor have conversations whose chat
+                template prints other text in training.
 
         Returns:
             "train" and, unless `validation: none`, "validation". Their columns are `text`, or `messages`, or `prompt`,
@@ -242,9 +242,9 @@ class Mix:
     validation: np.ndarray
 
     def splits(self, keep_tokens: bool = False) -> DatasetDict:
-        """The rows that are taken, with `TOKENS` if they are to be kept."""
+        """The rows that are taken, with their tokens if these are to be kept."""
         rows = _joined(self.sources)
-        needless = [name for name in (*FACTS, *(() if keep_tokens else TOKENS)) if name in rows.column_names]
+        needless = [name for name in (*FACTS, *(() if keep_tokens else TOKEN_COLUMNS)) if name in rows.column_names]
         taken = {"train": self.train} | ({"validation": self.validation} if self.mixture.validation else {})
         return DatasetDict({name: rows.select(numbers).remove_columns(needless) for name, numbers in taken.items()})
 

@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset
 
 from minimind_trl import DatasetMixer
-from minimind_trl.data.row_renderer import TOKENS
+from minimind_trl.data.row_renderer import TOKEN_COLUMNS
 from minimind_trl.tokenization import inference_template, pieces, tiny_tokenizer, with_training_template
 from minimind_trl.trainers.tokenized_rows import labelled_rows, pieces_of
 
@@ -81,7 +81,9 @@ def test_labels_are_those_of_tokenizing_one_by_one(mixture, phase, generation):
     mixer = mixture(rows, phase)
     kept, plain = (mixer.build(tokenizer, keep_tokens=keep)["train"] for keep in (True, False))
     assert "input_ids" in kept.column_names
-    assert kept.remove_columns([name for name in TOKENS if name in kept.column_names]).to_list() == plain.to_list()
+    assert (
+        kept.remove_columns([name for name in TOKEN_COLUMNS if name in kept.column_names]).to_list() == plain.to_list()
+    )
 
     twin = with_training_template(tokenizer)
     expected = [one_by_one(row, twin) for row in plain]
