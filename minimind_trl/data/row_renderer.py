@@ -79,19 +79,27 @@ class RowRenderer:
             RowError: the chat template refuses it, or leaves out a part.
         """
         row, moved = self._printable(row)
+        rendered = self._rendered(row)
+        if self.flattens:
+            [text] = rendered
+            text.untrained = self._untrained(row["messages"], decode_tools(row.get("tools")))
+            row = {"text": text.text, "untrained": text.untrained}
+        return row, moved, rendered
+
+    def tokens_of(self, rows: list[Row]) -> list[Row]:
+        """`TOKENS` of rows that `render` returned, perhaps long ago."""
+        return [tokens.columns for tokens in self.tokenize([self._rendered(row) for row in rows])]
+
+    def _rendered(self, row: Row) -> tuple[Rendered, ...]:
         if "text" in row:
-            return row, moved, (Rendered(row["text"]),)
+            return (Rendered(row["text"], untrained=row.get("untrained")),)
         tools = decode_tools(row.get("tools"))
         if "chosen" in row:
             sides = tuple(self._render(row["prompt"] + row[side], tools) for side in ("chosen", "rejected"))
-            return row, moved, sides + self._prompt_of_pair(row["prompt"], tools)
+            return sides + self._prompt_of_pair(row["prompt"], tools)
         if "messages" not in row:
-            return row, moved, (self._render(row["prompt"], tools, add_generation_prompt=True),)
-        rendered = self._render(row["messages"], tools)
-        if self.flattens:
-            rendered.untrained = self._untrained(row["messages"], tools)
-            row = {"text": rendered.text, "untrained": rendered.untrained}
-        return row, moved, (rendered,)
+            return (self._render(row["prompt"], tools, add_generation_prompt=True),)
+        return (self._render(row["messages"], tools),)
 
     def tokenize(self, rendered: list[tuple[Rendered, ...]]) -> list[Tokens]:
         """The tokens of rows that `render` returned."""

@@ -62,7 +62,7 @@ class PairsTrainer(TrainerMixin, PairHooks):
         with args.main_process_first(desc="preparing pairs"):
             return self.cut_pairs(dataset, args)
 
-    def cut_pairs(self, pairs: Dataset, args) -> Dataset:
+    def cut_pairs(self, pairs: Dataset | IterableDataset, args) -> Dataset | IterableDataset:
         """Pairs that the mixture has tokenized, in the columns of the trainer, without those that it drops."""
         raise NotImplementedError
 
@@ -88,7 +88,7 @@ class MiniMindDPOTrainer(PairsTrainer, DPOTrainer):
             self.record_answers(self.held_out or ())
         return figures
 
-    def cut_pairs(self, pairs: Dataset, args) -> Dataset:
+    def cut_pairs(self, pairs: Dataset | IterableDataset, args) -> Dataset | IterableDataset:
         # Cut to the end, every answer has tokens to learn from.
         return pairs_for_dpo(pairs, args.max_length if args.truncation_mode == "keep_start" else None)
 
@@ -128,7 +128,7 @@ class MiniMindRewardTrainer(PairsTrainer, RewardTrainer):
     drop_reason = "longer than max_length={}"
     sample_kind = "score"
 
-    def cut_pairs(self, pairs: Dataset, args) -> Dataset:
+    def cut_pairs(self, pairs: Dataset | IterableDataset, args) -> Dataset | IterableDataset:
         return pairs_for_reward(pairs, args.max_length)
 
     def pair_sample(self, row: dict) -> Sample | None:

@@ -16,32 +16,37 @@ _MARGIN = "margin"  # of RewardTrainer's loss; a mixture may keep it as a column
 
 def has_pair_tokens(pairs: Dataset | IterableDataset) -> bool:
     """Whether a mixture has tokenized these pairs, and its chat template has rendered every prompt alone."""
-    if isinstance(pairs, IterableDataset) or not {*TOKENS["pair"]} <= {*pairs.column_names}:
-        return False
-    return not pairs.data.column("prompt_tokens").null_count
+    if isinstance(pairs, IterableDataset):
+        return next(iter(pairs)).get("prompt_tokens") is not None
+    return {*TOKENS["pair"]} <= {*pairs.column_names} and not pairs.data.column("prompt_tokens").null_count
 
 
-def pairs_for_dpo(pairs: Dataset, max_length: int | None) -> Dataset:
+def pairs_for_dpo(pairs: Dataset | IterableDataset, max_length: int | None) -> Dataset | IterableDataset:
     """`prompt_ids`, `chosen_ids` and `rejected_ids`, the latter two without the prompt.
 
     Args:
         max_length: pairs whose prompt has as many tokens or more are left out; None keeps all.
     """
-    return _mapped(pairs.select_columns([*TOKENS["pair"]]), _for_dpo, max_length)
+    pairs = pairs.select_columns([*TOKENS["pair"]])
+    if isinstance(pairs, Dataset):
+        return _mapped(pairs, _for_dpo, max_length)
+    fitting = pairs if max_length is None else pairs.filter(lambda row: row["prompt_tokens"] < max_length)
+    return fitting.map(_row_for_dpo, remove_columns="prompt_tokens")
 
 
-def pairs_for_reward(pairs: Dataset, max_length: int | None) -> Dataset:
+def pairs_for_reward(pairs: Dataset | IterableDataset, max_length: int | None) -> Dataset | IterableDataset:
     """`chosen_ids` and `rejected_ids` with the prompt, and the column `margin` if there is one.
 
     Args:
         max_length: pairs with a side of more tokens are left out; None keeps all.
     """
-    names = [name for name in (*_IDS, _MARGIN) if name in pairs.column_names]
-    return (
-        pairs.select_columns(names)
-        if max_length is None
-        else _mapped(pairs.select_columns(names), _fitting, max_length)
-    )
+    columns = pairs.column_names or next(iter(pairs))
+    pairs = pairs.select_columns([name for name in (*_IDS, _MARGIN) if name in columns])
+    if max_length is None:
+        return pairs
+    if isinstance(pairs, Dataset):
+        return _mapped(pairs, _fitting, max_length)
+    return pairs.filter(lambda row: all(len(row[name]) <= max_length for name in _IDS))
 
 
 def _mapped(pairs: Dataset, function, max_length: int | None) -> Dataset:
@@ -72,6 +77,11 @@ def _for_dpo(pairs: pa.Table, max_length: int | None) -> pa.Table:
             "rejected_ids": _parts(rejected, starts, of_prompt=False),
         }
     )
+
+
+def _row_for_dpo(row: dict) -> dict[str, list[int]]:
+    start = row["prompt_tokens"]
+    return {"prompt_ids": row["chosen_ids"][:start]} | {name: row[name][start:] for name in _IDS}
 
 
 def _parts(lists: pa.ListArray, starts: np.ndarray, of_prompt: bool) -> pa.ListArray:

@@ -90,6 +90,9 @@ def test_batches_are_those_of_trl(tmp_path, monkeypatch, generation):
         assert "prompt" in theirs.train_dataset.column_names  # TRL's own way
         assert batches(ours) == batches(theirs)
         assert ours.rows_dropped == theirs.rows_dropped
+        streamed = make(kept.to_iterable_dataset(), max_steps=20, **options)
+        expected = ours.train_dataset.to_list()
+        assert list(streamed.train_dataset) == expected
     assert theirs.rows_dropped["train"] > 0
 
 
@@ -101,6 +104,7 @@ def test_pairs_without_tokens_are_left_to_trl(tmp_path, monkeypatch):
     kept, _ = built(tmp_path, monkeypatch, pairs(4), "reward", tokenizer)
     assert set(kept["prompt_tokens"]) == {None} and not has_pair_tokens(kept)
     assert not has_pair_tokens(IterableDataset.from_generator(lambda: iter(pairs(1))))
+    assert not has_pair_tokens(kept.to_iterable_dataset())
 
 
 def test_prompts_are_asked_with_the_tokens_of_the_mixture_only_where_they_are_the_same(tmp_path, monkeypatch):
