@@ -209,11 +209,16 @@ def _open_file(source: Origin, path: Path) -> DataFile:
         digest = file_digest(content)
     except OSError as error:
         raise MixtureError(f"{source.name}: cannot read {path}: {error.strerror}") from error
-    read = partial(read_rows, kind, content, str(path))
-    file = DataFile(str(path), digest, "line" if kind in ("jsonl", "csv") else "row", read)
+    return local_file(kind, content, str(path), digest)
+
+
+def local_file(kind: str, path: Path, name: str | None = None, digest: str = "") -> DataFile:
+    """A file on a disk. Arguments as of `read_rows`."""
+    read = partial(read_rows, kind, path, name or str(path))
+    file = DataFile(name or str(path), digest, "line" if kind in ("jsonl", "csv") else "row", read)
     if kind in _CUT and not infer_compression(path):
         file.parts = lambda: [
-            replace(file, read=partial(read, part=part), parts=None, count=part.count) for part in _CUT[kind](content)
+            replace(file, read=partial(read, part=part), parts=None, count=part.count) for part in _CUT[kind](path)
         ]
     return file
 
