@@ -19,6 +19,7 @@ changed weights, and memory. A check that fails prints its traceback, and the ot
 """
 
 import argparse
+import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
+import transformers
 from rich.console import Console
 from rich.table import Table
 from torch.nn.functional import pad
@@ -33,7 +35,9 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.utils import logging
 
 from minimind_trl.models import MiniMindConfig, MiniMindForCausalLM
-from minimind_trl.models.decoding import sample
+from minimind_trl.models.decoder import Decoder
+from minimind_trl.models.decoding import _draw, sample
+from minimind_trl.models.key_value_caches import CapturedStep, StaticCache
 from minimind_trl.models.twins import to_twin
 
 SHAPES = {
@@ -69,16 +73,17 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=None)
     parser.add_argument("--batches", nargs="+", type=int, default=None)
     parser.add_argument("--dtypes", nargs="+", choices=["bfloat16", "float32"], default=["bfloat16"])
-    parser.add_argument("--rounds", type=int, default=4, help="prompts of a rollout, in batches")
+    parser.add_argument("--rounds", type=int, default=None, help="prompts of a rollout, in batches (4; GPU: 1)")
     parser.add_argument("--group", type=int, default=1, help="equal prompts that follow each other")
     parser.add_argument("--repeats", type=int, default=2, help="the best of so many, the methods in turn")
     parser.add_argument("--methods", nargs="+", default=None, help="only these, such as ours")
     args = parser.parse_args()
     logging.set_verbosity_error()
-    if args.device == "cuda":
-        print(torch.cuda.get_device_name(), "torch", torch.__version__)
-        run_checks("cuda")
     on_gpu = args.device == "cuda"
+    args.rounds = args.rounds or (1 if on_gpu else 4)
+    if on_gpu:
+        print(torch.cuda.get_device_name(), "torch", torch.__version__, "transformers", transformers.__version__)
+        run_checks("cuda")
     shapes = args.shapes or (["hidden512", "hidden768"] if on_gpu else ["hidden512"])
     table = Table("shape", "dtype", "batch", "method", "tokens/s", "against transformers")
     for shape in shapes:
@@ -86,6 +91,8 @@ def main() -> None:
             models = build(shape, getattr(torch, dtype), args.device)
             for batch in args.batches or ([16, 64, 256] if on_gpu else [16, 64]):
                 speeds = compare(models, batch, args)
+                if on_gpu and (shape, batch) == (shapes[0], 64) and not args.methods:
+                    speeds |= compiled_speed(models, batch, args)
                 for method, speed in speeds.items():
                     ratio = speed / (speeds.get("transformers") or float("nan"))
                     table.add_row(shape, dtype, str(batch), method, f"{speed:,.0f}", f"{ratio:.2f}x")
@@ -117,8 +124,8 @@ def compare(models: dict, batch: int, args: argparse.Namespace) -> dict[str, flo
         "transformers, at once": partial(stock, len(ids)),
         "ours": partial(ours, len(ids), custom_generate=partial(sample, slots=batch)),
     }
-    if args.device == "cuda":
-        methods["transformers, static cache"] = partial(stock, batch, cache_implementation="static")
+    if args.rounds == 1:
+        del methods["transformers, at once"]
     if args.methods:
         methods = {name: run for name, run in methods.items() if name in args.methods}
     fastest = dict.fromkeys(methods, 0.0)
@@ -132,6 +139,26 @@ def compare(models: dict, batch: int, args: argparse.Namespace) -> dict[str, flo
                     assert torch.equal(length, wanted_length(answer[:, 0])), f"{name} ended answers at {length}"
                 fastest[name] = max(fastest[name], int(torch.cat(lengths).sum()) / seconds)
     return fastest
+
+
+def compiled_speed(models: dict, batch: int, args: argparse.Namespace) -> dict[str, float]:
+    """Tokens per second of transformers' static cache, which compiles the decoding step; at most 75 seconds."""
+    name, ids = "transformers, static cache", make_prompts(batch, 1, args.device, models["ours"].config.vocab_size)
+    signal.signal(signal.SIGALRM, partial(_interrupt, name))
+    signal.alarm(75)
+    with reported(name):
+        run = partial(generate, models["stock"], ids, batch, cache_implementation="static")
+        compiling, _ = timed(run, args.device)
+        seconds, (answers,) = timed(run, args.device)
+        print(f"{name}: the first call took {compiling:.0f} s", flush=True)
+        signal.alarm(0)
+        return {name: int(((answers == END).int().argmax(1) + 1).sum()) / seconds}
+    signal.alarm(0)
+    return {name: 0.0}
+
+
+def _interrupt(name: str, *_) -> None:
+    raise TimeoutError(name)
 
 
 def generate(model, ids: torch.Tensor, batch: int, greedy: bool = False, **options) -> list[torch.Tensor]:
@@ -181,7 +208,7 @@ def reported(name: str) -> Iterator[None]:
 
 
 def run_checks(device: str) -> None:
-    for check in (check_greedy, check_new_weights, check_sampling, check_memory):
+    for check in (check_greedy, check_new_weights, check_sampling, check_memory, time_step):
         with reported(check.__name__):
             print(f"{check.__name__}: {check(device)}", flush=True)
 
@@ -274,6 +301,32 @@ def check_memory(device: str) -> str:
         allocated.append(torch.cuda.memory_allocated() >> 20 if device == "cuda" else 0)
     assert max(allocated[1:]) <= allocated[0] + 1, f"MiB allocated after each rollout: {allocated}"
     return f"MiB allocated after each rollout: {allocated}"
+
+
+@torch.no_grad()
+def time_step(device: str) -> str:
+    """Milliseconds of a step, as a graph and kernel by kernel, and of drawing its tokens."""
+    found = []
+    for shape, slots in (("hidden512", 64), ("hidden512", 256), ("hidden768", 64)):
+        model = build(shape, torch.bfloat16, device)["ours"]
+        decoder = Decoder(model, 1000)
+        start, cache = time.perf_counter(), StaticCache(decoder, slots)
+        cache.admit(list(range(slots)), decoder.read([list(range(300, 300 + PROMPT))]), [0] * slots)
+        tokens = torch.full((slots,), 300, device=device)
+        step = CapturedStep(decoder, cache) if device == "cuda" else partial(decoder.step, cache=cache)
+        step(tokens)
+        logits = decoder.step(tokens, cache).float()
+        timed(lambda: None, device)  # waits for the device
+        parts = {"until the first step": time.perf_counter() - start}
+        runs = {
+            "graph": partial(step, tokens),
+            "eager": partial(decoder.step, tokens, cache),
+            "draw": partial(_draw, logits),
+        }
+        for name, run in runs.items():
+            parts[name] = min(timed(lambda run=run: [run() for _ in range(20)], device)[0] for _ in range(2)) / 20
+        found.append(f"{shape} {slots}: " + ", ".join(f"{name} {1000 * part:.3f}" for name, part in parts.items()))
+    return "; ".join(found)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Key-value caches for generation, of slots that each hold one text: in pages for a CPU, of a fixed shape for a GPU."""
 
+from functools import cache
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
@@ -160,8 +162,8 @@ class StaticCache:
         self.positions[at] = torch.tensor(prompts.lengths, device=at.device)[pick] - 1
         self.moves[at] = 1
         for caches, grids in ((self.keys, prompts.keys), (self.values, prompts.values)):
-            for cache, grid in zip(caches, grids, strict=True):
-                cache[at, :, : grid.shape[1]] = grid[pick].transpose(1, 2)
+            for part, grid in zip(caches, grids, strict=True):
+                part[at, :, : grid.shape[1]] = grid[pick].transpose(1, 2)
 
     def rest(self, slots: list[int]) -> None:
         """Let these slots write to their first position until they are needed."""
@@ -200,7 +202,7 @@ class StaticCache:
         if length > self.keys[0].shape[2]:
             grown = -(-length // _LENGTH_STEP) * _LENGTH_STEP - self.keys[0].shape[2]
             for caches in (self.keys, self.values):
-                caches[:] = [pad(cache, (0, 0, 0, grown)) for cache in caches]
+                caches[:] = [pad(part, (0, 0, 0, grown)) for part in caches]
             shape = len(self.slots), 1, 1, self.keys[0].shape[2]
             self.bias = self.keys[0].new_zeros(shape)
 
@@ -222,12 +224,18 @@ class CapturedStep:
     def _capture(self, tokens: Tensor) -> None:
         self.tokens, self.captured = tokens.clone(), self.cache.bias
         self.graph = self.logits = None  # frees their memory
-        stream = torch.cuda.Stream()
+        stream = _capture_stream(tokens.device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # what kernels set up when they first run must not be captured
             for _ in range(2):
                 self.decoder.next_logits(self.tokens, self.cache)
         torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
             self.logits = self.decoder.next_logits(self.tokens, self.cache)
+
+
+@cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """Always the same: cuBLAS keeps a workspace for every stream that it has seen."""
+    return torch.cuda.Stream(device)
