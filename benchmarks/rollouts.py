@@ -77,13 +77,15 @@ def main() -> None:
     parser.add_argument("--group", type=int, default=1, help="equal prompts that follow each other")
     parser.add_argument("--repeats", type=int, default=2, help="the best of so many, the methods in turn")
     parser.add_argument("--methods", nargs="+", default=None, help="only these, such as ours")
+    parser.add_argument("--skip_checks", action="store_true", help="on a GPU")
     args = parser.parse_args()
     logging.set_verbosity_error()
     on_gpu = args.device == "cuda"
     args.rounds = args.rounds or (1 if on_gpu else 4)
     if on_gpu:
         print(torch.cuda.get_device_name(), "torch", torch.__version__, "transformers", transformers.__version__)
-        run_checks("cuda")
+        if not args.skip_checks:
+            run_checks("cuda")
     shapes = args.shapes or (["hidden512", "hidden768"] if on_gpu else ["hidden512"])
     table = Table("shape", "dtype", "batch", "method", "tokens/s", "against transformers")
     for shape in shapes:
