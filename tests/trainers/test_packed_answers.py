@@ -72,6 +72,7 @@ def test_a_full_batch_and_an_answer_without_a_prompt_are_left_alone():
 def test_log_probabilities_values_and_gradients_are_those_of_the_padded_batch(kind):
     inputs = group_of_answers()
     assert pack(inputs) is not None
+    torch.manual_seed(0)  # a token between two experts may go to another one
     padded = MiniMindForCausalLM(small_config(kind))
     packed = copy.deepcopy(padded)
     results = []
