@@ -13,7 +13,7 @@ from filelock import FileLock
 from ..errors import MixtureError
 from ..progress import progress
 from .converted_parts import Piece, open_pieces, write_pieces
-from .sources import as_rows
+from .file_formats import as_rows
 from .turns import Row
 from .workers import default_processes, in_order
 
