@@ -17,6 +17,7 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 from datasets import Dataset, load_from_disk
@@ -30,6 +31,8 @@ Rows = Iterator[tuple[int, Row]]
 _BATCH = 1000
 _PARTS = 64  # of a file that is streamed, if it is large enough
 _PART_BYTES = (2**16, 2**22)  # smallest and largest part
+_READ = 2**20  # bytes of lines to look at together
+_DECODER = json.JSONDecoder()
 
 
 class Part(NamedTuple):
@@ -79,15 +82,39 @@ def parts_of(kind: str, path: Place) -> list[Part]:
 
 
 def _read_jsonl(path: Place, name: str | None = None, part: Part | None = None) -> Rows:
-    name = name or path
+    for number, line in jsonl_lines(path, part):
+        yield number, parsed_line(line, name or path, number)
+
+
+def jsonl_lines(path: Place, part: Part | None = None) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file that are not blank, without what ends them, and their numbers."""
     with open_bytes(path) as lines:
+        left = None
         if part:
             lines.seek(part.start)
+            left = part.stop - part.start
         for number, line in enumerate(lines, start=part.first if part else 1):
-            if line.strip():
-                yield number, _object(_parse(line.rstrip(), f"{name}, line {number}"), f"{name}, line {number}")
-            if part and lines.tell() >= part.stop:
+            if content := line.rstrip():
+                yield number, content
+            if left is not None and (left := left - len(line)) <= 0:
                 return
+
+
+def parsed_line(line: bytes, name: Place, number: int) -> Row:
+    """The object on a line.
+
+    Raises:
+        MixtureError: it is not JSON, or no object.
+    """
+    try:
+        text = line.decode()
+        row, end = _DECODER.raw_decode(text)  # `json.loads` without what only messages need
+        if end == len(text) and type(row) is dict:
+            return row
+    except (ValueError, RecursionError):
+        pass
+    where = f"{name}, line {number}"
+    return _object(_parse(line, where), where)
 
 
 def _cut_jsonl(path: Path) -> list[Part]:
@@ -95,11 +122,12 @@ def _cut_jsonl(path: Path) -> list[Part]:
     size = min(max(path.stat().st_size // _PARTS, smallest), largest)
     parts, start, first, at, number = [], 0, 1, 0, 1
     with path.open("rb") as lines:
-        for line in lines:
-            at, number = at + len(line), number + 1
-            if at - start >= size:
-                parts.append(Part(start, at, first, number - first))
-                start, first = at, number
+        while block := lines.readlines(_READ):
+            ends = at + np.cumsum(list(map(len, block)))
+            while (cut := int(np.searchsorted(ends, start + size))) < len(ends):
+                parts.append(Part(start, int(ends[cut]), first, number + cut + 1 - first))
+                start, first = int(ends[cut]), number + cut + 1
+            at, number = int(ends[-1]), number + len(block)
     return [*parts, Part(start, at, first, number - first)] if at > start else parts
 
 

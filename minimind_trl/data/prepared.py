@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from datasets import Dataset, DatasetDict, Features, Json, Value
 from datasets.fingerprint import Hasher
 from filelock import FileLock
@@ -19,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import MixtureError
 from ..files import atomic_path, file_digest, leftovers, write_json
-from .converted_parts import Piece, pieces_of_files
+from .converted_parts import Piece, in_tables, pieces_of_files
 from .mixer import DatasetMixer
 from .object_storage import Place, cache_folder, check_url, fetch_folder, is_url, read_text, upload_folder
 from .reader import converter_code, tokenizer_digest
@@ -176,7 +177,10 @@ def load_prepared(
     processes = processes or default_processes()
 
     def read(file: dict[str, Any]) -> Dataset:
-        pieces, key = partial(_pieces, folder / file["name"], encoded, renderer), Hasher.hash([file, *made_with])
+        pieces, key = (
+            partial(_pieces, folder / file["name"], Features(features), encoded, renderer),
+            Hasher.hash([file, *made_with]),
+        )
         return cached_rows(pieces, Features(features), key, f"reading {file['name']}", processes)
 
     data = DatasetDict({name: read(file) for name, file in lock["prepared"].items()})
@@ -214,8 +218,12 @@ def read_lock(folder: Path) -> dict[str, Any]:
     return lock
 
 
-def _pieces(path: Path, encoded: set[str], renderer: RowRenderer | None) -> list[Piece]:
-    return pieces_of_files([local_file("jsonl", path)], partial(_read, encoded, renderer))
+def _pieces(path: Path, features: Features, encoded: set[str], renderer: RowRenderer | None) -> list[Piece]:
+    return pieces_of_files([local_file("jsonl", path)], partial(_tables, features, encoded, renderer))
+
+
+def _tables(features: Features, *arguments) -> Iterator[pa.Table]:
+    yield from in_tables(_read(*arguments), features)
 
 
 def _read(encoded: set[str], renderer: RowRenderer | None, parts: list[tuple[int, DataFile]]) -> Iterator[Row]:

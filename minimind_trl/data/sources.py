@@ -6,7 +6,7 @@ import stat
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -18,7 +18,7 @@ from datasets import IterableDataset
 from ..errors import MixtureError, nearest
 from ..files import file_digest
 from .config import Origin, Source, format_of
-from .file_formats import Rows, can_be_cut, filled_rows, parts_of, read_rows
+from .file_formats import Part, Rows, can_be_cut, filled_rows, jsonl_lines, parts_of, read_rows
 from .hub import download_file, hub_errors, list_files, load_hub_split, remember_revision, resolve_revision
 from .object_storage import is_url, local_copy, storage_errors, version_of
 from .object_storage import list_files as list_stored_files
@@ -42,6 +42,7 @@ class DataFile:
         parts: the rows in several pieces; None if the file can only be read from its beginning.
         remote_parts: pieces to read by `read_remote`, of a file in a storage.
         count: number of rows of a part, or lines; None if unknown.
+        lines: the lines of a JSONL file on a disk, with their numbers.
     """
 
     name: str
@@ -54,6 +55,7 @@ class DataFile:
     parts: Callable[[], list["DataFile"]] | None = None
     remote_parts: Callable[[], list["DataFile"]] | None = None
     count: int | None = None
+    lines: Callable[[], Iterator[tuple[int, bytes]]] | None = None
 
     def at(self, number: int) -> str:
         """The place of a row, for messages."""
@@ -260,10 +262,13 @@ def local_file(kind: str, path: Path, name: str | None = None, digest: str = "")
     read = partial(read_rows, kind, path, name or str(path))
     file = DataFile(name or str(path), digest, "line" if kind in ("jsonl", "csv") else "row", read)
     if can_be_cut(kind, path):
-        file.parts = lambda: [
-            replace(file, read=partial(read, part=part), parts=None, count=part.count) for part in parts_of(kind, path)
-        ]
+        file.parts = lambda: [_part_of(file, kind, path, part) for part in parts_of(kind, path)]
     return file
+
+
+def _part_of(file: DataFile, kind: str, path: Path, part: Part) -> DataFile:
+    lines = partial(jsonl_lines, path, part) if kind == "jsonl" else None
+    return replace(file, read=partial(file.read, part=part), parts=None, count=part.count, lines=lines)
 
 
 def _regular_file(source: Origin, path: Path) -> Path:

@@ -91,9 +91,8 @@ def test_it_goes_on_at_any_row_without_reading_what_was_before(write, in_small_p
         expected.append(row["text"])
         states.append(json.loads(json.dumps(stream.state_dict())))
     parsed = []
-    monkeypatch.setattr(
-        file_formats, "_parse", lambda *told, parse=file_formats._parse: parsed.append(told) or parse(*told)
-    )
+    parse = file_formats.parsed_line
+    monkeypatch.setattr(file_formats, "parsed_line", lambda *told: parsed.append(told) or parse(*told))
     for done in (1, 2, 31, 32, 33, 64, 100, 177, len(states) - 1):
         stream = build(path)[0]["train"]
         stream.load_state_dict(states[done - 1])
