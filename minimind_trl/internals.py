@@ -124,6 +124,7 @@ ENGINES: tuple[PrivateName, ...] = (
     PrivateName("torch.utils._pytree", "tree_iter"),
     PrivateName("torch.ops:aten", "_grouped_mm"),
     PrivateName("torch.ops:aten", "_local_scalar_dense"),
+    PrivateName("torch.ops:aten", "_softmax_backward_data"),
     PrivateName("torch.nn:Module", "_apply", ("fn", "recurse")),
     PrivateName("transformers:TrainingArguments", "_setup_devices"),
     PrivateName("trl.trainer.utils", "_CHUNKED_LOGPROB_CHUNK_SIZE"),
@@ -162,6 +163,13 @@ def fake_tensor_exceptions() -> tuple:
     import torch
 
     return torch.ops.aten._local_scalar_dense.default, torch.ops.aten._grouped_mm.default
+
+
+def softmax_backward(gradient: Any, probabilities: Any) -> Any:
+    """The gradient of the scores, given that of their softmax over the last dimension."""
+    import torch
+
+    return torch.ops.aten._softmax_backward_data(gradient, probabilities, -1, probabilities.dtype)
 
 
 @contextmanager

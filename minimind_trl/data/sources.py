@@ -149,9 +149,9 @@ def _paths(source: Origin, base: Path, validation: bool) -> list[Path]:
     folder = root / source.data_dir if source.data_dir else root
     patterns = _patterns(source, validation)
     if validation or patterns:
-        return [path for pattern in patterns for path in _matching(source, folder, pattern)]
+        return [path for pattern in patterns for path in _matching(source, base, folder, pattern)]
     if not folder.exists():
-        raise MixtureError(f"{source.name}: no such file {folder}{_neighbour(folder)}{_hub_hint(source)}")
+        raise _missing(source, base, folder)
     if not folder.is_dir() or source.format_or_default == "arrow":
         return [folder]
     found = sorted(path for path in folder.iterdir() if format_of(path.name) == source.format_or_default)
@@ -229,18 +229,20 @@ def _remote_parts(file: DataFile, kind: str) -> list[DataFile]:
     ]
 
 
-def _matching(source: Origin, folder: Path, pattern: str) -> list[Path]:
+def _matching(source: Origin, base: Path, folder: Path, pattern: str) -> list[Path]:
     found = sorted(folder.glob(pattern)) if any(sign in pattern for sign in "*?[") else [folder / pattern]
     missing = [path for path in found if not path.exists()]
     if missing or not found:
-        path = missing[0] if missing else folder / pattern
-        raise MixtureError(f"{source.name}: no such file {path}{_neighbour(path)}{_hub_hint(source)}")
+        raise _missing(source, base, missing[0] if missing else folder / pattern)
     return found
 
 
-def _hub_hint(source: Origin) -> str:
-    looks = source.source.count("/") == 1 and not source.source.startswith(".") and source.format is None
-    return "; of a data set on the Hub, set format: huggingface" if looks else ""
+def _missing(source: Origin, base: Path, path: Path) -> MixtureError:
+    looks_like_hub = source.source.count("/") == 1 and not source.source.startswith(".") and source.format is None
+    hint = "; of a data set on the Hub, set format: huggingface" if looks_like_hub else ""
+    if (script := base / "make_data.py").is_file():
+        hint = f"; write it with: python {script}"
+    return MixtureError(f"{source.name}: no such file {path}{_neighbour(path)}{hint}")
 
 
 def _neighbour(path: Path) -> str:

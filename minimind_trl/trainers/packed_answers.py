@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..internals import attention_implementation
+from ..models.tiled_attention import TILED_SDPA
 
 _SHORTEST = 64  # tokens of a packed row: shorter ones would not fill the processor
 _LONGEST = 1024  # tokens of a packed row, unless a given one is longer: attention's cost grows with it
@@ -64,7 +65,8 @@ def pack_inputs(model: nn.Module, inputs: dict[str, Any], answered: Tensor) -> P
     mask = inputs.get("attention_mask")
     if mask is None or mask.dim() != 2 or "position_ids" in inputs or inputs.get("output_router_logits"):
         return None
-    return pack_answers(inputs["input_ids"], mask, answered) if attention_implementation(model) == "sdpa" else None
+    takes_any_mask = attention_implementation(model) in ("sdpa", TILED_SDPA)
+    return pack_answers(inputs["input_ids"], mask, answered) if takes_any_mask else None
 
 
 def pack_answers(input_ids: Tensor, attention_mask: Tensor, answered: Tensor) -> PackedAnswers | None:

@@ -14,6 +14,7 @@ from trl.trainer.utils import use_adapter
 from ..evaluation.pairs import answer_log_probs, pair_rewards
 from ..internals import PairHooks
 from ..reports.samples import AT_A_MOMENT, Sample, rounded, shown_prompt
+from .layer_compilation import LayerCompilation
 from .lm_head import add_learned_positions_head
 from .sample_recording import LOOKED_AT, cut_tokens, cut_values, varied
 from .tokenized_pairs import has_pair_tokens, pairs_for_dpo, pairs_for_reward
@@ -67,7 +68,7 @@ class PairsTrainer(TrainerMixin, PairHooks):
         raise NotImplementedError
 
 
-class MiniMindDPOTrainer(PairsTrainer, DPOTrainer):
+class MiniMindDPOTrainer(LayerCompilation, PairsTrainer, DPOTrainer):
     """DPOTrainer with our metrics. It cuts answers to `max_length`, and drops pairs whose prompt leaves no room."""
 
     drop_reason = "a prompt of max_length={} tokens or more"
@@ -122,7 +123,7 @@ class MiniMindDPOTrainer(PairsTrainer, DPOTrainer):
             yield None
 
 
-class MiniMindRewardTrainer(PairsTrainer, RewardTrainer):
+class MiniMindRewardTrainer(LayerCompilation, PairsTrainer, RewardTrainer):
     """RewardTrainer with our metrics. It cuts no row, since the reward is read at the last token."""
 
     drop_reason = "longer than max_length={}"

@@ -22,7 +22,7 @@ from .rollout_tools import TEMPLATE_KWARGS, RolloutTools
 
 
 class RolloutEngine(RolloutTools):
-    """Generation for GRPOTrainer: our decoding loop on a CPU, and chat template arguments from the rows."""
+    """Generation for GRPOTrainer: our decoding loop, and chat template arguments from the rows."""
 
     def generate_rollout(self, rows: list[dict]) -> Rollout:
         """Answer the rows' prompts and score the answers."""
@@ -102,7 +102,7 @@ class RolloutEngine(RolloutTools):
         ids = pad(prompts, padding_value=self.text_tokenizer.pad_token_id, padding_side="left")
         mask = pad([torch.ones_like(prompt) for prompt in prompts], padding_value=0, padding_side="left")
         device = self.accelerator.device
-        use_own_loop = device.type == "cpu" and can_sample(model.config, self.generation_config)
+        use_own_loop = can_sample(model.config, self.generation_config, device)
         with torch.no_grad():
             output = model.generate(
                 input_ids=ids.to(device),
