@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from datasets import Dataset, DatasetDict, Features, Json, Value
 from datasets.fingerprint import Hasher
 from filelock import FileLock
@@ -19,8 +20,9 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import MixtureError
 from ..files import atomic_path, file_digest, leftovers, write_json
-from .converted_parts import Piece, pieces_of_files
+from .converted_parts import Piece, in_tables, pieces_of_files
 from .mixer import DatasetMixer
+from .object_storage import Place, cache_folder, check_url, fetch_folder, is_url, read_text, upload_folder
 from .reader import converter_code, tokenizer_digest
 from .report import MixtureReport
 from .row_renderer import TOKEN_COLUMNS, RowRenderer
@@ -64,15 +66,22 @@ def prepare(
 
 
 def load_or_prepare(
-    mixer: DatasetMixer, folder: Path, tokenizer: PreTrainedTokenizerBase | None = None, keep_tokens: bool = False
+    mixer: DatasetMixer, folder: Place, tokenizer: PreTrainedTokenizerBase | None = None, keep_tokens: bool = False
 ) -> DatasetDict:
     """Load the prepared mixture if it is up to date; otherwise print what changed, and prepare it.
 
     One of several processes prepares it while the others wait for its file lock.
 
+    Args:
+        folder: a local folder, or a URL such as s3://bucket/folder. From there the files are copied to the cache of
+            `datasets`, and what is prepared anew is uploaded.
+
     Raises:
-        MixtureError: as for `prepare`.
+        MixtureError: as for `prepare`; or the storage cannot be read or written.
     """
+    if is_url(folder):
+        return _load_or_upload(mixer, str(folder).rstrip("/"), tokenizer, keep_tokens)
+    folder = Path(folder)
     folder = Path(os.path.abspath(folder))
     lock = folder.with_name(f".{folder.name}.lock")
     missing = [parent for parent in (folder.parent, *folder.parent.parents) if not parent.exists()]
@@ -100,6 +109,37 @@ def _load_or_prepare(mixer: DatasetMixer, folder: Path, tokenizer, keep_tokens: 
     lock = read_lock(folder)
     mixer.adopt(lock["made_from"], MixtureReport.model_validate(lock))
     return load_prepared(folder, tokenizer if keep_tokens else None, mixer.processes)
+
+
+def _load_or_upload(mixer: DatasetMixer, url: str, tokenizer, keep_tokens: bool) -> DatasetDict:
+    """`load_or_prepare` on a copy in the cache, which is the same as what is in the storage before and afterwards."""
+    check_url(url)
+    copy = cache_folder() / "prepared" / Hasher.hash(url) / mixer.name
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{copy.parent}.lock"):
+        stored = read_text(f"{url}/{LOCK}")
+        if stored is None:
+            shutil.rmtree(copy, ignore_errors=True)
+        elif stored != _text(copy / LOCK):
+            fetch_folder(url, [*_file_names(stored, url), LOCK], copy)
+        data = load_or_prepare(mixer, copy, tokenizer, keep_tokens)
+        if stored != _text(copy / LOCK):
+            upload_folder(copy, url, last=LOCK)
+    return data
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.exists() else None
+
+
+def _file_names(lock: str, url: str) -> list[str]:
+    try:
+        names = [file["name"] for file in json.loads(lock)["prepared"].values()]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise MixtureError(f"{url}/{LOCK}: not the lock of a prepared mixture") from None
+    if strange := [name for name in names if name != os.path.basename(name)]:
+        raise MixtureError(f"{url}/{LOCK}: names a file outside its folder: {strange[0]!r}")
+    return names
 
 
 def _clean_up(lock: Path, made: list[Path]) -> None:
@@ -137,7 +177,10 @@ def load_prepared(
     processes = processes or default_processes()
 
     def read(file: dict[str, Any]) -> Dataset:
-        pieces, key = partial(_pieces, folder / file["name"], encoded, renderer), Hasher.hash([file, *made_with])
+        pieces, key = (
+            partial(_pieces, folder / file["name"], Features(features), encoded, renderer),
+            Hasher.hash([file, *made_with]),
+        )
         return cached_rows(pieces, Features(features), key, f"reading {file['name']}", processes)
 
     data = DatasetDict({name: read(file) for name, file in lock["prepared"].items()})
@@ -175,8 +218,12 @@ def read_lock(folder: Path) -> dict[str, Any]:
     return lock
 
 
-def _pieces(path: Path, encoded: set[str], renderer: RowRenderer | None) -> list[Piece]:
-    return pieces_of_files([local_file("jsonl", path)], partial(_read, encoded, renderer))
+def _pieces(path: Path, features: Features, encoded: set[str], renderer: RowRenderer | None) -> list[Piece]:
+    return pieces_of_files([local_file("jsonl", path)], partial(_tables, features, encoded, renderer))
+
+
+def _tables(features: Features, *arguments) -> Iterator[pa.Table]:
+    yield from in_tables(_read(*arguments), features)
 
 
 def _read(encoded: set[str], renderer: RowRenderer | None, parts: list[tuple[int, DataFile]]) -> Iterator[Row]:

@@ -127,7 +127,7 @@ class RowConverter:
         if source.tools and self.is_text:
             raise MixtureError(f"{where}: datasets.{source.name}.tools: its rows are plain text, which has no tools")
         self._check_tokenizer(where)
-        self._special_tokens = tokenizer and special_tokens(tokenizer)
+        self.special_tokens = tokenizer and special_tokens(tokenizer)
         self.renderer = None if tokenizer is None else RowRenderer(tokenizer, phase, self.is_text, keep_tokens)
         self._read = self._read_keys()
         named = (row | {name: value_at(row, path) for name, path in self.fields.items()} for row in sample)
@@ -180,6 +180,10 @@ class RowConverter:
                     where = f"{place(index)} (datasets.{self.source.name}): " if place else ""
                     raise MixtureError(f"{where}{error}") from error
         return traced
+
+    def unread(self, raw: Row) -> tuple[str, ...]:
+        """The keys of a row, which has its schema's columns, that have a value and are not used."""
+        return tuple(schemas.unread_keys(self._renamed(raw), self._read))
 
     def _known(self, columns: list[str]) -> list[str]:
         """The columns, and the names that `fields` maps to them."""
@@ -263,7 +267,7 @@ class RowConverter:
             traced.content = _checked_content(traced.row, extras)
             traced.trained, traced.escaped = traced.row, 0
             if self.tokenizer is not None:
-                traced.trained, traced.escaped = escape_matches(traced.row, self._special_tokens)
+                traced.trained, traced.escaped = escape_matches(traced.row, self.special_tokens)
                 traced.trained, traced.moved, traced.rendered = self.renderer.render(traced.trained)
             traced.trained = traced.trained | extras
         except LeftOut as error:
@@ -322,7 +326,7 @@ class RowConverter:
     def with_facts(self, traced: Traced) -> Row:
         """A row's columns and `FACTS`; for a dropped row only the reason and its tokens."""
         if traced.reason is not None:
-            unread = _listed(traced.unread)
+            unread = listed_keys(traced.unread)
             facts = {"_reason": traced.reason, "_unusable": traced.unusable, "_unread": unread}
             return facts | {"_tokens": traced.count}
         extras = {name: traced.trained[name] for name in self.extras}
@@ -345,7 +349,7 @@ class RowConverter:
                 "_moved": traced.moved,
                 "_contaminated": self.forbidden is not None and self.forbidden.overlap(schemas.plain_text(traced.row)),
                 "_untrained": traced.untrained,
-                "_unread": _listed(traced.unread),
+                "_unread": listed_keys(traced.unread),
             }
         )
 
@@ -355,7 +359,8 @@ def too_long(longest: int) -> str:
     return f"longer than {longest} tokens"
 
 
-def _listed(keys: tuple[str, ...]) -> str | None:
+def listed_keys(keys: tuple[str, ...]) -> str | None:
+    """Unused keys of a row as `FACTS` have them."""
     return "\n".join(keys).encode(errors="backslashreplace").decode() or None
 
 

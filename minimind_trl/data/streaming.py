@@ -30,12 +30,13 @@ from ..errors import MixtureError
 from . import selection
 from .config import Source, Validation
 from .duplicates import CONTAMINATED
+from .file_formats import filled_rows
 from .reader import MixtureReader, SourceReader, converted_rows
 from .report import CUT, MOVED, TOKENS
 from .row_renderer import TOKEN_COLUMNS
 from .rows import FACTS, RowConverter
 from .selection import LEAKED
-from .sources import DataFile, filled_rows
+from .sources import DataFile
 from .turns import Row
 
 _LOOKED_AT = 1000  # rows after which a source with hardly any usable row is an error
@@ -100,7 +101,7 @@ def share_of(rows: IterableDataset, process: int, processes: int) -> IterableDat
 
 def _train(opened: SourceReader, seen: Counter[str], held_out: set[int]) -> IterableDataset:
     source, mixture = opened.source, opened.reader.mixture
-    parts = [part for file in opened.files for part in (file.parts() if file.parts else [file])]
+    parts = [part for file in opened.files for part in _parts(file)]
     np.random.default_rng(mixture.seed).shuffle(parts)
     rows = _converted(opened, parts)
     rows = rows.filter(_counting_filter(source.name, seen, held_out, opened.reader.cut_at))
@@ -108,6 +109,11 @@ def _train(opened: SourceReader, seen: Counter[str], held_out: set[int]) -> Iter
         rows = rows.filter(lambda row: not _is_held_out(row, mixture.validation))
     rows = rows.map(partial(_shuffled, seed=mixture.seed), batched=True, batch_size=_BLOCK, features=rows.features)
     return rows.repeat(source.max_repetition) if source.max_repetition > 1 else rows
+
+
+def _parts(file: DataFile) -> list[DataFile]:
+    cut = file.remote_parts or file.parts
+    return cut() if cut else [file]
 
 
 def _validation(opened: SourceReader) -> IterableDataset:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from datasets import Dataset
 
-from minimind_trl.data import DatasetMixer, MixtureError, load_mixture, prepare, sources, streaming
+from minimind_trl.data import DatasetMixer, MixtureError, file_formats, load_mixture, prepare, streaming
 from minimind_trl.data.config import Source
 from minimind_trl.data.sources import open_source
 from minimind_trl.data.streaming import share_of
@@ -78,8 +78,8 @@ def test_it_counts_what_it_reads_and_drops(write):
 @pytest.fixture
 def in_small_parts(monkeypatch):
     """Files of a test, in parts and blocks as large ones are."""
-    monkeypatch.setattr(sources, "_PART_BYTES", (200, 200))
-    monkeypatch.setattr(sources, "_BATCH", 20)
+    monkeypatch.setattr(file_formats, "_PART_BYTES", (200, 200))
+    monkeypatch.setattr(file_formats, "_BATCH", 20)
     monkeypatch.setattr(streaming, "_BLOCK", 32)
 
 
@@ -91,7 +91,8 @@ def test_it_goes_on_at_any_row_without_reading_what_was_before(write, in_small_p
         expected.append(row["text"])
         states.append(json.loads(json.dumps(stream.state_dict())))
     parsed = []
-    monkeypatch.setattr(sources, "_parse", lambda *told, parse=sources._parse: parsed.append(told) or parse(*told))
+    parse = file_formats.parsed_line
+    monkeypatch.setattr(file_formats, "parsed_line", lambda *told: parsed.append(told) or parse(*told))
     for done in (1, 2, 31, 32, 33, 64, 100, 177, len(states) - 1):
         stream = build(path)[0]["train"]
         stream.load_state_dict(states[done - 1])
