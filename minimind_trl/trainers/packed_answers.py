@@ -65,8 +65,20 @@ def pack_inputs(model: nn.Module, inputs: dict[str, Any], answered: Tensor) -> P
     mask = inputs.get("attention_mask")
     if mask is None or mask.dim() != 2 or "position_ids" in inputs or inputs.get("output_router_logits"):
         return None
-    takes_any_mask = attention_implementation(model) in ("sdpa", TILED_SDPA)
-    return pack_answers(inputs["input_ids"], mask, answered) if takes_any_mask else None
+    if attention_implementation(model) not in ("sdpa", TILED_SDPA):  # whose masks are arbitrary
+        return None
+    return _packed_once(inputs["input_ids"], mask, answered)
+
+
+_last: tuple[tuple[Tensor, Tensor, Tensor], PackedAnswers | None] | None = None
+
+
+def _packed_once(*given: Tensor) -> PackedAnswers | None:
+    """`pack_answers`; of the same rows only once, which policy, reference and critic read one after the other."""
+    global _last
+    if _last is None or not all(map(torch.equal, _last[0], given)):
+        _last = given, pack_answers(*given)
+    return _last[1]
 
 
 def pack_answers(input_ids: Tensor, attention_mask: Tensor, answered: Tensor) -> PackedAnswers | None:
