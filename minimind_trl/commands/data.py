@@ -112,7 +112,7 @@ def _show(args: argparse.Namespace) -> None:
     from ..data.schemas import plain_text
 
     mixer, tokenizer = _load(args)
-    data = mixer.build(tokenizer)
+    data = mixer.build(tokenizer, keep_tokens=True)
     console = Console()
     if mixer.report:
         console.print(mixer.report.table())
@@ -172,7 +172,6 @@ def _print_steps(
 ) -> None:
     from ..data.marked_rows import marked_row
     from ..data.report import MOVED
-    from ..data.row_renderer import TOKENS
 
     if traced.unread:
         _print_step(console, "not read", ", ".join(traced.unread))
@@ -193,7 +192,7 @@ def _print_steps(
     if traced.moved:
         _print_step(console, "template", f"{traced.moved} {MOVED}")
     _print_step(console, "tokens", f"{traced.count}{_beyond(mixer, traced.count)}; the trained part is marked:")
-    row = traced.trained | {name: getattr(traced.tokens, name) for name in TOKENS}
+    row = traced.trained | (traced.tokens.columns if traced.tokens else {})
     console.print(marked_row(row, tokenizer, mixer.longest, mixer.on_long), highlight=False)
 
 

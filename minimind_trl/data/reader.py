@@ -50,6 +50,7 @@ class MixtureReader:
         on_long: `cut`, `chunk`, `drop` or `keep`.
         processes: how many convert rows at once, at most; None for all cores that this process may use.
         shards: folder with the converted rows that `SourceReader.write_shard` wrote; None to convert them here.
+        stream_tokens: whether the rows of a stream keep their tokens; others always do.
     """
 
     mixture: Mixture
@@ -59,6 +60,7 @@ class MixtureReader:
     on_long: str
     processes: int | None = None
     shards: Path | None = None
+    stream_tokens: bool = False
 
     @property
     def cut_at(self) -> int | None:
@@ -130,7 +132,7 @@ class MixtureReader:
                 filled=[name for name, value in row.items() if value is not None],
                 sample=sample,
                 longest=self.longest if self.on_long == "drop" else None,
-                keep_tokens=not self.mixture.streaming,  # a stream shuffles its rows as Python lists
+                keep_tokens=self.stream_tokens or not self.mixture.streaming,
             )
         except MixtureError as error:
             raise MixtureError(f"{self.path}: {error}") from error

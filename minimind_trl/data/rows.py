@@ -21,7 +21,7 @@ from .config import HH, Source
 from .duplicates import NGrams
 from .filters import Candidate, value_at
 from .kto import Labelled, Pairs
-from .row_renderer import TOKENS, RowRenderer, Tokens
+from .row_renderer import TOKEN_COLUMNS, RowRenderer, Tokens
 from .schemas import COLUMNS, PHASES, REWARD_COLUMNS, SCHEMAS
 from .transcripts import holds_transcripts, read_transcripts
 from .turns import LeftOut, Row, RowError
@@ -93,7 +93,7 @@ class RowConverter:
         filled: columns that are not null in the first row (default: all); the schema is detected by them.
         sample: the first rows, by which HH-RLHF's transcripts are detected.
         longest: tokens beyond which a row is dropped.
-        keep_tokens: keep `TOKENS` of rows for language models.
+        keep_tokens: keep `TOKENS` of the rows.
 
     Raises:
         MixtureError: no converter fits the columns, or a filter or the phase needs a tokenizer.
@@ -144,11 +144,6 @@ class RowConverter:
     def flattens(self) -> bool:
         """Whether conversations become texts."""
         return self.renderer is not None and self.renderer.flattens
-
-    @property
-    def keeps_tokens(self) -> bool:
-        """Whether rows keep `TOKENS`."""
-        return self.renderer is not None and self.renderer.keeps_tokens
 
     def pairs(self, parts: Iterable[Iterable[Row]]) -> Pairs | None:
         """The pairs of a source of KTO rows; None of other sources. `parts` as for `Pairs`."""
@@ -226,7 +221,7 @@ class RowConverter:
         wanted = self.source.keep_columns
         if wanted is None:
             return [name for name in REWARD_COLUMNS if name in known] if self.phase == "rlaif" else []
-        if taken := {*COLUMNS[PHASES[self.phase][0]], "source", *FACTS} & set(wanted):
+        if taken := {*COLUMNS[PHASES[self.phase][0]], "source", *TOKEN_COLUMNS, *FACTS} & set(wanted):
             raise MixtureError(
                 f"{where}: datasets.{self.source.name}.keep_columns: {', '.join(sorted(taken))} is the mixture's own"
             )
@@ -334,7 +329,7 @@ class RowConverter:
         key = _hash(_serialised(traced.row | extras) if self.phase == "rlaif" else traced.content)
         # Answers to one prompt must not be on both sides of the split.
         group = _hash(_serialised(traced.row["prompt"])) if "prompt" in traced.row else key
-        tokens = {name: getattr(traced.tokens, name) for name in TOKENS} if self.keeps_tokens else {}
+        tokens = traced.tokens.columns if traced.tokens else {}
         return (
             traced.trained
             | tokens

@@ -171,9 +171,9 @@ def _paths(source: Origin, base: Path, validation: bool) -> list[Path]:
     folder = root / source.data_dir if source.data_dir else root
     patterns = (files.validation or []) if files and validation else files.train if files else []
     if validation or patterns:
-        return [path for pattern in patterns for path in _matching(source, folder, pattern)]
+        return [path for pattern in patterns for path in _matching(source, base, folder, pattern)]
     if not folder.exists():
-        raise MixtureError(f"{source.name}: no such file {folder}{_neighbour(folder)}{_hub_hint(source)}")
+        raise _missing(source, base, folder)
     if not folder.is_dir() or source.format_or_default == "arrow":
         return [folder]
     found = sorted(path for path in folder.iterdir() if format_of(path.name) == source.format_or_default)
@@ -182,18 +182,20 @@ def _paths(source: Origin, base: Path, validation: bool) -> list[Path]:
     return found
 
 
-def _matching(source: Origin, folder: Path, pattern: str) -> list[Path]:
+def _matching(source: Origin, base: Path, folder: Path, pattern: str) -> list[Path]:
     found = sorted(folder.glob(pattern)) if any(sign in pattern for sign in "*?[") else [folder / pattern]
     missing = [path for path in found if not path.exists()]
     if missing or not found:
-        path = missing[0] if missing else folder / pattern
-        raise MixtureError(f"{source.name}: no such file {path}{_neighbour(path)}{_hub_hint(source)}")
+        raise _missing(source, base, missing[0] if missing else folder / pattern)
     return found
 
 
-def _hub_hint(source: Origin) -> str:
-    looks = source.source.count("/") == 1 and not source.source.startswith(".") and source.format is None
-    return "; of a data set on the Hub, set format: huggingface" if looks else ""
+def _missing(source: Origin, base: Path, path: Path) -> MixtureError:
+    looks_like_hub = source.source.count("/") == 1 and not source.source.startswith(".") and source.format is None
+    hint = "; of a data set on the Hub, set format: huggingface" if looks_like_hub else ""
+    if (script := base / "make_data.py").is_file():
+        hint = f"; write it with: python {script}"
+    return MixtureError(f"{source.name}: no such file {path}{_neighbour(path)}{hint}")
 
 
 def _neighbour(path: Path) -> str:
@@ -207,11 +209,16 @@ def _open_file(source: Origin, path: Path) -> DataFile:
         digest = file_digest(content)
     except OSError as error:
         raise MixtureError(f"{source.name}: cannot read {path}: {error.strerror}") from error
-    read = partial(read_rows, kind, content, str(path))
-    file = DataFile(str(path), digest, "line" if kind in ("jsonl", "csv") else "row", read)
+    return local_file(kind, content, str(path), digest)
+
+
+def local_file(kind: str, path: Path, name: str | None = None, digest: str = "") -> DataFile:
+    """A file on a disk. Arguments as of `read_rows`."""
+    read = partial(read_rows, kind, path, name or str(path))
+    file = DataFile(name or str(path), digest, "line" if kind in ("jsonl", "csv") else "row", read)
     if kind in _CUT and not infer_compression(path):
         file.parts = lambda: [
-            replace(file, read=partial(read, part=part), parts=None, count=part.count) for part in _CUT[kind](content)
+            replace(file, read=partial(read, part=part), parts=None, count=part.count) for part in _CUT[kind](path)
         ]
     return file
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,13 @@ def cached_rows(
             "set HF_DATASETS_CACHE to a folder on another disk"
         ) from None
     return open_pieces(folder, fingerprint)
+
+
+def empty_columns(splits: Collection[Dataset], names: tuple[str, ...]) -> list[str]:
+    """Those of the columns in which every value of every split is null."""
+    first, *_ = splits
+    there = (name for name in names if name in first.column_names)
+    return [name for name in there if all(rows.data.column(name).null_count == len(rows.data) for rows in splits)]
 
 
 def write_split(rows: Dataset, path: Path, processes: int | None = None) -> dict[str, Any]:

@@ -1,32 +1,69 @@
-"""A decoding loop for many short answers on a CPU, for transformers' `generate(custom_generate=sample)`.
+"""A decoding loop for many short answers, for transformers' `generate(custom_generate=sample)`.
 
-For each new token, transformers' own loop copies the whole key-value cache, continues finished rows and draws a random
-number per vocabulary entry. This loop preallocates the cache, removes finished rows from the batch and draws one number
-per row. Samples have the same distribution; greedy answers are the same up to rounding.
+It differs from transformers' own in five ways. Weights are prepared once for products of few rows. The key-value cache
+is not copied for every token. An answer that ends makes room for the next prompt (continuous batching). One random
+number is drawn per token, not one for each entry of the vocabulary. On a GPU a step is one CUDA graph. Samples have the
+same distribution; greedy answers are the same up to rounding.
 """
 
-import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedConfig, StoppingCriteriaList
-from transformers.generation import GenerationMode
+from transformers import GenerationConfig, LogitsProcessorList, MinPLogitsWarper, PreTrainedConfig, StoppingCriteriaList
+from transformers.generation import EosTokenCriteria, GenerationMode, MaxLengthCriteria, StopStringCriteria
 
-_MODEL_TYPES = ("minimind", "llama", "qwen3", "qwen3_moe")  # supported by `_Decoder`
-_CACHE_GROWTH = 64  # tokens
-_LEAST_SHARED = 32  # tokens, such as those of a system message, that are worth reading once for all prompts
-_MAX_UNFINISHED = 0.75  # share of rows up to which finished rows are removed: moving the cache costs about one step
+from .decoder import Decoder, Prompts, can_decode
+from .key_value_caches import CapturedStep, PagedCache, StaticCache
+
+_TOKENS_READ = 4096  # of prompts at a time
+_BLOCK = 64  # tokens of the vocabulary
+_CPU = torch.device("cpu")
 
 
-def can_sample(config: PreTrainedConfig, generation_config: GenerationConfig) -> bool:
-    """Whether `sample` supports the model and the generation mode: sampling or greedy search with full attention."""
-    full = all(kind == "full_attention" for kind in getattr(config, "layer_types", None) or ())
+@dataclass(frozen=True)
+class _Engine:
+    """How a kind of device generates.
+
+    Attributes:
+        cache: class of the key-value cache.
+        step: given a decoder and a cache, makes the function from tokens (slots,) to the next logits (slots, V).
+        slots: answers at a time.
+        interval: tokens between two looks at which answers have ended; a look waits for a GPU.
+        most_kept: share of the slots in use up to which the unused ones are removed from the batch.
+    """
+
+    cache: type
+    step: Callable
+    slots: int
+    interval: int
+    most_kept: float
+
+
+def _eager_step(decoder: Decoder, cache) -> Callable[[Tensor], Tensor]:
+    return partial(decoder.step, cache=cache)
+
+
+_ENGINES = {
+    "cpu": _Engine(PagedCache, _eager_step, slots=64, interval=1, most_kept=15 / 16),
+    "cuda": _Engine(StaticCache, CapturedStep, slots=256, interval=16, most_kept=1 / 4),
+}
+
+
+def can_sample(config: PreTrainedConfig, generation_config: GenerationConfig, device: torch.device = _CPU) -> bool:
+    """Whether `sample` supports the model on the device, and the generation mode: sampling or greedy search.
+
+    A configured cache implementation leaves generation to transformers.
+    """
     modes = (GenerationMode.SAMPLE, GenerationMode.GREEDY_SEARCH)
-    return config.model_type in _MODEL_TYPES and full and generation_config.get_generation_mode() in modes
+    own_cache = generation_config.cache_implementation is None
+    return can_decode(config, device) and own_cache and generation_config.get_generation_mode() in modes
 
 
 @torch.no_grad()
@@ -36,166 +73,166 @@ def sample(
     logits_processor: LogitsProcessorList,
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
+    slots: int | None = None,
     **inputs: Any,
 ) -> Tensor:
     """Prompts with their completions (B, P + T), padded after the end-of-sequence token.
 
-    The signature is that of transformers' decoding methods. Logits processors see only unfinished rows, so they must
-    not keep state per row.
+    The signature is that of transformers' decoding methods. Logits processors and stopping criteria see some of the
+    texts at a time, padded on the left, so they must not keep state per row. Where one does not support continuous
+    batching, all rows are generated at once, and those that it sees have equally many new tokens.
 
     Args:
         input_ids: left-padded prompts (B, P); `inputs["attention_mask"]` is 0 for padding.
+        slots: answers at a time; the default depends on the device.
     """
-    mask = inputs.get("attention_mask")
-    decoder = _Decoder(model, input_ids, torch.ones_like(input_ids) if mask is None else mask)
-    fill = generation_config.pad_token_id
-    answers = input_ids.new_full((len(input_ids), generation_config.max_length), 0 if fill is None else fill)
-    answers[:, : input_ids.shape[1]] = input_ids
-    ids, rows, ended = input_ids, torch.arange(len(input_ids)), torch.zeros(len(input_ids), dtype=torch.bool)
-    logits = decoder.logits
-    with _packed_weights(model):
-        while True:
-            scores = logits_processor(ids, logits.float())
-            tokens = _draw(scores) if generation_config.do_sample else scores.argmax(-1)
-            ids = torch.cat([ids, tokens[:, None]], 1)
-            answers[rows[~ended], ids.shape[1] - 1] = tokens[~ended]
-            ended = ended | stopping_criteria(ids, scores).bool()
-            left = (~ended).nonzero()[:, 0]
-            if not len(left):
-                return answers[:, : ids.shape[1]]
-            if len(left) <= _MAX_UNFINISHED * len(rows):
-                ids, rows, tokens, ended = ids[left], rows[left], tokens[left], ended[left]
-                decoder.keep(left)
-            logits = decoder.step(tokens)
+    engine, mask = _ENGINES[input_ids.device.type], inputs.get("attention_mask")
+    if not _allow_refills(logits_processor, stopping_criteria):
+        slots = len(input_ids)
+    slots = min(slots or engine.slots, len(input_ids))
+    decoder = Decoder(model, generation_config.max_length + engine.interval)
+    queue = _Queue(decoder, input_ids, torch.ones_like(input_ids) if mask is None else mask)
+    answers = _Answers(input_ids, slots, engine.interval, stopping_criteria, generation_config)
+    cache = engine.cache(decoder, slots)
+    step, free = engine.step(decoder, cache), list(range(slots))
+    logits = decoder.logits(decoder.embed_tokens(input_ids[:slots, -1]))  # of the right shape and type
+    for number in count(1):
+        for prompts, rows, picks in queue.take(len(free)):
+            begun, free = free[: len(rows)], free[len(rows) :]
+            cache.admit(begun, prompts, picks)
+            answers.begin(begun, rows)
+            logits[begun] = prompts.logits[picks]
+        scores = logits_processor(answers.ids, logits.float()) if logits_processor else logits.float()
+        tokens = _draw(scores) if generation_config.do_sample else scores.argmax(-1)
+        answers.add(tokens, scores)
+        free = answers.ended.nonzero()[:, 0].tolist() if number % engine.interval == 0 else []
+        if free and not queue.rows:
+            left = sorted(set(range(len(tokens))) - set(free))
+            if not left:
+                return answers.texts()
+            if len(left) <= engine.most_kept * len(tokens):
+                free, tokens = [], tokens[left]
+                cache.keep(left)
+                answers.keep(left)
+            else:
+                cache.rest(free)
+        logits = step(tokens)
+
+
+def _allow_refills(processors: LogitsProcessorList, criteria: StoppingCriteriaList) -> bool:
+    """Whether texts in a batch may have different numbers of new tokens."""
+    kinds = EosTokenCriteria, MaxLengthCriteria, StopStringCriteria
+    known = all(
+        getattr(one, "supports_continuous_batching", None) or isinstance(one, MinPLogitsWarper) for one in processors
+    )
+    return known and all(isinstance(one, kinds) for one in criteria)
 
 
 def _draw(scores: Tensor) -> Tensor:
-    """Draw tokens (B,) from softmax(scores) by inverse transform sampling: one uniform number per row."""
-    sums = scores.softmax(-1).cumsum(-1, dtype=torch.float64)
-    place = torch.rand(len(sums), 1, dtype=torch.float64) * sums[:, -1:]
-    return torch.searchsorted(sums, place, right=True)[:, 0]
+    """Draw tokens (B,) from softmax(scores) by inverse transform sampling: one uniform number per row.
 
-
-@contextmanager
-def _packed_weights(model: nn.Module) -> Iterator[None]:
-    """Reorder the weights of linear layers for oneDNN once, instead of at every matrix product.
-
-    Uses the operators that `torch.compile` uses for frozen graphs; without them nothing changes. Under autocast the
-    products have its dtype, as they would anyway.
+    First a block of the vocabulary, then a token in it: sums of all tokens in float64 would cost several times as much.
     """
-    layers = [layer for layer in (*model.model.layers.modules(), model.lm_head) if type(layer) is nn.Linear]
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
-        layers = []
-    for layer in layers:
-        layer.forward = functools.partial(_packed_linear, *_packed(layer))
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward
+    weights = pad(scores.softmax(-1), (0, -scores.shape[-1] % _BLOCK)).unflatten(-1, (-1, _BLOCK))
+    sums = weights.sum(-1, dtype=torch.float64).cumsum(-1)
+    block, place = _search(sums, torch.rand_like(sums[:, :1]) * sums[:, -1:])
+    sums = weights.take_along_dim(block[..., None], 1)[:, 0].cumsum(-1, dtype=torch.float64)
+    return (block * _BLOCK + _search(sums, place)[0])[:, 0]
 
 
-def _packed(layer: nn.Linear) -> tuple[Tensor, Tensor | None]:
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else layer.weight.dtype
-    bias = layer.bias if layer.bias is None else layer.bias.to(dtype)
-    return torch.ops.mkldnn._reorder_linear_weight(layer.weight.to(dtype)), bias
+def _search(sums: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+    """The interval between cumulative sums (B, N) in which a place (B, 1) lies, and the place from its beginning."""
+    place = place.minimum(sums[:, -1:].nextafter(sums.new_zeros(1)))  # an interval of width 0 is never found
+    index = torch.searchsorted(sums, place, right=True)
+    return index, place - pad(sums, (1, 0)).take_along_dim(index, 1)
 
 
-def _packed_linear(weight: Tensor, bias: Tensor | None, states: Tensor) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(states.to(weight.dtype), weight, bias, "none", [], "")
+class _Queue:
+    """Prompts that wait for a slot. Equal ones, such as those of a GRPO group, follow each other and are read once."""
+
+    def __init__(self, decoder: Decoder, ids: Tensor, mask: Tensor):
+        self.decoder = decoder
+        self.prompts = [tuple(row) for row in _unpadded(ids, mask)]
+        order = {prompt: index for index, prompt in enumerate(dict.fromkeys(self.prompts))}
+        self.rows = deque(sorted(range(len(ids)), key=lambda row: order[self.prompts[row]]))
+        self.read: Prompts | None = None
+        self.picks: dict[tuple[int, ...], int] = {}  # by prompt, its place in `read`
+
+    def take(self, number: int) -> Iterator[tuple[Prompts, list[int], list[int]]]:
+        """Prompts for so many slots, as long as there are any: what was read, the rows, and their places in it."""
+        while number and self.rows:
+            if self.prompts[self.rows[0]] not in self.picks:
+                self._read()
+            rows = []
+            while len(rows) < number and self.rows and self.prompts[self.rows[0]] in self.picks:
+                rows.append(self.rows.popleft())
+            number -= len(rows)
+            yield self.read, rows, [self.picks[self.prompts[row]] for row in rows]
+
+    def _read(self) -> None:
+        tokens, prompts = 0, []
+        for prompt in dict.fromkeys(self.prompts[row] for row in self.rows):
+            tokens += len(prompt)
+            if prompts and tokens > _TOKENS_READ:
+                break
+            prompts.append(prompt)
+        self.read = None  # frees its memory
+        self.read, self.picks = self.decoder.read(prompts), {prompt: pick for pick, prompt in enumerate(prompts)}
 
 
-def _shared_first(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Left-padded prompts (B, P) with the padding moved behind the tokens that all begin with, and their number.
-
-    It is 0, and nothing is moved, where they share too little to be worth a pass of its own.
-    """
-    lengths = mask.sum(-1)
-    places = torch.arange(ids.shape[1])
-    starts = (places + (ids.shape[1] - lengths)[:, None]).clamp(max=ids.shape[1] - 1)
-    aligned = ids.gather(1, starts)  # (B, P): the tokens first, then anything
-    differs = (aligned != aligned[:1]).any(0)
-    differs[int(lengths.min()) - 1 :] = True  # at least one token of each is its own
-    shared = int(differs.int().argmax())
-    if len(ids) == 1 or shared < _LEAST_SHARED or (mask.diff(dim=-1) < 0).any():
-        return ids, mask, 0
-    moved = torch.cat([aligned[:, :shared], ids[:, shared:]], 1)
-    of_row = places >= (shared + ids.shape[1] - lengths)[:, None]
-    return moved, torch.where(places < shared, 1, of_row.to(mask)), shared
+def _unpadded(ids: Tensor, mask: Tensor) -> Iterator[list[int]]:
+    for row, tokens in zip(ids.tolist(), mask.bool().tolist(), strict=True):
+        yield [token for token, is_token in zip(row, tokens, strict=True) if is_token]
 
 
-class _Decoder:
-    """Runs a model's layers for one token of every row at a time.
+class _Answers:
+    """The texts of all rows, and the rows that are in slots."""
 
-    Keys and values are (B * kv_heads, allocated length, head_dim) per layer, so that a matrix product reads them in
-    place; positions that are not yet written are masked like padding.
-    """
+    def __init__(self, prompts: Tensor, slots: int, spare: int, criteria, config: GenerationConfig):
+        self.fill = 0 if config.pad_token_id is None else config.pad_token_id
+        self.all = prompts.new_full((len(prompts), config.max_length + spare), self.fill)
+        self.all[:, : prompts.shape[1]] = prompts
+        self.lengths = prompts.new_full((len(prompts),), prompts.shape[1])  # of all rows, with padding on the left
+        self.rows = prompts.new_zeros(slots)
+        self.ends = prompts.new_zeros(slots)  # where the next token is written
+        self.ended = torch.ones_like(self.rows, dtype=torch.bool)
+        self.bounds = [0] * slots  # `ends`, without a transfer from the device
+        self.prompt_length, self.max_length = prompts.shape[1], config.max_length
+        self.token_criteria = StoppingCriteriaList(one for one in criteria if isinstance(one, EosTokenCriteria))
+        kinds = EosTokenCriteria, MaxLengthCriteria
+        self.text_criteria = StoppingCriteriaList(one for one in criteria if not isinstance(one, kinds))
 
-    def __init__(self, model: nn.Module, ids: Tensor, mask: Tensor):
-        self.body, self.head = model.model, model.lm_head
-        attention = self.body.layers[0].self_attn
-        self.head_dim, self.scaling = attention.head_dim, attention.scaling
-        # Equal prompts, such as those of a GRPO group, are read once.
-        prompts, place = torch.stack([ids, mask.to(ids)]).unique(dim=1, return_inverse=True)
-        ids, mask, shared = _shared_first(*prompts)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        cache = DynamicCache(config=model.config)
-        if shared:
-            self.body(ids[:1, :shared], mask[:1, :shared], positions[:1, :shared], cache, use_cache=True)
-            cache.batch_repeat_interleave(len(ids))
-        # the cache's keyword depends on the version
-        output = self.body(ids[:, shared:], mask, positions[:, shared:], cache, use_cache=True)
-        self.logits = self.head(output.last_hidden_state[:, -1])[place]
-        self.position, self.length, mask = positions[place, -1:], ids.shape[1], mask[place]
-        layers = cache.layers
-        self.kv_heads = layers[0].keys.shape[1]
-        self.keys = [layer.keys[place].flatten(0, 1) for layer in layers]
-        self.values = [layer.values[place].flatten(0, 1) for layer in layers]
-        masked = torch.zeros_like(mask, dtype=self.keys[0].dtype).masked_fill(mask == 0, float("-inf"))
-        self.bias = masked.repeat_interleave(self.kv_heads, 0)[:, None]
-        self._grow()
+    @property
+    def ids(self) -> Tensor:
+        """The texts in the slots (slots, longest), padded on the left."""
+        width = min(max(self.bounds), self.all.shape[1])
+        places = self.ends[:, None] - width + torch.arange(width, device=self.ends.device)
+        return self.all[self.rows].take_along_dim(places.clamp(min=0), 1)
 
-    def keep(self, rows: Tensor) -> None:
-        """Continue with these rows only."""
-        self.position = self.position[rows]
-        heads = (rows[:, None] * self.kv_heads + torch.arange(self.kv_heads)).flatten()
-        self.bias = self.bias[heads]
-        self.keys, self.values = [[part[heads] for part in parts] for parts in (self.keys, self.values)]
+    def begin(self, slots: list[int], rows: list[int]) -> None:
+        """Put rows into these slots."""
+        self.lengths[self.rows] = self.ends
+        self.rows[slots] = torch.tensor(rows, device=self.rows.device)
+        self.ends[slots], self.ended[slots] = self.prompt_length, False
+        for slot in slots:
+            self.bounds[slot] = self.prompt_length
 
-    def _grow(self) -> None:
-        self.bias = pad(self.bias, (0, _CACHE_GROWTH), value=float("-inf"))
-        self.keys, self.values = [
-            [pad(part, (0, 0, 0, _CACHE_GROWTH)) for part in parts] for parts in (self.keys, self.values)
-        ]
+    def add(self, tokens: Tensor, scores: Tensor) -> None:
+        """Append tokens (slots,) to the rows that have not ended, and find those that have."""
+        self.all[self.rows, self.ends] = tokens.masked_fill(self.ended, self.fill)
+        self.ends = self.ends + ~self.ended
+        self.bounds = [bound + 1 for bound in self.bounds]
+        self.ended = self.ended | self.token_criteria(tokens[:, None], scores) | (self.ends >= self.max_length)
+        if self.text_criteria:
+            self.ended = self.ended | self.text_criteria(self.ids, scores).bool()
 
-    def step(self, tokens: Tensor) -> Tensor:
-        """Logits (B, V) after one more token (B,) in every row."""
-        if self.length == self.bias.shape[-1]:
-            self._grow()
-        self.position = self.position + 1
-        self.bias[..., self.length] = 0
-        hidden = self.body.embed_tokens(tokens[:, None])
-        cos, sin = self.body.rotary_emb(hidden, self.position)
-        half = self.head_dim // 2
-        rotation = cos, torch.cat([-sin[..., :half], sin[..., half:]], -1)
-        for layer, keys, values in zip(self.body.layers, self.keys, self.values, strict=True):
-            hidden = hidden + self._attend(layer.self_attn, layer.input_layernorm(hidden), keys, values, rotation)
-            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
-        self.length += 1
-        return self.head(self.body.norm(hidden))[:, 0]
+    def keep(self, slots: list[int]) -> None:
+        """Go on with these slots only."""
+        self.lengths[self.rows] = self.ends
+        self.rows, self.ends, self.ended = self.rows[slots], self.ends[slots], self.ended[slots]
+        self.bounds = [self.bounds[slot] for slot in slots]
 
-    def _attend(self, attention: nn.Module, hidden: Tensor, keys: Tensor, values: Tensor, rotation) -> Tensor:
-        per_head = (len(hidden), -1, self.head_dim)
-        query, key = attention.q_proj(hidden).view(per_head), attention.k_proj(hidden).view(per_head)
-        if hasattr(attention, "q_norm"):
-            query, key = attention.q_norm(query), attention.k_norm(key)
-        keys[:, self.length] = _rotated(key, *rotation).reshape(-1, self.head_dim)
-        values[:, self.length] = attention.v_proj(hidden).view(-1, self.head_dim)
-        query = (_rotated(query, *rotation) * self.scaling).reshape(len(keys), -1, self.head_dim)
-        weights = torch.bmm(query, keys.transpose(1, 2)).add_(self.bias).softmax(-1)
-        return attention.o_proj(torch.bmm(weights, values).view(len(hidden), 1, -1))
-
-
-def _rotated(states: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
-    """RoPE of (B, heads, D) by angles (B, 1, D); the first half of the sines is negated, as `rotate_half` would."""
-    return torch.addcmul(states * cos, states.roll(states.shape[-1] // 2, -1), signed_sin)
+    def texts(self) -> Tensor:
+        """All rows (B, P + T)."""
+        self.lengths[self.rows] = self.ends
+        return self.all[:, : int(self.lengths.max())]

@@ -12,15 +12,20 @@ from trl import DPOTrainer, RewardTrainer
 from trl.trainer.utils import use_adapter
 
 from ..evaluation.pairs import answer_log_probs, pair_rewards
+from ..internals import PairHooks
 from ..reports.samples import AT_A_MOMENT, Sample, rounded, shown_prompt
 from .layer_compilation import LayerCompilation
 from .lm_head import add_learned_positions_head
 from .sample_recording import LOOKED_AT, cut_tokens, cut_values, varied
+from .tokenized_pairs import has_pair_tokens, pairs_for_dpo, pairs_for_reward
 from .trainer_mixin import TrainerMixin, first_batches
 
 
-class PairsTrainer(TrainerMixin):
-    """A mixin that counts the pairs which TRL's trainer drops, and records samples of held-out pairs."""
+class PairsTrainer(TrainerMixin, PairHooks):
+    """A mixin that counts the pairs which TRL's trainer drops, and records samples of held-out pairs.
+
+    Pairs that the mixture has tokenized are not tokenized again.
+    """
 
     sample_kind: str
 
@@ -52,6 +57,16 @@ class PairsTrainer(TrainerMixin):
         """What to show of a held-out pair; None for one that is too long."""
         raise NotImplementedError
 
+    def prepare_dataset(self, dataset, processing_class, args, dataset_name):
+        if not has_pair_tokens(dataset):
+            return super().prepare_dataset(dataset, processing_class, args, dataset_name)
+        with args.main_process_first(desc="preparing pairs"):
+            return self.cut_pairs(dataset, args)
+
+    def cut_pairs(self, pairs: Dataset | IterableDataset, args) -> Dataset | IterableDataset:
+        """Pairs that the mixture has tokenized, in the columns of the trainer, without those that it drops."""
+        raise NotImplementedError
+
 
 class MiniMindDPOTrainer(LayerCompilation, PairsTrainer, DPOTrainer):
     """DPOTrainer with our metrics. It cuts answers to `max_length`, and drops pairs whose prompt leaves no room."""
@@ -73,6 +88,10 @@ class MiniMindDPOTrainer(LayerCompilation, PairsTrainer, DPOTrainer):
         with self.untimed():
             self.record_answers(self.held_out or ())
         return figures
+
+    def cut_pairs(self, pairs: Dataset | IterableDataset, args) -> Dataset | IterableDataset:
+        # Cut to the end, every answer has tokens to learn from.
+        return pairs_for_dpo(pairs, args.max_length if args.truncation_mode == "keep_start" else None)
 
     def pair_sample(self, row: dict) -> Sample | None:
         options = {"max_length": self.args.max_length, "bf16": self.args.bf16}
@@ -109,6 +128,9 @@ class MiniMindRewardTrainer(LayerCompilation, PairsTrainer, RewardTrainer):
 
     drop_reason = "longer than max_length={}"
     sample_kind = "score"
+
+    def cut_pairs(self, pairs: Dataset | IterableDataset, args) -> Dataset | IterableDataset:
+        return pairs_for_reward(pairs, args.max_length)
 
     def pair_sample(self, row: dict) -> Sample | None:
         options = {"max_length": self.args.max_length, "bf16": self.args.bf16}

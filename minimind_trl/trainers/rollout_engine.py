@@ -22,7 +22,7 @@ from .rollout_tools import TEMPLATE_KWARGS, RolloutTools
 
 
 class RolloutEngine(RolloutTools):
-    """Generation for GRPOTrainer: our decoding loop on a CPU, and chat template arguments from the rows."""
+    """Generation for GRPOTrainer: our decoding loop, and chat template arguments from the rows."""
 
     def generate_rollout(self, rows: list[dict]) -> Rollout:
         """Answer the rows' prompts and score the answers."""
@@ -70,11 +70,18 @@ class RolloutEngine(RolloutTools):
     def tokenize_prompts(self, prompts: list, rows: list[dict]) -> list[list[int]] | None:
         if isinstance(prompts[0], str):
             return None
+        if all(map(self._fits_kept_ids, rows)):
+            return [row["prompt_ids"] for row in rows]
         if self.environment_factories is not None:  # which have changed the prompts
             texts = [self._render(row | {"prompt": prompt}) for row, prompt in zip(rows, prompts, strict=True)]
         else:
             texts = [row["rendered_prompts"] for row in rows]
         return self.text_tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+    def _fits_kept_ids(self, row: dict) -> bool:
+        """Whether the mixture has tokenized this prompt as it is asked here: without tools and other arguments."""
+        asked_otherwise = self.tools or row.get("tools") or self.template_kwargs_of(row) or self.chat_template
+        return row.get("prompt_ids") is not None and not asked_otherwise
 
     # Completions
 
@@ -95,7 +102,7 @@ class RolloutEngine(RolloutTools):
         ids = pad(prompts, padding_value=self.text_tokenizer.pad_token_id, padding_side="left")
         mask = pad([torch.ones_like(prompt) for prompt in prompts], padding_value=0, padding_side="left")
         device = self.accelerator.device
-        use_own_loop = device.type == "cpu" and can_sample(model.config, self.generation_config)
+        use_own_loop = can_sample(model.config, self.generation_config, device)
         with torch.no_grad():
             output = model.generate(
                 input_ids=ids.to(device),

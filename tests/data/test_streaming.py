@@ -14,8 +14,9 @@ from minimind_trl.data import DatasetMixer, MixtureError, load_mixture, prepare,
 from minimind_trl.data.config import Source
 from minimind_trl.data.sources import open_source
 from minimind_trl.data.streaming import share_of
+from minimind_trl.tokenization import tiny_tokenizer
 from tests.conftest import REPOSITORY
-from tests.data.test_mixer import build, texts
+from tests.data.test_mixer import build, chat, texts
 from tests.loopback_hub import LoopbackHub
 
 
@@ -30,6 +31,24 @@ def test_a_stream_splits_as_the_same_mixture_does_at_rest(write):
     assert sorted(rows(stream["validation"])) == sorted(rows(at_rest["validation"]))
     assert sorted(rows(stream["train"])) == sorted(rows(at_rest["train"]))
     assert list(next(iter(stream["train"]))) == ["text", "source"]
+
+
+@pytest.mark.parametrize("phase", ["sft", "midtrain"])
+def test_its_rows_have_the_tokens_of_the_same_mixture_at_rest(write, phase):
+    """Each is rendered and tokenized once, as it is read."""
+    rows = [chat(f"天气 {i}", skill="3") for i in range(80)]
+    rows[7]["messages"] += [{"role": "user", "content": "q"}, {"role": "assistant", "content": "no", "train": False}]
+    options = {"phase": phase, "validation": {"ratio": 0.2, "seed": 3}, "options": {"keep_columns": ["skill"]}}
+    found = []
+    for is_stream in (False, True):
+        path = write({"a": rows}, **options, streaming=is_stream)
+        data = DatasetMixer.from_yaml(path).build(tiny_tokenizer(), keep_tokens=True)
+        names = ("skill", "input_ids", "assistant_masks")
+        part = [row for split in data.values() for row in split]
+        found.append(
+            {row.get("text") or row["messages"][0]["content"]: [row.get(name) for name in names] for row in part}
+        )
+    assert found[0] == found[1] and len(found[0]) > 60 and all(ids for _, ids, _ in found[0].values())
 
 
 def test_its_shares_hold_in_expectation_and_its_size_exactly(write):

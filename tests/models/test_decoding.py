@@ -1,11 +1,14 @@
 """The decoding loop for CPUs, compared with transformers' own."""
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
 
-from minimind_trl.models import MiniMindForCausalLM
+from minimind_trl.models import MiniMindForCausalLM, decoding
 from minimind_trl.models.decoding import can_sample, sample
 from tests.conftest import small_config
 
@@ -14,14 +17,14 @@ LENGTHS = torch.tensor([1, 9, 90, 4, 30])  # of the completions: rows end at dif
 
 
 class EndsAtItsLength(LogitsProcessor):
-    """Ends a row after as many new tokens as the id of its prompt's last token."""
+    """Ends a row after as many new tokens as the id of its prompt's last token; other ids below 100 never come."""
 
-    def __init__(self, prompt_length: int):
-        self.prompt_length = prompt_length
+    supports_continuous_batching = True
 
     def __call__(self, ids, scores):
-        due = ids.shape[1] - self.prompt_length >= ids[:, self.prompt_length - 1] - 1
-        scores = scores.index_fill(1, torch.tensor([END]), -torch.inf)
+        said = torch.isin(ids, LENGTHS).flip(1).int().argmax(1, keepdim=True)
+        due = said[:, 0] >= ids.flip(1).gather(1, said)[:, 0] - 1
+        scores = scores.index_fill(1, torch.arange(100), -torch.inf)
         end = torch.full_like(scores, -torch.inf).index_fill(1, torch.tensor([END]), 0)
         return torch.where(due[:, None], end, scores)
 
@@ -42,7 +45,7 @@ def prompts(shared: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 def generate(model, custom, shared: int = 0, **options) -> torch.Tensor:
     ids, mask = prompts(shared)
     config = GenerationConfig(max_new_tokens=100, eos_token_id=END, pad_token_id=0, **options)
-    ends = LogitsProcessorList([EndsAtItsLength(ids.shape[1])])
+    ends = LogitsProcessorList([EndsAtItsLength()])
     return model.generate(
         input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=ends, custom_generate=custom
     )
@@ -57,18 +60,35 @@ def random_model(kind):
     return model
 
 
-def test_greedy_answers_equal_those_of_transformers(random_model):
+@pytest.fixture(params=["paged", "static"])
+def engine(request, monkeypatch):
+    """The engine of CPUs, then that of GPUs without the graph."""
+    if request.param == "static":
+        static = replace(decoding._ENGINES["cuda"], step=decoding._eager_step, slots=64)
+        monkeypatch.setitem(decoding._ENGINES, "cpu", static)
+    return request.param
+
+
+def test_greedy_answers_equal_those_of_transformers(random_model, engine):
     expected = generate(random_model, None, do_sample=False)
     torch.testing.assert_close(generate(random_model, sample, do_sample=False), expected)
     assert (expected[:, 12:] == END).int().argmax(1).tolist() == (LENGTHS - 1).tolist()
 
 
+@pytest.mark.parametrize("slots", [1, 2, 4])
+def test_an_answer_that_ends_makes_room_for_the_next_prompt(random_model, engine, slots, monkeypatch):
+    monkeypatch.setattr(decoding, "_TOKENS_READ", 20)  # so that prompts are read when they are needed
+    expected = generate(random_model, None, do_sample=False)
+    torch.testing.assert_close(generate(random_model, partial(sample, slots=slots), do_sample=False), expected)
+
+
 def test_a_beginning_that_all_prompts_share_is_read_once(random_model):
     read = []
-    hook = random_model.model.register_forward_pre_hook(lambda module, inputs: read.append(tuple(inputs[0].shape)))
+    embedding = random_model.model.embed_tokens
+    hook = embedding.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0].numel()))
     answers = generate(random_model, sample, shared=40, do_sample=False)
     hook.remove()
-    assert read == [(1, 40), (5, 12)]
+    assert read[1:3] == [40, 51]
     torch.testing.assert_close(answers, generate(random_model, None, shared=40, do_sample=False))
 
 
@@ -135,7 +155,9 @@ def test_products_under_autocast_have_its_dtype(random_model):
     assert (said == END).int().argmax(1).tolist() == (expected == END).int().argmax(1).tolist()
 
 
-@pytest.mark.parametrize("options", [{"num_beams": 2}, {"penalty_alpha": 0.6, "top_k": 4}])
+@pytest.mark.parametrize(
+    "options", [{"num_beams": 2}, {"penalty_alpha": 0.6, "top_k": 4}, {"cache_implementation": "static"}]
+)
 def test_unsupported_modes_are_left_to_transformers(kind, options):
     assert can_sample(small_config(kind), GenerationConfig(do_sample=True))
     assert not can_sample(small_config(kind), GenerationConfig(**options))
