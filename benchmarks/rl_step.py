@@ -129,9 +129,7 @@ def main() -> None:
     parser.add_argument("--from_weight", help="a fine-tuned tiny checkpoint; default: train one (3 minutes)")
     parser.add_argument("--steps", type=int, default=12, help="counted steps of a run")
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument(
-        "--bf16", action="store_true", help="train in bf16, as recipes do on a fast machine"
-    )
+    parser.add_argument("--bf16", action="store_true", help="train in bf16, as recipes do on a fast machine")
     parser.add_argument("--profile", choices=METHODS, metavar="METHOD", help=", ".join(METHODS))
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
