@@ -1,5 +1,7 @@
 """Rows of prompts with answers, repacked without padding and with equal prompts once, for a forward pass."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +38,30 @@ class PackedAnswers:
         """Arguments of a model's body."""
         names = ("input_ids", "position_ids", "attention_mask")
         return {name: getattr(self, name) for name in names}
+
+    @contextmanager
+    def states_only(self, body: nn.Module) -> Iterator[None]:
+        """Within the block the last layer's feed-forward computes `states` only, as nothing reads the others.
+
+        Not with activation checkpointing, which computes the layer again after the block, and not for a mixture of
+        experts, which is balanced over all tokens.
+        """
+        last = body.layers[-1]
+        if getattr(last, "gradient_checkpointing", False) or getattr(body.config, "num_experts", 0):
+            yield
+            return
+        feed_forward, read = last.mlp.forward, self.states.unique()
+
+        def forward(hidden_states: Tensor) -> Tensor:
+            flat = hidden_states.flatten(0, 1)
+            computed = feed_forward(flat[read])
+            return computed.new_zeros(flat.shape).index_copy(0, read, computed).view(hidden_states.shape)
+
+        last.mlp.forward = forward
+        try:
+            yield
+        finally:
+            del last.mlp.forward  # that of its class is there again
 
 
 class _Row:
