@@ -36,7 +36,7 @@ from transformers.utils import logging
 
 from minimind_trl.models import MiniMindConfig, MiniMindForCausalLM
 from minimind_trl.models.decoder import Decoder
-from minimind_trl.models.decoding import _draw, sample
+from minimind_trl.models.decoding import draw_by_race, sample
 from minimind_trl.models.key_value_caches import CapturedStep, StaticCache
 from minimind_trl.models.twins import to_twin
 
@@ -323,7 +323,7 @@ def time_step(device: str) -> str:
         runs = {
             "graph": partial(step, tokens),
             "eager": partial(decoder.step, tokens, cache),
-            "draw": partial(_draw, logits),
+            "draw": partial(draw_by_race, logits),
         }
         for name, run in runs.items():
             parts[name] = min(timed(lambda run=run: [run() for _ in range(20)], device)[0] for _ in range(2)) / 20
