@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,15 @@ def file_digest(path: Path) -> str:
     if path.is_dir():
         parts = (f"{file.name} {file_digest(file)}" for file in sorted(path.iterdir()) if file.is_file())
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    digest = hashlib.sha256()
+    found = path.stat()
+    return _digest_of(path, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+@cache
+def _digest_of(path: Path, *_version: int) -> str:
+    """SHA-256 of a file, computed once while nothing of it changes."""
     with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def full_disk_message(error: BaseException | None) -> str | None:

@@ -124,6 +124,7 @@ ENGINES: tuple[PrivateName, ...] = (
     PrivateName("torch.utils._pytree", "tree_iter"),
     PrivateName("torch.ops:aten", "_grouped_mm"),
     PrivateName("torch.ops:aten", "_local_scalar_dense"),
+    PrivateName("torch.ops:aten", "_softmax_backward_data"),
     PrivateName("torch.nn:Module", "_apply", ("fn", "recurse")),
     PrivateName("transformers:TrainingArguments", "_setup_devices"),
     PrivateName("trl.trainer.utils", "_CHUNKED_LOGPROB_CHUNK_SIZE"),
@@ -162,6 +163,13 @@ def fake_tensor_exceptions() -> tuple:
     import torch
 
     return torch.ops.aten._local_scalar_dense.default, torch.ops.aten._grouped_mm.default
+
+
+def softmax_backward(gradient: Any, probabilities: Any) -> Any:
+    """The gradient of the scores, given that of their softmax over the last dimension."""
+    import torch
+
+    return torch.ops.aten._softmax_backward_data(gradient, probabilities, -1, probabilities.dtype)
 
 
 @contextmanager
@@ -420,6 +428,17 @@ class SFTHooks:
         return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
 
 
+class PairHooks:
+    """Public names for the private methods of TRL's DPOTrainer and RewardTrainer that ours override."""
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
+        return self.prepare_dataset(dataset, processing_class, args, dataset_name)
+
+    def prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
+        """Tokenize and cut a split; `dataset_name` is "train" or the name of an evaluation set."""
+        return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+
+
 def replace_bars_of_datasets() -> None:
     """Let `datasets` show a line for every tenth instead of its bars, unless they are disabled."""
     import datasets.arrow_dataset
@@ -657,6 +676,8 @@ class GRPOHooks(TrainerHooks):
 _GRPO = "trl:GRPOTrainer"
 TRL: tuple[PrivateName, ...] = (
     *bridged(SFTHooks, "trl:SFTTrainer"),
+    *bridged(PairHooks, "trl:DPOTrainer"),
+    *bridged(PairHooks, "trl:RewardTrainer"),
     PrivateName("trl.scripts._hf_argparser", "string_to_bool"),
     PrivateName("datasets.arrow_dataset", "hf_tqdm"),  # without an underscore, but documented nowhere
     PrivateName("trl.trainer.grpo_trainer", "parse_response", ("tokenizer", "ids", "prefix", "tools")),

@@ -23,7 +23,7 @@ def main() -> None:
     from minimind_trl.trainers.gkd_trainer import MiniMindGKDTrainer, load_teacher
 
     run = Run(args, config, lora)
-    teacher = load_teacher(config.teacher_model_name_or_path, run.model)
+    teacher = load_teacher(config.teacher_model_name_or_path, run.model, config.use_cpu)
     data = run.load_data("sft", "distill")
     trainer = MiniMindGKDTrainer(
         model=run.model,

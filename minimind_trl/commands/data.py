@@ -39,7 +39,9 @@ def add_cli(verbs: argparse._SubParsersAction) -> None:
         action.add_argument("--tokenizer", help="directory or Hub id; 'tiny' is the one that comes with the package")
         action.set_defaults(run=run)
         if name == "build":
-            action.add_argument("--output_dir", type=Path, help="default: prepared/PHASE_CONFIG")
+            action.add_argument(
+                "--output_dir", help="a folder, or its URL in a storage (s3://, gs://); default: prepared/PHASE_CONFIG"
+            )
             parts = action.add_mutually_exclusive_group()
             parts.add_argument(
                 "--shard", metavar="I/N", help="convert only the I-th of N shares of the rows, into OUTPUT_DIR.shards"
@@ -76,10 +78,13 @@ def _check(args: argparse.Namespace) -> None:
 
 def _build(args: argparse.Namespace) -> None:
     from ..data import LOCK, load_or_prepare
+    from ..data.object_storage import is_url
 
     mixer, tokenizer = _load(args, progress=True)
-    folder = args.output_dir or Path("prepared") / mixer.name
-    shards = folder.with_name(f"{folder.name}.shards")
+    folder = (args.output_dir or f"prepared/{mixer.name}").rstrip("/")
+    shards = Path(f"{folder}.shards")
+    if is_url(folder) and (args.shard or args.merge):
+        raise MixtureError(f"--output_dir {folder}: shards are written to a folder that all machines see, not to a URL")
     if args.shard:
         number, count = _read_shard(args.shard)
         written = mixer.write_shard(shards, number - 1, count, tokenizer)
@@ -112,7 +117,7 @@ def _show(args: argparse.Namespace) -> None:
     from ..data.schemas import plain_text
 
     mixer, tokenizer = _load(args)
-    data = mixer.build(tokenizer)
+    data = mixer.build(tokenizer, keep_tokens=True)
     console = Console()
     if mixer.report:
         console.print(mixer.report.table())
@@ -172,7 +177,6 @@ def _print_steps(
 ) -> None:
     from ..data.marked_rows import marked_row
     from ..data.report import MOVED
-    from ..data.row_renderer import TOKENS
 
     if traced.unread:
         _print_step(console, "not read", ", ".join(traced.unread))
@@ -193,7 +197,7 @@ def _print_steps(
     if traced.moved:
         _print_step(console, "template", f"{traced.moved} {MOVED}")
     _print_step(console, "tokens", f"{traced.count}{_beyond(mixer, traced.count)}; the trained part is marked:")
-    row = traced.trained | {name: getattr(traced.tokens, name) for name in TOKENS}
+    row = traced.trained | (traced.tokens.columns if traced.tokens else {})
     console.print(marked_row(row, tokenizer, mixer.longest, mixer.on_long), highlight=False)
 
 

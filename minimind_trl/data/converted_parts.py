@@ -25,7 +25,7 @@ _ROWS = (2_000, 100_000)  # fewest and most rows of a piece, if the source has m
 _PIECES = 64
 _BATCH = 1000
 
-Make = Callable[[], Iterator[Row]]
+Make = Callable[[], Iterator[pa.Table]]
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Piece:
 
 
 def pieces_of_files(
-    files: list[DataFile], convert: Callable[[list[tuple[int, DataFile]]], Iterator[Row]]
+    files: list[DataFile], convert: Callable[[list[tuple[int, DataFile]]], Iterator[pa.Table]]
 ) -> list[Piece]:
     """The pieces of a source: parts of files, joined until each has enough rows.
 
@@ -105,15 +105,21 @@ def piece_name(number: int) -> str:
     return f"{number:06}.arrow"
 
 
+def in_tables(rows: Iterator[Row], features: Features) -> Iterator[pa.Table]:
+    """Rows as tables of some of them; values of `Json` come encoded."""
+    while batch := list(islice(rows, _BATCH)):
+        yield pa.Table.from_pylist(batch, schema=features.arrow_schema)
+
+
 def _write_arrow(
-    path: Path, rows: Iterator[Row], features: Features, report: Callable[[int], None] | None = None
+    path: Path, tables: Iterator[pa.Table], features: Features, report: Callable[[int], None] | None = None
 ) -> int:
     count = 0
     with atomic_path(path) as temporary, ArrowWriter(path=str(temporary), features=features) as writer:
-        while batch := list(islice(rows, _BATCH)):
-            writer.write_table(pa.Table.from_pylist(batch, schema=features.arrow_schema))
-            count += len(batch)
+        for table in tables:
+            writer.write_table(table)
+            count += len(table)
             if report:
-                report(len(batch))
+                report(len(table))
         writer.finalize()
     return count

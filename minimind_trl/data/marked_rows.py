@@ -26,12 +26,17 @@ def marked_row(row: Row, tokenizer: PreTrainedTokenizerBase, limit: int | None =
         return _marked(tokenizer, *tokenize_text(tokenizer, row["text"], row.get("untrained")), *limits)
     if "messages" in row:
         return _conversation(tokenizer, row["messages"], tools, *limits)
+    if row.get("prompt_ids") is not None:
+        return _marked(tokenizer, row["prompt_ids"], [])
     if "chosen" not in row:
         options = {"tools": tools, "add_generation_prompt": True, "return_dict": False}
         return _marked(tokenizer, tokenizer.apply_chat_template(row["prompt"], **options), [])
-    better, worse = (
-        _conversation(tokenizer, row["prompt"] + row[side], tools, *limits) for side in ("chosen", "rejected")
-    )
+    if (start := row.get("prompt_tokens")) is not None:
+        sides = (row["chosen_ids"], row["rejected_ids"])
+        better, worse = (_marked(tokenizer, ids, [at >= start for at in range(len(ids))], *limits) for ids in sides)
+    else:
+        sides = (row["prompt"] + row[side] for side in ("chosen", "rejected"))
+        better, worse = (_conversation(tokenizer, messages, tools, *limits) for messages in sides)
     return Text("chosen:\n", style="bold") + better + Text("\nrejected:\n", style="bold") + worse
 
 

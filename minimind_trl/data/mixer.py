@@ -26,13 +26,13 @@ from .config import Mixture, Source, load_mixture, mixture_file
 from .duplicates import CONTAMINATED, near_duplicates
 from .reader import MixtureReader, SourceReader, listed
 from .report import LongRows, MixtureReport, SourceReport, StreamReport, describe_long_rows, describe_split
-from .row_renderer import TOKENS
+from .row_renderer import TOKEN_COLUMNS
 from .rows import FACTS, too_long
 from .schemas import plain_text
 from .selection import Pool
 from .sources import public_name
 from .streaming import build_stream, open_streamed
-from .tables import SPLITS, write_split
+from .tables import SPLITS, empty_columns, write_split
 
 
 class DatasetMixer:
@@ -78,9 +78,9 @@ class DatasetMixer:
         """What became of every row; None before `build`, and of a stream."""
         return self._result if isinstance(self._result, MixtureReport) else None
 
-    def reader(self, tokenizer: PreTrainedTokenizerBase | None = None) -> MixtureReader:
+    def reader(self, tokenizer: PreTrainedTokenizerBase | None = None, stream_tokens: bool = False) -> MixtureReader:
         """What reads the mixture's sources."""
-        settings = (self.longest, self.on_long, self.processes, self.shards)
+        settings = (self.longest, self.on_long, self.processes, self.shards, stream_tokens)
         return MixtureReader(self.mixture, self.path, tokenizer, *settings)
 
     def validate_mixture(self, tokenizer: PreTrainedTokenizerBase | None = None) -> list[str]:
@@ -123,9 +123,9 @@ class DatasetMixer:
         Args:
             tokenizer: escapes control tokens inside text, counts tokens, and renders the conversations of a text
                 phase; None does none of it.
-            keep_tokens: keep the tokens of rows for language models in the columns `input_ids` and `assistant_masks`,
-                from which trainers of this tokenizer learn without tokenizing again. A stream has none, nor has a
-                mixture whose chat template prints other text in training.
+            keep_tokens: keep the tokens of rows in further columns (`row_renderer.TOKENS`), from which trainers of
+                this tokenizer learn without tokenizing again. Conversations whose chat template prints other text in
+                training have none.
 
         Returns:
             "train" and, unless `validation: none`, "validation". Their columns are `text`, or `messages`, or `prompt`,
@@ -135,7 +135,7 @@ class DatasetMixer:
         Raises:
             MixtureError: a source cannot be read or used, a share cannot be met, or a split is empty.
         """
-        reader = self.reader(tokenizer)
+        reader = self.reader(tokenizer, stream_tokens=keep_tokens)
         self._made_from = reader.made_from()  # before reading, so that an edit meanwhile shows as a change
         if self.mixture.streaming:
             return self._stream(reader)
@@ -242,9 +242,9 @@ class Mix:
     validation: np.ndarray
 
     def splits(self, keep_tokens: bool = False) -> DatasetDict:
-        """The rows that are taken, with `TOKENS` if they are to be kept."""
+        """The rows that are taken, with their tokens if these are to be kept."""
         rows = _joined(self.sources)
-        needless = [name for name in (*FACTS, *(() if keep_tokens else TOKENS)) if name in rows.column_names]
+        needless = [name for name in (*FACTS, *(() if keep_tokens else TOKEN_COLUMNS)) if name in rows.column_names]
         taken = {"train": self.train} | ({"validation": self.validation} if self.mixture.validation else {})
         return DatasetDict({name: rows.select(numbers).remove_columns(needless) for name, numbers in taken.items()})
 
@@ -416,5 +416,4 @@ def _dropped_for(sources: list[SourceReader], reason: str) -> np.ndarray:
 def _joined(sources: list[SourceReader]) -> Dataset:
     """The rows of all sources, without columns that all of them leave empty."""
     rows = concatenate_datasets([source.rows for source in sources])
-    names = [name for name in ("tools", "untrained", "assistant_masks") if name in rows.column_names]
-    return rows.remove_columns([name for name in names if rows.data.column(name).null_count == len(rows)])
+    return rows.remove_columns(empty_columns([rows], ("tools", "untrained", "assistant_masks")))

@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 from datasets.fingerprint import Hasher
@@ -21,22 +22,26 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import MixtureError
 from .config import EvalSet, Mixture, Source
-from .converted_parts import Piece, open_pieces, piece_name, pieces_of_files, write_pieces
+from .converted_parts import Piece, in_tables, open_pieces, piece_name, pieces_of_files, write_pieces
 from .duplicates import NGrams
 from .filters import CustomFilter, value_at
 from .rows import RowConverter
 from .sources import DataFile, open_source, public_name
 from .tables import cached_rows
+from .text_batches import TextBatches
 from .transcripts import may_hold_transcripts
 from .turns import Row
 from .workers import default_processes
 
 _BATCH = 500  # rows that are converted together, because tokenizers are faster on batches
+_TEXTS = 2000  # the same of texts that are not tokenized
 _EXAMPLES = 3
 _HEAD = 100  # rows of a file that a check converts
 _MOSTLY = 0.5  # more unusable rows than this share are an error: the schema or the file is probably wrong
 # Files of this folder that decide about no row of a mixture.
-_NOT_OF_ROWS = ("__init__", "hub", "marked_rows", "prepared", "report", "tables", "texts", "workers")
+_NOT_OF_ROWS = (
+    *("__init__", "hub", "marked_rows", "object_storage", "prepared", "report", "tables", "texts", "workers"),
+)
 _TOKENIZATION = ("control_tokens", "masks", "renderings", "templates")
 
 
@@ -50,6 +55,7 @@ class MixtureReader:
         on_long: `cut`, `chunk`, `drop` or `keep`.
         processes: how many convert rows at once, at most; None for all cores that this process may use.
         shards: folder with the converted rows that `SourceReader.write_shard` wrote; None to convert them here.
+        stream_tokens: whether the rows of a stream keep their tokens; others always do.
     """
 
     mixture: Mixture
@@ -59,6 +65,7 @@ class MixtureReader:
     on_long: str
     processes: int | None = None
     shards: Path | None = None
+    stream_tokens: bool = False
 
     @property
     def cut_at(self) -> int | None:
@@ -130,7 +137,7 @@ class MixtureReader:
                 filled=[name for name, value in row.items() if value is not None],
                 sample=sample,
                 longest=self.longest if self.on_long == "drop" else None,
-                keep_tokens=not self.mixture.streaming,  # a stream shuffles its rows as Python lists
+                keep_tokens=self.stream_tokens or not self.mixture.streaming,
             )
         except MixtureError as error:
             raise MixtureError(f"{self.path}: {error}") from error
@@ -240,7 +247,7 @@ class SourceReader:
     def _pieces(self) -> list[Piece]:
         files = self.files + self.held_out
         if self.converter.schema == "kto":  # whose pairs may be anywhere in the source
-            return [Piece(partial(converted_rows, files, self.converter, held_out=len(self.held_out)), None)]
+            return [Piece(partial(_converted_source, self.converter, files, len(self.held_out)), None)]
         return pieces_of_files(files, partial(_converted_parts, self.converter))
 
     def check_head(self) -> int:
@@ -303,9 +310,18 @@ def converted_rows(
             yield converter.with_facts(row) | {"_file": index, "_number": number}
 
 
-def _converted_parts(converter: RowConverter, files: list[tuple[int, DataFile]]) -> Iterator[Row]:
+def _converted_parts(converter: RowConverter, files: list[tuple[int, DataFile]]) -> Iterator[pa.Table]:
+    texts = TextBatches(converter) if TextBatches.fits(converter) else None
     for index, file in files:
-        yield from (row | {"_file": index} for row in converted_rows([file], converter))
+        if texts:
+            yield from texts.tables(file, index, _BATCH if converter.tokenizer else _TEXTS)
+        else:
+            rows = (row | {"_file": index} for row in converted_rows([file], converter))
+            yield from in_tables(rows, converter.features)
+
+
+def _converted_source(converter: RowConverter, files: list[DataFile], held_out: int) -> Iterator[pa.Table]:
+    yield from in_tables(converted_rows(files, converter, held_out), converter.features)
 
 
 def numbered_rows(

@@ -1,9 +1,9 @@
 """Renders and tokenizes converted rows, once: the mixer counts the tokens, and trainers take them as they are."""
 
 from functools import cached_property
+from itertools import takewhile
 from typing import Any, NamedTuple
 
-import numpy as np
 from datasets import List, Value
 from transformers import PreTrainedTokenizerBase
 
@@ -13,8 +13,17 @@ from ..tokenization.templates import ChatTemplateError, decode_tools, prints_the
 from .schemas import PHASES
 from .turns import Row, RowError
 
-# What trainers take of a row instead of rendering and tokenizing it again, under TRL's names.
-TOKENS = ("input_ids", "assistant_masks")
+# What trainers take of a row instead of rendering and tokenizing it again, under TRL's names. Both sides of a pair are
+# whole, as RewardTrainer takes them; `prompt_tokens` is how many first tokens are the prompt's, as DPOTrainer cuts them
+# (null if the chat template refuses the prompt alone).
+TOKENS = {
+    "text": ("input_ids", "assistant_masks"),
+    "messages": ("input_ids", "assistant_masks"),
+    "pair": ("chosen_ids", "rejected_ids", "prompt_tokens"),
+    "prompt": ("prompt_ids",),
+}
+TOKEN_COLUMNS = tuple(dict.fromkeys(name for names in TOKENS.values() for name in names))
+_FEATURES = {"assistant_masks": List(Value("bool")), "prompt_tokens": Value("uint32")}
 
 
 class Tokens(NamedTuple):
@@ -22,13 +31,12 @@ class Tokens(NamedTuple):
 
     Attributes:
         count: of a preference pair those of the longer side.
-        input_ids: None where they are not kept.
-        assistant_masks: (tokens,), whether each is trained; None also where all are.
+        columns: `TOKENS` of the row; empty where they are not kept. `assistant_masks` is (tokens,), whether each is
+            trained; None also where all are.
     """
 
     count: int
-    input_ids: list[int] | None = None
-    assistant_masks: np.ndarray | None = None
+    columns: Row
 
 
 class RowRenderer:
@@ -51,18 +59,18 @@ class RowRenderer:
 
     @cached_property
     def keeps_tokens(self) -> bool:
-        """Whether rows keep `TOKENS`: those of language models, if the trainer's template prints the same."""
+        """Whether rows keep `TOKENS`: those of conversations only if the trainer's template prints the same."""
         if not self.keep_tokens or not self.tokenizer.is_fast or self.tokenizer.eos_token is None:
             return False
-        return self.columns == "text" or (self.columns == "messages" and self._training_tokenizer is not None)
+        return self.columns != "messages" or self._training_tokenizer is not None
 
     @property
-    def features(self) -> dict[str, List]:
+    def features(self) -> dict[str, List | Value]:
         """Those of `TOKENS`; none where they are not kept."""
         if not self.keeps_tokens:
             return {}
-        token = Value("uint16" if len(self.tokenizer) <= 2**16 else "uint32")
-        return {"input_ids": List(token), "assistant_masks": List(Value("bool"))}
+        ids = List(Value("uint16" if len(self.tokenizer) <= 2**16 else "uint32"))
+        return {name: _FEATURES.get(name, ids) for name in TOKENS[self.columns]}
 
     def render(self, row: Row) -> tuple[Row, int, tuple[Rendered, ...]]:
         """A row as it is trained on, how many turns' reasoning was moved for that, and what is tokenized of it.
@@ -71,19 +79,27 @@ class RowRenderer:
             RowError: the chat template refuses it, or leaves out a part.
         """
         row, moved = self._printable(row)
+        rendered = self._rendered(row)
+        if self.flattens:
+            [text] = rendered
+            text.untrained = self._untrained(row["messages"], decode_tools(row.get("tools")))
+            row = {"text": text.text, "untrained": text.untrained}
+        return row, moved, rendered
+
+    def tokens_of(self, rows: list[Row]) -> list[Row]:
+        """`TOKENS` of rows that `render` returned, perhaps long ago."""
+        return [tokens.columns for tokens in self.tokenize([self._rendered(row) for row in rows])]
+
+    def _rendered(self, row: Row) -> tuple[Rendered, ...]:
         if "text" in row:
-            return row, moved, (Rendered(row["text"]),)
+            return (Rendered(row["text"], untrained=row.get("untrained")),)
         tools = decode_tools(row.get("tools"))
         if "chosen" in row:
-            sides = (self._render(row["prompt"] + row[side], tools) for side in ("chosen", "rejected"))
-            return row, moved, tuple(sides)
+            sides = tuple(self._render(row["prompt"] + row[side], tools) for side in ("chosen", "rejected"))
+            return sides + self._prompt_of_pair(row["prompt"], tools)
         if "messages" not in row:
-            return row, moved, (self._render(row["prompt"], tools, add_generation_prompt=True),)
-        rendered = self._render(row["messages"], tools)
-        if self.flattens:
-            rendered.untrained = self._untrained(row["messages"], tools)
-            row = {"text": rendered.text, "untrained": rendered.untrained}
-        return row, moved, (rendered,)
+            return (self._render(row["prompt"], tools, add_generation_prompt=True),)
+        return (self._render(row["messages"], tools),)
 
     def tokenize(self, rendered: list[tuple[Rendered, ...]]) -> list[Tokens]:
         """The tokens of rows that `render` returned."""
@@ -91,6 +107,10 @@ class RowRenderer:
             return []
         if not self.keeps_tokens:
             return self._count(rendered)
+        if self.columns in ("pair", "prompt"):
+            ids = iter(self._ids([one.text for row in rendered for one in row]))
+            tokens_of = _of_pair if self.columns == "pair" else _of_prompt
+            return [tokens_of(*(next(ids) for _ in row)) for row in rendered]
         texts = [one for (one,) in rendered]
         if self.columns == "text":
             texts = [render_text(self.tokenizer, one.text, one.untrained) for one in texts]
@@ -100,18 +120,30 @@ class RowRenderer:
             special = self.tokenizer.num_special_tokens_to_add()
             ends = (one.text != row.text for one, (row,) in zip(texts, rendered, strict=True))
             counts = [count - special - end for count, end in zip(counts, ends, strict=True)]
-        masks = (None if mask.all() else mask for _, mask in tokenized)
-        return [Tokens(count, ids, mask) for count, (ids, _), mask in zip(counts, tokenized, masks, strict=True)]
+        columns = ({"input_ids": ids, "assistant_masks": None if mask.all() else mask} for ids, mask in tokenized)
+        return list(map(Tokens, counts, columns))
 
     def _count(self, rendered: list[tuple[Rendered, ...]]) -> list[Tokens]:
-        texts = [one.text for row in rendered for one in row]
-        ids = iter(self.tokenizer(texts, add_special_tokens=self.is_text, verbose=False)["input_ids"])
+        ids = iter(self._ids([one.text for row in rendered for one in row]))
         # The trainer appends the end-of-text token to a plain text.
-        return [Tokens(max(len(next(ids)) + self.is_text for _ in row)) for row in rendered]
+        return [Tokens(max(len(next(ids)) + self.is_text for _ in row), {}) for row in rendered]
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        return self.tokenizer(texts, add_special_tokens=self.is_text, verbose=False)["input_ids"]
+
+    def _prompt_of_pair(self, prompt: list[Row], tools: list | None) -> tuple[Rendered, ...]:
+        """The prompt alone, to find where the answers begin; empty if the template refuses it, or nothing is kept."""
+        if not self.keeps_tokens:
+            return ()
+        try:
+            options = {"tools": tools, "add_generation_prompt": True, "tokenize": False}
+            return (Rendered(self.tokenizer.apply_chat_template(prompt, **options)),)
+        except Exception:  # a template may refuse it in any way
+            return ()
 
     def _render(self, messages: list[Row], tools: list | None, **options: Any) -> Rendered:
         try:
-            if self.keeps_tokens and not self.flattens:
+            if self.keeps_tokens and self.columns == "messages":
                 rendered = render_conversation(self._training_tokenizer, messages, tools, assistant_only=True)
             else:
                 text = self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **options)
@@ -193,3 +225,16 @@ class RowRenderer:
         except ChatTemplateError:  # the recipe reports it
             return None
         return trained if prints_the_same(self.tokenizer, trained) else None
+
+
+def _of_pair(chosen: list[int], rejected: list[int], prompt: list[int] | None = None) -> Tokens:
+    start = None
+    if prompt is not None:  # the answers begin where one of the three differs, as in DPOTrainer
+        shared = zip(prompt, chosen, rejected, strict=False)
+        start = sum(1 for _ in takewhile(lambda tokens: tokens[0] == tokens[1] == tokens[2], shared))
+    columns = {"chosen_ids": chosen, "rejected_ids": rejected, "prompt_tokens": start}
+    return Tokens(max(len(chosen), len(rejected)), columns)
+
+
+def _of_prompt(ids: list[int]) -> Tokens:
+    return Tokens(len(ids), {"prompt_ids": ids})

@@ -21,7 +21,7 @@ from .config import HH, Source
 from .duplicates import NGrams
 from .filters import Candidate, value_at
 from .kto import Labelled, Pairs
-from .row_renderer import TOKENS, RowRenderer, Tokens
+from .row_renderer import TOKEN_COLUMNS, RowRenderer, Tokens
 from .schemas import COLUMNS, PHASES, REWARD_COLUMNS, SCHEMAS
 from .transcripts import holds_transcripts, read_transcripts
 from .turns import LeftOut, Row, RowError
@@ -93,7 +93,7 @@ class RowConverter:
         filled: columns that are not null in the first row (default: all); the schema is detected by them.
         sample: the first rows, by which HH-RLHF's transcripts are detected.
         longest: tokens beyond which a row is dropped.
-        keep_tokens: keep `TOKENS` of rows for language models.
+        keep_tokens: keep `TOKENS` of the rows.
 
     Raises:
         MixtureError: no converter fits the columns, or a filter or the phase needs a tokenizer.
@@ -127,7 +127,7 @@ class RowConverter:
         if source.tools and self.is_text:
             raise MixtureError(f"{where}: datasets.{source.name}.tools: its rows are plain text, which has no tools")
         self._check_tokenizer(where)
-        self._special_tokens = tokenizer and special_tokens(tokenizer)
+        self.special_tokens = tokenizer and special_tokens(tokenizer)
         self.renderer = None if tokenizer is None else RowRenderer(tokenizer, phase, self.is_text, keep_tokens)
         self._read = self._read_keys()
         named = (row | {name: value_at(row, path) for name, path in self.fields.items()} for row in sample)
@@ -144,11 +144,6 @@ class RowConverter:
     def flattens(self) -> bool:
         """Whether conversations become texts."""
         return self.renderer is not None and self.renderer.flattens
-
-    @property
-    def keeps_tokens(self) -> bool:
-        """Whether rows keep `TOKENS`."""
-        return self.renderer is not None and self.renderer.keeps_tokens
 
     def pairs(self, parts: Iterable[Iterable[Row]]) -> Pairs | None:
         """The pairs of a source of KTO rows; None of other sources. `parts` as for `Pairs`."""
@@ -185,6 +180,10 @@ class RowConverter:
                     where = f"{place(index)} (datasets.{self.source.name}): " if place else ""
                     raise MixtureError(f"{where}{error}") from error
         return traced
+
+    def unread(self, raw: Row) -> tuple[str, ...]:
+        """The keys of a row, which has its schema's columns, that have a value and are not used."""
+        return tuple(schemas.unread_keys(self._renamed(raw), self._read))
 
     def _known(self, columns: list[str]) -> list[str]:
         """The columns, and the names that `fields` maps to them."""
@@ -226,7 +225,7 @@ class RowConverter:
         wanted = self.source.keep_columns
         if wanted is None:
             return [name for name in REWARD_COLUMNS if name in known] if self.phase == "rlaif" else []
-        if taken := {*COLUMNS[PHASES[self.phase][0]], "source", *FACTS} & set(wanted):
+        if taken := {*COLUMNS[PHASES[self.phase][0]], "source", *TOKEN_COLUMNS, *FACTS} & set(wanted):
             raise MixtureError(
                 f"{where}: datasets.{self.source.name}.keep_columns: {', '.join(sorted(taken))} is the mixture's own"
             )
@@ -268,7 +267,7 @@ class RowConverter:
             traced.content = _checked_content(traced.row, extras)
             traced.trained, traced.escaped = traced.row, 0
             if self.tokenizer is not None:
-                traced.trained, traced.escaped = escape_matches(traced.row, self._special_tokens)
+                traced.trained, traced.escaped = escape_matches(traced.row, self.special_tokens)
                 traced.trained, traced.moved, traced.rendered = self.renderer.render(traced.trained)
             traced.trained = traced.trained | extras
         except LeftOut as error:
@@ -327,14 +326,14 @@ class RowConverter:
     def with_facts(self, traced: Traced) -> Row:
         """A row's columns and `FACTS`; for a dropped row only the reason and its tokens."""
         if traced.reason is not None:
-            unread = _listed(traced.unread)
+            unread = listed_keys(traced.unread)
             facts = {"_reason": traced.reason, "_unusable": traced.unusable, "_unread": unread}
             return facts | {"_tokens": traced.count}
         extras = {name: traced.trained[name] for name in self.extras}
         key = _hash(_serialised(traced.row | extras) if self.phase == "rlaif" else traced.content)
         # Answers to one prompt must not be on both sides of the split.
         group = _hash(_serialised(traced.row["prompt"])) if "prompt" in traced.row else key
-        tokens = {name: getattr(traced.tokens, name) for name in TOKENS} if self.keeps_tokens else {}
+        tokens = traced.tokens.columns if traced.tokens else {}
         return (
             traced.trained
             | tokens
@@ -350,7 +349,7 @@ class RowConverter:
                 "_moved": traced.moved,
                 "_contaminated": self.forbidden is not None and self.forbidden.overlap(schemas.plain_text(traced.row)),
                 "_untrained": traced.untrained,
-                "_unread": _listed(traced.unread),
+                "_unread": listed_keys(traced.unread),
             }
         )
 
@@ -360,7 +359,8 @@ def too_long(longest: int) -> str:
     return f"longer than {longest} tokens"
 
 
-def _listed(keys: tuple[str, ...]) -> str | None:
+def listed_keys(keys: tuple[str, ...]) -> str | None:
+    """Unused keys of a row as `FACTS` have them."""
     return "\n".join(keys).encode(errors="backslashreplace").decode() or None
 
 

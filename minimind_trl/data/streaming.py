@@ -12,12 +12,14 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 from datasets import (
     Features,
     IterableDataset,
     IterableDatasetDict,
+    List,
     Value,
     concatenate_datasets,
     interleave_datasets,
@@ -28,11 +30,13 @@ from ..errors import MixtureError
 from . import selection
 from .config import Source, Validation
 from .duplicates import CONTAMINATED
+from .file_formats import filled_rows
 from .reader import MixtureReader, SourceReader, converted_rows
 from .report import CUT, MOVED, TOKENS
+from .row_renderer import TOKEN_COLUMNS
 from .rows import FACTS, RowConverter
 from .selection import LEAKED
-from .sources import DataFile, filled_rows
+from .sources import DataFile
 from .turns import Row
 
 _LOOKED_AT = 1000  # rows after which a source with hardly any usable row is an error
@@ -68,12 +72,13 @@ def build_stream(opened: list[SourceReader], seen: dict[str, Counter[str]]) -> I
     ratios = [source.mix_ratio / total for source in mixture.datasets]
     held_out = {group for source in opened for group in _held_out_groups(source)}
     converters = [source.converter for source in opened]
+    lists = _list_types(converters[0].features)
 
     def mixed(streams: list[IterableDataset], seed: int) -> IterableDataset:
         rows = interleave_datasets(streams, probabilities=ratios, seed=seed, stopping_strategy="first_exhausted")
         needless = [] if any(converter.flattens for converter in converters) else ["untrained"]
         rows = rows.remove_columns([*FACTS, *(name for name in needless if name in converters[0].features)])
-        return _decoded(rows, sorted({name for converter in converters for name in converter.extras}))
+        return _decoded(rows, sorted({name for converter in converters for name in converter.extras}), lists)
 
     train = mixed([_train(source, seen[source.source.name], held_out) for source in opened], mixture.seed)
     if mixture.size:
@@ -96,7 +101,7 @@ def share_of(rows: IterableDataset, process: int, processes: int) -> IterableDat
 
 def _train(opened: SourceReader, seen: Counter[str], held_out: set[int]) -> IterableDataset:
     source, mixture = opened.source, opened.reader.mixture
-    parts = [part for file in opened.files for part in (file.parts() if file.parts else [file])]
+    parts = [part for file in opened.files for part in _parts(file)]
     np.random.default_rng(mixture.seed).shuffle(parts)
     rows = _converted(opened, parts)
     rows = rows.filter(_counting_filter(source.name, seen, held_out, opened.reader.cut_at))
@@ -104,6 +109,11 @@ def _train(opened: SourceReader, seen: Counter[str], held_out: set[int]) -> Iter
         rows = rows.filter(lambda row: not _is_held_out(row, mixture.validation))
     rows = rows.map(partial(_shuffled, seed=mixture.seed), batched=True, batch_size=_BLOCK, features=rows.features)
     return rows.repeat(source.max_repetition) if source.max_repetition > 1 else rows
+
+
+def _parts(file: DataFile) -> list[DataFile]:
+    cut = file.remote_parts or file.parts
+    return cut() if cut else [file]
 
 
 def _validation(opened: SourceReader) -> IterableDataset:
@@ -131,7 +141,9 @@ def _is_held_out(row: Row, rule: Validation) -> bool:
 def _converted(opened: SourceReader, files: list[DataFile]) -> IterableDataset:
     converter = opened.converter
     # As text until the end: every step of a stream would decode a `Json` text such as "3" once more.
-    features = Features(converter.features | dict.fromkeys(converter.extras, Value("string")))
+    features = converter.features | dict.fromkeys(converter.extras, Value("string"))
+    # As bytes until the end: every step would look at each token, and the rows that are shuffled are held in memory.
+    features = Features(features | dict.fromkeys(_list_types(features), Value("binary")))
     if files[0].stream is None:
         return IterableDataset.from_generator(
             _convert, features, gen_kwargs={"files": list(enumerate(files)), "by": converter}
@@ -141,31 +153,51 @@ def _converted(opened: SourceReader, files: list[DataFile]) -> IterableDataset:
 
 
 def _convert(files: list[tuple[int, DataFile]], by: RowConverter) -> Iterator[Row]:
+    lists = _list_types(by.features)
     for index, file in files:  # a part of them: `datasets` shards the lists in its arguments
         for row in converted_rows([file], by, remote=True):
-            yield row | {"_file": index}
+            yield _with_bytes(row, lists) | {"_file": index}
 
 
 def _mapped(
     rows: IterableDataset, file: DataFile, index: int, converter: RowConverter, features: Features
 ) -> IterableDataset:
+    lists = _list_types(converter.features)
+
     def convert(columns: dict[str, list], numbers: list[int]) -> dict[str, list]:
         raws = filled_rows(columns)
         converted = []
         places = [file.at(number + 1) for number in numbers]
         for traced, number in zip(converter.trace(raws, places.__getitem__), numbers, strict=True):
             converter.refuse_other_schema(traced, file.at(number + 1))
-            converted.append(converter.with_facts(traced) | {"_file": index, "_number": number + 1})
+            converted.append(_with_bytes(converter.with_facts(traced), lists) | {"_file": index, "_number": number + 1})
         return {name: [row.get(name) for row in converted] for name in features}
 
     columns = rows.column_names or list(next(iter(rows)))
     return rows.map(convert, with_indices=True, batched=True, batch_size=100, remove_columns=columns, features=features)
 
 
-def _decoded(rows: IterableDataset, columns: list[str]) -> IterableDataset:
-    if not columns:
+def _list_types(features: dict[str, Any]) -> dict[str, str]:
+    """The numpy types of the columns that are lists of tokens."""
+    return {name: features[name].feature.dtype for name in TOKEN_COLUMNS if isinstance(features.get(name), List)}
+
+
+def _with_bytes(row: Row, lists: dict[str, str]) -> Row:
+    """The row with its lists of tokens as bytes."""
+    filled = {name: dtype for name, dtype in lists.items() if row.get(name) is not None}
+    return row | {name: np.asarray(row[name], dtype).tobytes() for name, dtype in filled.items()}
+
+
+def _decoded(rows: IterableDataset, columns: list[str], lists: dict[str, str]) -> IterableDataset:
+    if not columns and not lists:
         return rows
-    return rows.map(lambda row: row | {name: json.loads(row[name]) if row.get(name) else None for name in columns})
+
+    def decode(row: Row) -> Row:
+        decoded = {name: json.loads(row[name]) if row.get(name) else None for name in columns}
+        filled = {name: dtype for name, dtype in lists.items() if row.get(name) is not None}
+        return row | decoded | {name: np.frombuffer(row[name], dtype).tolist() for name, dtype in filled.items()}
+
+    return rows.map(decode)
 
 
 def _counting_filter(name: str, seen: Counter, held_out: set[int], cut_at: int | None) -> Callable[[Row], bool]:

@@ -11,8 +11,8 @@ import datasets
 from ..errors import MixtureError, nearest, one_line
 from ..tokenization.control_tokens import ROLES
 from .config import format_of
+from .file_formats import read_rows
 from .hub import hub_errors, load_hub_split
-from .sources import read_rows
 from .turns import Row
 
 # The text of a row: the first group whose first column is there.

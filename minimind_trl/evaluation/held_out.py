@@ -1,7 +1,7 @@
 """Held-out loss and token accuracy, computed in the same way during training and afterwards."""
 
 import math
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 
@@ -116,8 +116,8 @@ def tokenize_rows(
         InputError: with `assistant_only`, the chat template has no training twin.
     """
     rows = list(rows)
-    if rows and has_tokens(rows[0], assistant_only):
-        tokenized = [(row["input_ids"], row.get("assistant_masks") or [True] * len(row["input_ids"])) for row in rows]
+    if rows and all(_has_tokens(row, assistant_only) for row in rows):
+        tokenized = [_kept_tokens(row, assistant_only) for row in rows]
     else:
         tokenizer = with_training_template(tokenizer) if assistant_only else tokenizer
         is_text = bool(rows) and "messages" not in rows[0]
@@ -126,10 +126,21 @@ def tokenize_rows(
     return [(ids[:max_length], mask[:max_length]) for ids, mask in tokenized]
 
 
-def has_tokens(columns: Container[str], assistant_only: bool) -> bool:
-    """Whether rows with these columns have a mixture's tokens that fit the training: masks of chats are for
-    `assistant_only`."""
-    return "input_ids" in columns and (assistant_only or "messages" not in columns)
+def _has_tokens(row: dict, assistant_only: bool) -> bool:
+    """Whether a row has a mixture's tokens whose mask fits the training.
+
+    The masks of conversations are for `assistant_only`; without it all turns are learned but those excluded.
+    """
+    if row.get("input_ids") is None:
+        return False
+    return assistant_only or not any(turn.get("train") is False for turn in row.get("messages") or ())
+
+
+def _kept_tokens(row: dict, assistant_only: bool) -> tuple[list[int], list[bool]]:
+    ids, mask = row["input_ids"], row.get("assistant_masks")
+    if mask is None or ("messages" in row and not assistant_only):
+        return ids, [True] * len(ids)
+    return ids, mask
 
 
 def _pieces(

@@ -13,6 +13,7 @@ from ..errors import CheckpointError, InputError, one_line
 from ..models import MiniMindForSequenceClassification, load_model
 from ..models.adapters import Adapter, adapter_chain
 from ..models.checkpoints import OWN_TYPES, architecture_of, load_tokenizer_of, vocabulary_size
+from ..models.cpu_kernels import use_cpu_kernels
 from ..models.stored import UNREADABLE, check_finite, is_native_file, read_config, without_load_report
 from .reward import answer_of, text_of
 
@@ -66,7 +67,10 @@ class RewardModel:
         prompts = messages or prompts
         if self.answer_only:
             completions = [answer_of(completion).strip() for completion in completions]
-        self.model.to(PartialState().device)
+        device = PartialState().device
+        self.model.to(device)
+        if device.type == "cpu":
+            use_cpu_kernels(self.model)
         scores = self._scores([_messages(*pair) for pair in zip(prompts, completions, strict=True)])
         answers = {row: _ANSWER.search(text_of(completion)) for row, completion in enumerate(completions)}
         with_answer = [row for row, answer in answers.items() if answer and self.answer_share]

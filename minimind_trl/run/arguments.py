@@ -53,7 +53,8 @@ class RecipeArguments:
         metadata={"help": "Reuse the mixture in --prepared_dir if nothing it was made from has changed."},
     )
     prepared_dir: str = field(
-        default="prepared", metadata={"help": "Folder of prepared mixtures; each is in PHASE_CONFIG."}
+        default="prepared",
+        metadata={"help": "Folder of prepared mixtures, or its URL (s3://); each is in PHASE_CONFIG."},
     )
     eval_interval: int = field(default=500, metadata={"help": "Steps between evaluations; 0 switches them off."})
     eval_batches: int = field(default=100, metadata={"help": "Most batches per evaluation and process."})

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from ..trainers.gkd_trainer import GKDConfig
 from ..trainers.option_ranges import SHARE
-from .recipe_configs import OWN_EVALUATION, SupervisedConfig
+from .recipe_configs import NOT_COMPILED, OWN_EVALUATION, SupervisedConfig
 
 
 @dataclass
@@ -26,14 +26,18 @@ class DistillRecipeConfig(SupervisedConfig, GKDConfig):
     assistant_only_loss: bool = field(default=True, metadata={"help": "Only True: the assistant's turns are imitated."})
 
     option_ranges: ClassVar[dict[str, Any]] = {"beta": SHARE}
-    refused_options: ClassVar[dict[str, str | None]] = OWN_EVALUATION | {
-        "packing": "distillation has no --packing",
-        "padding_free": "distillation has no --padding_free",
-        "assistant_only_loss": "distillation imitates the assistant's turns only",
-        "loss_type": "distillation's loss is set by --beta",
-        "label_smoothing_factor": "the teacher's probabilities are imitated as they are",
-        "packing_strategy": "distillation has no --packing",
-    }
+    refused_options: ClassVar[dict[str, str | None]] = (
+        OWN_EVALUATION
+        | NOT_COMPILED
+        | {
+            "packing": "distillation has no --packing",
+            "padding_free": "distillation has no --padding_free",
+            "assistant_only_loss": "distillation imitates the assistant's turns only",
+            "loss_type": "distillation's loss is set by --beta",
+            "label_smoothing_factor": "the teacher's probabilities are imitated as they are",
+            "packing_strategy": "distillation has no --packing",
+        }
+    )
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()

@@ -205,6 +205,9 @@ def _tokenized(trainer, rows: list[Row], tokenizer: PreTrainedTokenizerBase, lim
     """Ids and mask of each row; for a preference pair, of the longer side."""
     if "chosen" not in rows[0]:
         return tokenize_rows(rows, tokenizer, limit, getattr(trainer.args, "assistant_only_loss", False))
+    if "chosen_ids" in rows[0]:
+        longer = [max(row["chosen_ids"], row["rejected_ids"], key=len)[:limit] for row in rows]
+        return [(ids, [True] * len(ids)) for ids in longer]
     sides = [
         tokenize_rows([{**row, "messages": row["prompt"] + row[side]} for row in rows], tokenizer, limit)
         for side in ("chosen", "rejected")

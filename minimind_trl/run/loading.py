@@ -127,7 +127,7 @@ def build_data(args: RecipeArguments, config, tokenizer: PreTrainedTokenizerBase
         InputError: the mixture cannot be built.
     """
     if args.use_prepared:
-        data = load_or_prepare(mixer, Path(args.prepared_dir) / mixer.name, tokenizer)
+        data = load_or_prepare(mixer, f"{args.prepared_dir}/{mixer.name}", tokenizer, keep_tokens=True)
     else:
         data = mixer.build(tokenizer, keep_tokens=True)
     if mixer.mixture.streaming:

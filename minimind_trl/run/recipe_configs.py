@@ -1,6 +1,9 @@
 """The configs of the supervised recipes: TRL's own, with defaults that suit small models and the machine at hand."""
 
 import importlib.util
+import os
+import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -100,6 +103,8 @@ class RecipeConfig:
             yield "--fp16: a CPU cannot train in it; leave it out (bf16 is on where the CPU is fast at it)"
         if self.use_cpu and getattr(self, "activation_offloading", False):
             yield "--activation_offloading moves activations from a GPU to the CPU, and there is no GPU"
+        if self.torch_compile and self.torch_compile_backend == "inductor" and (missing := _missing_compiler(self)):
+            yield f"--torch_compile needs {missing}; install it, or leave the option out"
         if getattr(self, "use_vllm", False):
             yield from self._vllm_problems()
 
@@ -159,6 +164,15 @@ class RecipeConfig:
             yield f"--lr_scheduler_type {self.lr_scheduler_type.value}{kwargs}: {first_line(error)}"
 
 
+def _missing_compiler(config: RecipeConfig) -> str | None:
+    """What torch's inductor calls on this machine and does not find; None if all is there."""
+    if not config.use_cpu and importlib.util.find_spec("triton") is None:
+        return "Triton on a GPU (pip install triton), and it is not there"
+    name = ("CXX", "clang++" if sys.platform == "darwin" else "g++") if config.use_cpu else ("CC", "gcc")
+    compiler = os.environ.get(*name)
+    return None if shutil.which(compiler) else f"a compiler, and there is no {compiler} ({name[0]} names another one)"
+
+
 @dataclass
 class SupervisedConfig(RecipeConfig):
     """The same for trainers on rows, which have a maximal length."""
@@ -168,6 +182,10 @@ class SupervisedConfig(RecipeConfig):
     )
 
 
+NOT_COMPILED = dict.fromkeys(
+    ("torch_compile", "torch_compile_backend", "torch_compile_mode"),
+    "is for recipes that train on rows only: answers would be compiled anew for shape after shape",
+)
 # For recipes whose evaluation is our own: it weighs figures by tokens, and `eval` repeats it.
 OWN_EVALUATION = dict.fromkeys(
     ("prediction_loss_only", "eval_accumulation_steps", "eval_do_concat_batches", "eval_use_gather_object"),

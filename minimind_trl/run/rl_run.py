@@ -8,7 +8,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from datasets import DatasetDict, IterableDataset
+import pyarrow.compute as pc
+from datasets import Dataset, DatasetDict, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import InputError, nearest, raise_all
@@ -178,9 +179,7 @@ def _length_problems(
     longest = f"--max_completion_length {config.max_completion_length} leave no room in"
     if room < 1:
         return [f"{longest} the model's {model.config.max_position_embeddings} positions: set it lower"]
-    lengths = [
-        len(ids) for ids in _tokenized(config, tokenizer, islice(data["train"], _LOOKED_AT), tools, environments)
-    ]
+    lengths = _prompt_lengths(config, tokenizer, data["train"], tools, environments)
     over = [length for length in lengths if length > room]
     if not over:
         return []
@@ -189,6 +188,22 @@ def _length_problems(
         f"{longest} the model's {model.config.max_position_embeddings} positions: drop them with a length filter, or "
         "set it lower"
     ]
+
+
+def _prompt_lengths(
+    config: OnlineConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset | IterableDataset,
+    tools: list[Callable],
+    environments: dict[str, type],
+) -> list[int]:
+    """Tokens of the first prompts; taken from the mixture where it has tokenized them as they are asked."""
+    has_ids = isinstance(rows, Dataset) and "prompt_ids" in rows.column_names
+    asked_otherwise = tools or environments or config.chat_template_kwargs
+    if has_ids and not asked_otherwise and not {"tools", TEMPLATE_KWARGS} & {*rows.column_names}:
+        first = rows.select(range(min(len(rows), _LOOKED_AT))).select_columns(["prompt_ids"]).with_format("arrow")
+        return pc.list_value_length(first[:]["prompt_ids"]).to_pylist()
+    return [len(ids) for ids in _tokenized(config, tokenizer, islice(rows, _LOOKED_AT), tools, environments)]
 
 
 def _tokenized(

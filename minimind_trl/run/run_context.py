@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data import DatasetMixer
 from ..internals import replace_bars_of_datasets
+from ..models.cpu_kernels import use_cpu_kernels
 from ..tokenization import with_training_template
 from .arguments import RecipeArguments
 from .loading import adapter_for, as_reward_model, as_twin, load_or_create_model, load_tokenizer
@@ -43,11 +44,10 @@ class RunContext:
         self.model = load_or_create_model(args, self.tokenizer, config.seed)
         if reward_model:
             self.model = as_reward_model(self.model, config.seed)
-        if self.model.config.num_experts and config.use_cpu:
-            # There torch's grouped product is a loop as well, and one in the weights' type, whatever autocast says.
-            self.model.set_experts_implementation("eager")
         if args.as_twin:
             self.model = as_twin(self.model)
+        if config.use_cpu:
+            use_cpu_kernels(self.model)
         self.peft_config = adapter_for(args, lora, self.model)
 
     @property

@@ -17,6 +17,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from trl.trainer.utils import FusedCausalLMOutput
 
 from ..errors import InputError
+from ..internals import attention_implementation
 from ..models import (
     MiniMindForCausalLM,
     MiniMindForSequenceClassification,
@@ -25,7 +26,9 @@ from ..models import (
     load_model,
 )
 from ..models.checkpoints import architecture_of
+from ..models.cpu_kernels import use_cpu_kernels
 from ..models.stored import check_finite
+from ..models.tiled_attention import TILED_SDPA
 from ..models.twins import TWIN_TYPES
 from .packed_answers import pack_inputs
 
@@ -68,6 +71,8 @@ def make_critic(policy: MiniMindForCausalLM, name: str | None = None) -> MiniMin
         nn.init.zeros_(parameter)
     if name is not None:
         critic.score.load_state_dict(source.score.state_dict(), strict=False)  # a reward model's has no bias
+    if attention_implementation(policy) == TILED_SDPA:
+        use_cpu_kernels(critic)
     return critic
 
 
@@ -101,7 +106,8 @@ def values_of(critic: nn.Module, input_ids: Tensor, attention_mask: Tensor, answ
     packed = pack_inputs(critic, inputs, answered)
     if packed is None:
         return critic(**inputs, use_cache=False).logits.squeeze(-1).float()
-    values = critic(**packed.inputs(), use_cache=False).logits.float().flatten()[packed.states]
+    with packed.states_only(critic.model):
+        values = critic(**packed.inputs(), use_cache=False).logits.float().flatten()[packed.states]
     before = answered[:, 1:]
     return pad(values.new_zeros(before.shape).masked_scatter(before, values), (0, 1))
 

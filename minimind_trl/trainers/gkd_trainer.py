@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import InputError
 from ..evaluation.held_out import evaluating
 from ..models import MiniMindForCausalLM, load_model
+from ..models.cpu_kernels import use_cpu_kernels
 from ..models.stored import is_native_file
 from .collators import AnswersCollator
 from .sft_trainer import HeldOutEvaluation
@@ -21,7 +22,7 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 from trl.experimental.gkd import GKDConfig, GKDTrainer
 
 
-def load_teacher(name: str, student: MiniMindForCausalLM) -> MiniMindForCausalLM:
+def load_teacher(name: str, student: MiniMindForCausalLM, use_cpu: bool = False) -> MiniMindForCausalLM:
     """The model to imitate, in evaluation mode and without gradients.
 
     Raises:
@@ -35,6 +36,8 @@ def load_teacher(name: str, student: MiniMindForCausalLM) -> MiniMindForCausalLM
             f"--teacher_model_name_or_path {name} has {teacher.config.vocab_size} tokens, the student "
             f"{student.config.vocab_size}: they must share a tokenizer, as probabilities are compared token by token"
         )
+    if use_cpu:
+        use_cpu_kernels(teacher)
     return teacher.eval().requires_grad_(False)
 
 

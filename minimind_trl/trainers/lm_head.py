@@ -3,6 +3,7 @@
 import copy
 import functools
 import types
+from contextlib import nullcontext
 
 import torch
 from accelerate.utils import is_peft_model
@@ -13,6 +14,7 @@ from trl.trainer.utils import FusedCausalLMOutput
 from ..models import MiniMindForCausalLM
 from ..models.modeling_minimind import load_balancing_loss
 from .packed_answers import pack_inputs
+from .token_figures import token_figures
 
 # Up to this size the logits of all learned positions fit in memory; TRL's head, in tiles, is for larger ones.
 LARGEST_VOCABULARY = 32_768
@@ -65,21 +67,14 @@ def add_learned_positions_head(
         labels = kwargs.pop("labels")
         kwargs.pop("num_items_in_batch", None)
         packed = pack_inputs(self, kwargs, labels != -100) if pack else None
-        outputs = self.model(*args, **kwargs | (packed.inputs() if packed else {}) | {"use_cache": False})
+        with packed.states_only(self.model) if packed else nullcontext():
+            outputs = self.model(*args, **kwargs | (packed.inputs() if packed else {}) | {"use_cache": False})
         labels = labels[:, 1:]
         learned = labels != -100
         targets, states = labels[learned], outputs.last_hidden_state
         states = states[:, :-1][learned] if packed is None else states.flatten(0, 1)[packed.states]
-        logits = self.lm_head(states).float() / temperature
-        log_softmax = logits.log_softmax(-1)
-        figures = {"log_probs": log_softmax.gather(-1, targets[:, None]).squeeze(-1)}
-        with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-            figures["entropy"] = -(log_softmax.exp() * log_softmax).sum(-1)
-        with torch.no_grad():
-            figures["is_top1"] = logits.argmax(-1) == targets
-            if for_preferences:
-                figures["mean_logits"] = logits.mean(-1)
-                figures["log_sum_sq_probs"] = (2 * log_softmax).logsumexp(-1)
+        logits = self.lm_head(states)
+        figures = token_figures(logits, targets, temperature, for_preferences, entropy_gradient)
         aux_loss = None
         if getattr(outputs, "router_logits", None):  # a stock dense model has none
             shape = outputs.last_hidden_state.shape[:2]

@@ -12,14 +12,20 @@ from trl import DPOTrainer, RewardTrainer
 from trl.trainer.utils import use_adapter
 
 from ..evaluation.pairs import answer_log_probs, pair_rewards
+from ..internals import PairHooks
 from ..reports.samples import AT_A_MOMENT, Sample, rounded, shown_prompt
+from .layer_compilation import LayerCompilation
 from .lm_head import add_learned_positions_head
 from .sample_recording import LOOKED_AT, cut_tokens, cut_values, varied
+from .tokenized_pairs import has_pair_tokens, pairs_for_dpo, pairs_for_reward
 from .trainer_mixin import TrainerMixin, first_batches
 
 
-class PairsTrainer(TrainerMixin):
-    """A mixin that counts the pairs which TRL's trainer drops, and records samples of held-out pairs."""
+class PairsTrainer(TrainerMixin, PairHooks):
+    """A mixin that counts the pairs which TRL's trainer drops, and records samples of held-out pairs.
+
+    Pairs that the mixture has tokenized are not tokenized again.
+    """
 
     sample_kind: str
 
@@ -51,8 +57,18 @@ class PairsTrainer(TrainerMixin):
         """What to show of a held-out pair; None for one that is too long."""
         raise NotImplementedError
 
+    def prepare_dataset(self, dataset, processing_class, args, dataset_name):
+        if not has_pair_tokens(dataset):
+            return super().prepare_dataset(dataset, processing_class, args, dataset_name)
+        with args.main_process_first(desc="preparing pairs"):
+            return self.cut_pairs(dataset, args)
 
-class MiniMindDPOTrainer(PairsTrainer, DPOTrainer):
+    def cut_pairs(self, pairs: Dataset | IterableDataset, args) -> Dataset | IterableDataset:
+        """Pairs that the mixture has tokenized, in the columns of the trainer, without those that it drops."""
+        raise NotImplementedError
+
+
+class MiniMindDPOTrainer(LayerCompilation, PairsTrainer, DPOTrainer):
     """DPOTrainer with our metrics. It cuts answers to `max_length`, and drops pairs whose prompt leaves no room."""
 
     drop_reason = "a prompt of max_length={} tokens or more"
@@ -72,6 +88,10 @@ class MiniMindDPOTrainer(PairsTrainer, DPOTrainer):
         with self.untimed():
             self.record_answers(self.held_out or ())
         return figures
+
+    def cut_pairs(self, pairs: Dataset | IterableDataset, args) -> Dataset | IterableDataset:
+        # Cut to the end, every answer has tokens to learn from.
+        return pairs_for_dpo(pairs, args.max_length if args.truncation_mode == "keep_start" else None)
 
     def pair_sample(self, row: dict) -> Sample | None:
         options = {"max_length": self.args.max_length, "bf16": self.args.bf16}
@@ -103,11 +123,14 @@ class MiniMindDPOTrainer(PairsTrainer, DPOTrainer):
             yield None
 
 
-class MiniMindRewardTrainer(PairsTrainer, RewardTrainer):
+class MiniMindRewardTrainer(LayerCompilation, PairsTrainer, RewardTrainer):
     """RewardTrainer with our metrics. It cuts no row, since the reward is read at the last token."""
 
     drop_reason = "longer than max_length={}"
     sample_kind = "score"
+
+    def cut_pairs(self, pairs: Dataset | IterableDataset, args) -> Dataset | IterableDataset:
+        return pairs_for_reward(pairs, args.max_length)
 
     def pair_sample(self, row: dict) -> Sample | None:
         options = {"max_length": self.args.max_length, "bf16": self.args.bf16}

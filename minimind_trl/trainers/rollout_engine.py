@@ -71,11 +71,18 @@ class RolloutEngine(RolloutTools):
     def tokenize_prompts(self, prompts: list, rows: list[dict]) -> list[list[int]] | None:
         if isinstance(prompts[0], str):
             return None
+        if all(map(self._fits_kept_ids, rows)):
+            return [row["prompt_ids"] for row in rows]
         if self.environment_factories is not None:  # which have changed the prompts
             texts = [self._render(row | {"prompt": prompt}) for row, prompt in zip(rows, prompts, strict=True)]
         else:
             texts = [row["rendered_prompts"] for row in rows]
         return self.text_tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+    def _fits_kept_ids(self, row: dict) -> bool:
+        """Whether the mixture has tokenized this prompt as it is asked here: without tools and other arguments."""
+        asked_otherwise = self.tools or row.get("tools") or self.template_kwargs_of(row) or self.chat_template
+        return row.get("prompt_ids") is not None and not asked_otherwise
 
     # Completions
 

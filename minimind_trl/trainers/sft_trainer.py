@@ -10,6 +10,7 @@ from ..evaluation.held_out import evaluating
 from ..internals import SFTHooks, attention_implementation
 from ..models.modeling_minimind import MiniMindPreTrainedModel
 from .collators import PackedRowsCollator
+from .layer_compilation import LayerCompilation
 from .lm_head import add_learned_positions_head, base_model
 from .sample_recording import LossSamples
 from .tokenized_rows import is_from_mixture, labelled_rows, pieces_of
@@ -62,7 +63,7 @@ class HeldOutEvaluation(TrainerMixin):
         return figures
 
 
-class MiniMindSFTTrainer(HeldOutEvaluation, SFTHooks, SFTTrainer):
+class MiniMindSFTTrainer(LayerCompilation, HeldOutEvaluation, SFTHooks, SFTTrainer):
     """SFTTrainer on a mixture's rows, with the evaluation above.
 
     Rows are cut to `max_length` before they are packed, and rows left without a target are dropped. With

@@ -5,10 +5,11 @@ The steps work on whole Arrow columns, because a step in Python for every token 
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
-from ..evaluation.held_out import has_tokens, tokenize_rows
+from ..evaluation.held_out import tokenize_rows
 
 _IGNORED = -100
 
@@ -39,7 +40,10 @@ def labelled_rows(
     """
     if isinstance(rows, IterableDataset):
         return _labelled_stream(rows, tokenizer, assistant_only, max_length, keep_end, keep_columns)
-    if not has_tokens(rows.column_names, assistant_only):
+    if _has_tokens(rows, assistant_only):
+        if not assistant_only and "messages" in rows.column_names:  # then all turns are learned
+            rows = rows.remove_columns([name for name in ("assistant_masks",) if name in rows.column_names])
+    else:
         names = [name for name in rows.column_names if name in ("text", "untrained", "messages", "tools")]
         options = {"tokenizer": tokenizer, "assistant_only": assistant_only}
         rows = rows.select_columns([*names, *(name for name in keep_columns if name not in names)])
@@ -68,6 +72,16 @@ def pieces_of(rows: Dataset | IterableDataset, length: int) -> Dataset | Iterabl
     )
 
 
+def _has_tokens(rows: Dataset, assistant_only: bool) -> bool:
+    """Whether rows have a mixture's tokens whose masks fit the training; see `evaluation.held_out`."""
+    if "input_ids" not in rows.column_names:
+        return False
+    if assistant_only or "messages" not in rows.column_names:
+        return True
+    turns = pc.list_flatten(rows.data.column("messages"))
+    return not pc.any(pc.equal(pc.struct_field(turns, "train"), False)).as_py()
+
+
 def _labelled_stream(
     rows: IterableDataset, tokenizer, assistant_only: bool, max_length: int | None, keep_end: bool, keep_columns
 ) -> IterableDataset:
@@ -80,7 +94,8 @@ def _labelled_stream(
 
 
 def _tokenized(batch: dict[str, list], tokenizer, assistant_only: bool) -> dict[str, list]:
-    names = [name for name in ("text", "untrained", "messages", "tools") if name in batch]
+    wanted = ("text", "untrained", "messages", "tools", "input_ids", "assistant_masks")
+    names = [name for name in wanted if name in batch]
     rows = [dict(zip(names, values, strict=True)) for values in zip(*(batch[name] for name in names), strict=True)]
     tokens = tokenize_rows(rows, tokenizer, None, assistant_only)
     return {"input_ids": [ids for ids, _ in tokens], "assistant_masks": [mask for _, mask in tokens]}

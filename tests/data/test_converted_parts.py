@@ -5,7 +5,7 @@ import pytest
 
 from minimind_trl import DatasetMixer
 from minimind_trl.cli import main
-from minimind_trl.data import converted_parts, sources
+from minimind_trl.data import converted_parts, file_formats
 from minimind_trl.errors import MixtureError
 from minimind_trl.progress import progress
 from minimind_trl.tokenization import tiny_tokenizer
@@ -13,7 +13,7 @@ from minimind_trl.tokenization import tiny_tokenizer
 
 @pytest.fixture
 def in_small_pieces(monkeypatch):
-    monkeypatch.setattr(sources, "_PART_BYTES", (200, 200))
+    monkeypatch.setattr(file_formats, "_PART_BYTES", (200, 200))
     monkeypatch.setattr(converted_parts, "_ROWS", (7, 9))
 
 

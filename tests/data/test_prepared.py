@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from minimind_trl.data import LOCK, DatasetMixer, MixtureError, load_or_prepare, load_prepared, prepare
+from minimind_trl.data.row_renderer import TOKEN_COLUMNS
 from minimind_trl.tokenization import tiny_tokenizer
 from tests.data.test_mixer import chat, texts
 from tests.forking import says, start
@@ -38,6 +39,32 @@ def test_what_was_written_is_what_is_read(write, folder):
         assert read[split].features == built[split].features
     lines = [json.loads(line) for line in (folder / "sft_mixture_train.jsonl").read_text().splitlines()]
     assert {"role": "user", "content": "q 7"} in [line["messages"][0] for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("phase", "rows"), [("sft", "chats"), ("midtrain", "chats"), ("pretrain", "texts"), ("dpo", "pairs")]
+)
+def test_its_rows_are_read_with_the_tokens_of_the_build(write, folder, phase, rows):
+    asked = [[{"role": "user", "content": f"天气 <|im_end|> {i}"}] for i in range(60)]
+    chats = [
+        {"messages": [*turns, {"role": "assistant", "content": "yes", "reasoning_content": "hm"}]} for turns in asked
+    ]
+    chats[5]["messages"] += [asked[7][0], {"role": "assistant", "content": "no", "train": False}]
+    answers = [[{"role": "assistant", "content": text}] for text in ("yes", "no")]
+    rows = {
+        "chats": chats,
+        "texts": texts("a", 60),
+        "pairs": [{"prompt": turns, "chosen": answers[0], "rejected": answers[1]} for turns in asked],
+    }[rows]
+    path, tokenizer = write({"a": rows}, phase=phase), tiny_tokenizer()
+    built = load_or_prepare(mixer_of(path), folder, tokenizer, keep_tokens=True)
+    read = load_or_prepare(mixer_of(path), folder, tokenizer, keep_tokens=True)
+    names = [name for name in TOKEN_COLUMNS if name in built["train"].column_names]
+    assert names and set(read["train"].column_names) == set(built["train"].column_names)
+    for split in ("train", "validation"):
+        assert list(read[split]) == list(built[split])
+        assert read[split].features == built[split].features
+        assert list(load_prepared(folder)[split]) == list(built[split].remove_columns(names))
 
 
 def test_the_lock_tells_where_every_row_went(mixture, folder):

@@ -10,12 +10,13 @@ import pytest
 import yaml
 from datasets import Dataset
 
-from minimind_trl.data import DatasetMixer, MixtureError, load_mixture, prepare, sources, streaming
+from minimind_trl.data import DatasetMixer, MixtureError, file_formats, load_mixture, prepare, streaming
 from minimind_trl.data.config import Source
 from minimind_trl.data.sources import open_source
 from minimind_trl.data.streaming import share_of
+from minimind_trl.tokenization import tiny_tokenizer
 from tests.conftest import REPOSITORY
-from tests.data.test_mixer import build, texts
+from tests.data.test_mixer import build, chat, texts
 from tests.loopback_hub import LoopbackHub
 
 
@@ -30,6 +31,24 @@ def test_a_stream_splits_as_the_same_mixture_does_at_rest(write):
     assert sorted(rows(stream["validation"])) == sorted(rows(at_rest["validation"]))
     assert sorted(rows(stream["train"])) == sorted(rows(at_rest["train"]))
     assert list(next(iter(stream["train"]))) == ["text", "source"]
+
+
+@pytest.mark.parametrize("phase", ["sft", "midtrain"])
+def test_its_rows_have_the_tokens_of_the_same_mixture_at_rest(write, phase):
+    """Each is rendered and tokenized once, as it is read."""
+    rows = [chat(f"天气 {i}", skill="3") for i in range(80)]
+    rows[7]["messages"] += [{"role": "user", "content": "q"}, {"role": "assistant", "content": "no", "train": False}]
+    options = {"phase": phase, "validation": {"ratio": 0.2, "seed": 3}, "options": {"keep_columns": ["skill"]}}
+    found = []
+    for is_stream in (False, True):
+        path = write({"a": rows}, **options, streaming=is_stream)
+        data = DatasetMixer.from_yaml(path).build(tiny_tokenizer(), keep_tokens=True)
+        names = ("skill", "input_ids", "assistant_masks")
+        part = [row for split in data.values() for row in split]
+        found.append(
+            {row.get("text") or row["messages"][0]["content"]: [row.get(name) for name in names] for row in part}
+        )
+    assert found[0] == found[1] and len(found[0]) > 60 and all(ids for _, ids, _ in found[0].values())
 
 
 def test_its_shares_hold_in_expectation_and_its_size_exactly(write):
@@ -59,8 +78,8 @@ def test_it_counts_what_it_reads_and_drops(write):
 @pytest.fixture
 def in_small_parts(monkeypatch):
     """Files of a test, in parts and blocks as large ones are."""
-    monkeypatch.setattr(sources, "_PART_BYTES", (200, 200))
-    monkeypatch.setattr(sources, "_BATCH", 20)
+    monkeypatch.setattr(file_formats, "_PART_BYTES", (200, 200))
+    monkeypatch.setattr(file_formats, "_BATCH", 20)
     monkeypatch.setattr(streaming, "_BLOCK", 32)
 
 
@@ -72,7 +91,8 @@ def test_it_goes_on_at_any_row_without_reading_what_was_before(write, in_small_p
         expected.append(row["text"])
         states.append(json.loads(json.dumps(stream.state_dict())))
     parsed = []
-    monkeypatch.setattr(sources, "_parse", lambda *told, parse=sources._parse: parsed.append(told) or parse(*told))
+    parse = file_formats.parsed_line
+    monkeypatch.setattr(file_formats, "parsed_line", lambda *told: parsed.append(told) or parse(*told))
     for done in (1, 2, 31, 32, 33, 64, 100, 177, len(states) - 1):
         stream = build(path)[0]["train"]
         stream.load_state_dict(states[done - 1])

@@ -270,6 +270,8 @@ NO_USE = [
     ("sft", "--ddp_backend gloo", "--ddp_backend is for several processes"),
     ("sft", "--torch_compile_backend inducto", "did you mean 'inductor'?"),
     ("sft", "--chat_template_path missing.jinja", "--chat_template_path missing.jinja: no such file"),
+    ("distill", "--torch_compile", "is for recipes that train on rows only"),
+    ("grpo", "--torch_compile_mode default", "is for recipes that train on rows only"),
     ("pretrain", "--assistant_only_loss", "is for recipes/sft.py"),
     ("distill", "--packing", "distillation has no --packing"),
     ("dpo", "--padding_free", "has no effect"),
@@ -290,6 +292,14 @@ NO_USE = [
 @pytest.mark.parametrize(("recipe", "option", "says"), NO_USE, ids=[f"{r} {o}" for r, o, _ in NO_USE])
 def test_an_option_that_would_end_in_a_traceback_or_do_nothing_is_refused(recipe, option, says):
     assert says in refusal(recipe, *option.split())[0]
+
+
+def test_compiling_wants_a_compiler(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert refusal("sft", "--torch_compile") == [
+        "--torch_compile needs a compiler, and there is no no-such-compiler (CXX names another one); install it, or "
+        "leave the option out"
+    ]
 
 
 def test_vllm_wants_a_gpu_and_its_package():

@@ -72,6 +72,7 @@ def test_a_full_batch_and_an_answer_without_a_prompt_are_left_alone():
 def test_log_probabilities_values_and_gradients_are_those_of_the_padded_batch(kind):
     inputs = group_of_answers()
     assert pack(inputs) is not None
+    torch.manual_seed(0)
     padded = MiniMindForCausalLM(small_config(kind))
     packed = copy.deepcopy(padded)
     results = []
@@ -90,10 +91,25 @@ def test_log_probabilities_values_and_gradients_are_those_of_the_padded_batch(ki
         results.append((outputs, values, [part.grad for part in model.parameters()]))
     (expected, values, gradients), (outputs, our_values, our_gradients) = results
     for name in ("log_probs", "entropy", "is_top1", "label_mask"):
-        torch.testing.assert_close(outputs[name], expected[name], atol=1e-5, rtol=1e-5, msg=name)
-    torch.testing.assert_close(our_values, values, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(outputs[name], expected[name], atol=3e-5, rtol=1e-5, msg=name)
+    torch.testing.assert_close(our_values, values, atol=3e-5, rtol=1e-5)
     for ours, theirs in zip(our_gradients, gradients, strict=True):
         assert (ours - theirs).norm() <= 1e-5 + 1e-4 * theirs.norm()
+
+
+def test_the_last_layer_computes_only_what_is_read_unless_it_is_computed_again():
+    sizes = []
+    for checkpointing in (False, True):
+        model = MiniMindForCausalLM(small_config("dense3")).train()
+        add_learned_positions_head(model, pack=True)
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model.model.layers[-1].mlp.gate_proj.register_forward_hook(lambda _, inputs, __: sizes.append(inputs[0].shape))
+        outputs = model(**group_of_answers(), fused_lm_head=True)
+        (-outputs.log_probs.sum()).backward()
+        assert "forward" not in vars(model.model.layers[-1].mlp)
+    read = pack(group_of_answers()).states.unique()
+    assert sizes[0] == (len(read), 64) and len(sizes[1]) == 3
 
 
 def test_the_balancing_loss_is_that_of_the_given_rows():

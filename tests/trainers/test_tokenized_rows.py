@@ -8,7 +8,8 @@ import pytest
 from datasets import Dataset
 
 from minimind_trl import DatasetMixer
-from minimind_trl.data.row_renderer import TOKENS
+from minimind_trl.data.row_renderer import TOKEN_COLUMNS
+from minimind_trl.evaluation.held_out import tokenize_rows
 from minimind_trl.tokenization import inference_template, pieces, tiny_tokenizer, with_training_template
 from minimind_trl.trainers.tokenized_rows import labelled_rows, pieces_of
 
@@ -81,15 +82,23 @@ def test_labels_are_those_of_tokenizing_one_by_one(mixture, phase, generation):
     mixer = mixture(rows, phase)
     kept, plain = (mixer.build(tokenizer, keep_tokens=keep)["train"] for keep in (True, False))
     assert "input_ids" in kept.column_names
-    assert kept.remove_columns([name for name in TOKENS if name in kept.column_names]).to_list() == plain.to_list()
+    assert (
+        kept.remove_columns([name for name in TOKEN_COLUMNS if name in kept.column_names]).to_list() == plain.to_list()
+    )
 
     twin = with_training_template(tokenizer)
     expected = [one_by_one(row, twin) for row in plain]
     for rows in (kept, plain):
         found = labelled_rows(rows, twin, assistant_only=phase == "sft")
         assert [(row["input_ids"], row["labels"]) for row in found] == expected
-    everything = labelled_rows(kept, twin, assistant_only=False)  # masks of answers do not fit here
-    assert sum(label != -100 for row in everything for label in row["labels"]) > 0
+    everything = labelled_rows(kept, tokenizer, assistant_only=False)  # masks of answers do not fit here
+    assert everything.to_list() == labelled_rows(plain, tokenizer, assistant_only=False).to_list()
+    trained = [row for row in kept if all(turn["train"] is None for turn in row.get("messages", ()))]
+    assert tokenize_rows(trained, None, LIMIT) == [
+        ([*row["input_ids"][:LIMIT]], [True] * len(row["input_ids"][:LIMIT])) for row in trained
+    ]
+    found = labelled_rows(Dataset.from_list(trained, features=kept.features), None, assistant_only=False)
+    assert all(row["labels"] == row["input_ids"] for row in found) and len(found) > 40
 
     for keep_end in (False, True):
         part = slice(-LIMIT, None) if keep_end else slice(LIMIT)
