@@ -6,8 +6,10 @@ from itertools import takewhile
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
+from torch.nn.functional import linear, rms_norm
 from transformers import PreTrainedConfig
+
+from .tiled_attention import tiled_attention
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
@@ -46,7 +48,7 @@ class Decoder:
 
     def __init__(self, model: nn.Module, max_length: int):
         body = model.model
-        attention = body.layers[0].self_attn
+        self.attention = attention = body.layers[0].self_attn
         self.head_dim, self.heads = attention.head_dim, model.config.num_attention_heads
         self.kv_heads = model.config.num_key_value_heads
         self.device = body.embed_tokens.weight.device
@@ -106,7 +108,10 @@ class Decoder:
         inside = (places < torch.tensor(lengths)[:, None]).to(self.device)  # (N, P)
         positions = (places.to(self.device) + before).expand(len(texts), -1)[inside]
         tokens = torch.tensor([token for text in texts for token in text], device=self.device)
-        causal = torch.ones(len(places), before + len(places), dtype=torch.bool, device=self.device).tril(before)
+        causal = None
+        if prefix:
+            causal = torch.ones(len(places), before + len(places), dtype=torch.bool, device=self.device).tril(before)
+            causal = causal[None, None]
         keys, values = [], []
 
         def attend(index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -116,10 +121,9 @@ class Decoder:
                 value = torch.cat([prefix.values[index].expand(len(texts), -1, -1, -1), value], 1)
             keys.append(key)
             values.append(value)
-            groups = self.heads // self.kv_heads
-            key, value = (part.repeat_interleave(groups, 2).transpose(1, 2) for part in (key, value))
-            output = scaled_dot_product_attention(query.transpose(1, 2), key, value, causal, scale=1.0)
-            return output.transpose(1, 2)[inside].flatten(1)
+            query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+            output, _ = tiled_attention(self.attention, query, key, value, causal, scaling=1.0)
+            return output[inside].flatten(1)
 
         hidden = self.hidden_states(tokens, positions, attend)
         last = torch.tensor(lengths).cumsum(0).to(self.device) - 1
