@@ -1,12 +1,12 @@
 """Seconds per optimizer step of GRPO, PPO and SPO beside TRL's GRPOTrainer, on the tiny model and the same prompts.
 
-    python benchmarks/rl_step.py [--from_weight CHECKPOINT] [--steps 12] [--repeats 2]
+    python benchmarks/rl_step.py [--from_weight CHECKPOINT] [--steps 12] [--repeats 2] [--bf16]
 
 TRL's GRPOTrainer trains transformers' Qwen3 twin of the checkpoint, ours the checkpoint itself; weights and prompts are
 the same, as are all options that the methods share: 256 answers of at most 16 tokens a step, one step a rollout, no
-reference model. GRPO answers 32 prompts eight times, PPO and SPO 256 prompts once. Every trainer runs in a process of
-its own, one after the other, `--repeats` times; the first steps are not counted. CPU seconds are those of the whole
-process.
+reference model. GRPO answers 32 prompts eight times, PPO and SPO 256 prompts once. TRL wants at least two answers to a
+prompt, so `pairs`, 128 prompts twice, is as near as it comes to theirs. Every trainer runs in a process of its own, one
+after the other, `--repeats` times; the first steps are not counted. CPU seconds are those of the whole process.
 
 With `--profile METHOD` it prints where one method's CPU time goes instead.
 """
@@ -24,16 +24,17 @@ import time
 from pathlib import Path
 
 BATCH, WARMUP = 256, 3
-METHODS = ("TRL GRPO", "GRPO", "PPO", "SPO")
+METHODS = ("TRL GRPO", "TRL GRPO, pairs", "GRPO", "GRPO, pairs", "SPO", "PPO")
 
 
-def make_trainer(method: str, start: str, folder: str, steps: int):
+def make_trainer(method: str, start: str, folder: str, steps: int, bf16: bool):
     from transformers import AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer
 
     from minimind_trl import trainers
     from minimind_trl.data import DatasetMixer
     from minimind_trl.models import load_model, to_twin
+    from minimind_trl.models.cpu_kernels import use_cpu_kernels
     from minimind_trl.rewards import load_rewards
 
     tokenizer = AutoTokenizer.from_pretrained(start, trust_remote_code=False)
@@ -41,7 +42,9 @@ def make_trainer(method: str, start: str, folder: str, steps: int):
     model, [reward] = load_model(start), load_rewards(["position_match"])[0]
     trainer_class, config_class, options = {
         "TRL GRPO": (GRPOTrainer, GRPOConfig, {"num_generations": 8}),
+        "TRL GRPO, pairs": (GRPOTrainer, GRPOConfig, {"num_generations": 2}),
         "GRPO": (trainers.MiniMindGRPOTrainer, trainers.RolloutConfig, {"num_generations": 8}),
+        "GRPO, pairs": (trainers.MiniMindGRPOTrainer, trainers.RolloutConfig, {"num_generations": 2}),
         "PPO": (trainers.PPOTrainer, trainers.PPOConfig, {"num_mini_batches": 1, "num_ppo_epochs": 1, "kl_coef": 0.0}),
         "SPO": (trainers.SPOTrainer, trainers.SPOConfig, {"beta": 0.0}),
     }[method]
@@ -55,16 +58,16 @@ def make_trainer(method: str, start: str, folder: str, steps: int):
         save_strategy="no",
         report_to="none",
         use_cpu=True,
-        bf16=False,
+        bf16=bf16,
         gradient_checkpointing=False,
         disable_tqdm=True,
         **options,
     )
-    policy = to_twin(model) if method == "TRL GRPO" else model
+    policy = to_twin(model) if method.startswith("TRL") else use_cpu_kernels(model)
     return trainer_class(policy, reward, config, train_dataset=prompts, processing_class=tokenizer)
 
 
-def measure(method: str, start: str, steps: int, profile: bool) -> dict:
+def measure(method: str, start: str, steps: int, bf16: bool, profile: bool) -> dict:
     """Medians over the counted steps."""
     from transformers import TrainerCallback
 
@@ -79,7 +82,7 @@ def measure(method: str, start: str, steps: int, profile: bool) -> dict:
 
     profiler, clock = cProfile.Profile(), Clock()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(method, start, folder, steps + WARMUP + 1)
+        trainer = make_trainer(method, start, folder, steps + WARMUP + 1, bf16)
         trainer.add_callback(clock)
         trainer.train()
     if profile:
@@ -119,23 +122,24 @@ def table(results: list[dict]) -> str:
 
 def main() -> None:
     if sys.argv[1:2] == ["--measure"]:
-        method, start, steps = sys.argv[2:]
-        print(json.dumps(measure(method, start, int(steps), profile=False)))
+        method, start, steps, bf16 = sys.argv[2:]
+        print(json.dumps(measure(method, start, int(steps), bf16 == "True", profile=False)))
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--from_weight", help="a fine-tuned tiny checkpoint; default: train one (3 minutes)")
     parser.add_argument("--steps", type=int, default=12, help="counted steps of a run")
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--bf16", action="store_true", help="train in bf16, as recipes do on a fast machine")
     parser.add_argument("--profile", choices=METHODS, metavar="METHOD", help=", ".join(METHODS))
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         start = args.from_weight or make_start(None, Path(folder))
         if args.profile:
-            measure(args.profile, start, args.steps, profile=True)
+            measure(args.profile, start, args.steps, args.bf16, profile=True)
             return
         results = []
         for method in METHODS * args.repeats:
-            command = [sys.executable, __file__, "--measure", method, start, str(args.steps)]
+            command = [sys.executable, __file__, "--measure", method, start, str(args.steps), str(args.bf16)]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 sys.exit(f"{method} failed:\n{done.stderr}")

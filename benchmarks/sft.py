@@ -1,19 +1,22 @@
 """Useful tokens per second of supervised fine-tuning, beside two other ways to train on the same rows.
 
-    python benchmarks/sft.py --rows ALPACA.jsonl --tokenizer DIR [--seconds 60] [--repeats 3] [--output FILE.json]
+    OMP_NUM_THREADS=1 python benchmarks/sft.py --rows ALPACA.jsonl --tokenizer DIR [--seconds 60] [--repeats 3]
 
 The same rows, in the same order, with the loss on the assistant's turns, for a model of `--hidden_size` x
 `--num_hidden_layers` (default: that of minimind2-small), by
 
 - `ours`: `recipes/sft.py`'s trainer as it comes: packed rows, bf16 where the machine has it,
+- `ours, compiled`: the same with `--torch_compile`,
 - `ours, padded`: the same with `--packing false`,
 - `TRL`: TRL's SFTTrainer as it comes, padded, on transformers' Qwen3 of the same shape, in the same precision,
 - `TRL, packed`: the same with packing,
 - `plain loop`: rows padded to the full length in fp32, forward, loss, backward, AdamW: as upstream's own script does.
 
 Each takes steps for some seconds, after one that is not timed, in a process of its own, in turns; the table shows
-medians. Useful tokens are those that are not padding. MFU is model FLOPs over the measured peak of a bf16 matrix
-product. Also checks that packed and padded rows give the same loss. Prints a markdown table.
+medians. On a CPU seconds are those of the process, so that other work on the machine counts less, and with one thread
+they are those of one core. Useful tokens are those that are not padding. MFU is model FLOPs over the peak of a bf16
+matrix product, the best that any of the processes measured. Also compares the loss of one batch in float32: packed and
+padded rows, attention in tiles and by `sdpa`, compiled and plain layers. Prints a markdown table.
 """
 
 import argparse
@@ -25,8 +28,15 @@ import tempfile
 import time
 from pathlib import Path
 
-METHODS = ("ours", "ours, padded", "TRL", "TRL, packed", "plain loop")
+METHODS = ("ours", "ours, compiled", "ours, padded", "TRL", "TRL, packed", "plain loop")
 LEARNING_RATE = 5e-4
+
+
+def now() -> float:
+    """Seconds of this process on a CPU, of the clock on a GPU."""
+    import torch
+
+    return time.perf_counter() if torch.cuda.is_available() else time.process_time()
 
 
 def rows_of(path: Path, count: int) -> list[dict]:
@@ -47,6 +57,7 @@ def measure(method: str, args: argparse.Namespace) -> dict:
 
     from minimind_trl.hardware import has_fast_bf16
     from minimind_trl.models import MiniMindConfig, MiniMindForCausalLM
+    from minimind_trl.models.cpu_kernels import use_cpu_kernels
     from minimind_trl.models.twins import to_twin
     from minimind_trl.tokenization import with_training_template
 
@@ -61,12 +72,15 @@ def measure(method: str, args: argparse.Namespace) -> dict:
         return plain_loop(model.cuda() if on_gpu else model, with_training_template(tokenizer), rows, args)
     if method.startswith("TRL"):
         model = to_twin(model)
+    elif not on_gpu:
+        use_cpu_kernels(model)
     options = {
         "per_device_train_batch_size": args.batch_size,
         "max_length": args.max_length,
         "learning_rate": LEARNING_RATE,
         "assistant_only_loss": True,
-        "packing": method in ("ours", "TRL, packed"),
+        "packing": method in ("ours", "ours, compiled", "TRL, packed"),
+        "torch_compile": method == "ours, compiled",
         "bf16": has_fast_bf16(use_cpu=not on_gpu),
         "use_cpu": not on_gpu,
         "gradient_checkpointing": False,
@@ -94,12 +108,11 @@ def train(method: str, model, tokenizer, rows: list[dict], options: dict, second
         started = ended = None
 
         def on_step_end(self, args, state, control, **kwargs):
-            now = time.perf_counter()
             if self.started is None:
-                self.started, self.tokens, self.squares = now, 0, 0
+                self.started, self.tokens, self.squares = now(), 0, 0
                 return
-            self.steps, self.ended = self.steps + 1, now
-            control.should_training_stop = now - self.started > seconds
+            self.steps, self.ended = self.steps + 1, now()
+            control.should_training_stop = self.ended - self.started > seconds
 
     base = MiniMindSFTTrainer if method.startswith("ours") else SFTTrainer
 
@@ -144,16 +157,16 @@ def plain_loop(model, tokenizer, rows: list[dict], args: argparse.Namespace) -> 
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        now = time.perf_counter()
+        ended = now()
         if started is None:
-            started = now
+            started = ended
             continue
         steps += 1
         tokens += sum(len(ids) for ids, _ in batch)
         squares += sum(len(ids) ** 2 for ids, _ in batch)
-        if now - started > args.seconds:
+        if ended - started > args.seconds:
             break
-    return figures(model.config, tokens, squares, now - started, steps)
+    return figures(model.config, tokens, squares, ended - started, steps)
 
 
 def figures(config, tokens: int, squares: int, seconds: float, steps: int) -> dict:
@@ -174,36 +187,43 @@ def figures(config, tokens: int, squares: int, seconds: float, steps: int) -> di
     }
 
 
-def loss_difference(args: argparse.Namespace) -> float:
-    """Largest relative difference of the loss of one batch of rows, padded and packed, in fp32."""
+def losses(args: argparse.Namespace) -> dict[str, float]:
+    """The loss of one batch of rows in float32: packed with everything that makes it fast, and without one of these."""
     from datasets import Dataset
     from transformers import AutoTokenizer, set_seed
     from trl import SFTConfig
 
     from minimind_trl.models import MiniMindConfig, MiniMindForCausalLM
+    from minimind_trl.models.cpu_kernels import use_cpu_kernels
     from minimind_trl.tokenization import with_training_template
     from minimind_trl.trainers import MiniMindSFTTrainer
 
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer, trust_remote_code=False)
-    set_seed(0)
     sizes = {"hidden_size": args.hidden_size, "num_hidden_layers": args.num_hidden_layers}
-    model = MiniMindForCausalLM(MiniMindConfig.from_preset("minimind3", **sizes, vocab_size=len(tokenizer)))
-    losses = []
-    for packing in (False, True):
+    found = {}
+    for name, packing, in_tiles, compiled in (
+        ("compiled, packed, in tiles", True, True, True),
+        ("packed, in tiles", True, True, False),
+        ("packed, sdpa", True, False, False),
+        ("padded, in tiles", False, True, False),
+    ):
+        set_seed(0)
+        model = MiniMindForCausalLM(MiniMindConfig.from_preset("minimind3", **sizes, vocab_size=len(tokenizer)))
         options = {"packing": packing, "max_length": args.max_length, "per_device_train_batch_size": 64}
+        options |= {"assistant_only_loss": True, "use_cpu": True, "bf16": False, "report_to": "none"}
         with tempfile.TemporaryDirectory() as folder:
             trainer = MiniMindSFTTrainer(
-                model=model,
-                args=SFTConfig(folder, **options, assistant_only_loss=True, use_cpu=True, bf16=False, report_to="none"),
+                model=use_cpu_kernels(model) if in_tiles else model,
+                args=SFTConfig(folder, **options, torch_compile=compiled),
                 train_dataset=Dataset.from_list(rows_of(Path(args.rows), 64)),
                 processing_class=with_training_template(tokenizer),
             )
             [batch] = trainer.get_train_dataloader()
-            losses.append(trainer.compute_loss(model.eval(), batch).item())
-    return abs(losses[1] / losses[0] - 1)
+            found[name] = trainer.compute_loss(model.train(), batch).item()
+    return found
 
 
-def report(results: dict[str, list[dict]], difference: float) -> str:
+def report(results: dict[str, list[dict]], found: dict[str, float]) -> str:
     keys = ("tokens_per_second", "flops_per_second")
     medians = {
         name: {key: statistics.median(run[key] for run in runs) for key in keys} for name, runs in results.items()
@@ -218,7 +238,7 @@ def report(results: dict[str, list[dict]], difference: float) -> str:
         lines.append(f"| {name} | {rate:,.0f} | {spread} | {ours / rate:.2f}x as fast | {mfu:.0%} |")
     some = next(iter(results.values()))[0]
     lines.append(f"\nPeak: {peak / 1e9:,.0f} GFLOP/s in bf16, {some['threads']} threads.")
-    lines.append(f"Loss of 64 rows, packed against padded, in fp32: {difference:.1e} relative difference.")
+    lines.append("Loss of 64 rows in fp32: " + "; ".join(f"{name} {loss:.7f}" for name, loss in found.items()))
     return "\n".join(lines)
 
 
@@ -247,7 +267,7 @@ def main() -> None:
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             results[name].append(json.loads(done.stdout.splitlines()[-1]))
             print(f"{name}: {results[name][-1]['tokens_per_second']:,.0f} useful tokens/s", file=sys.stderr)
-    print(report(results, loss_difference(args)))
+    print(report(results, losses(args)))
     if args.output:
         Path(args.output).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 

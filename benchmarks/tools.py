@@ -2,9 +2,9 @@
 
 python benchmarks/tools.py --output_dir runs/tiny-tools --seeds 42 1 2    # `make demo-tools` runs seed 42 alone
 
-Writes the data, trains a tokenizer, and for each seed runs pretraining, midtraining, SFT, GRPO with tools, and the same
-GRPO without them. Prints how many held-out questions are answered exactly, how answers call tools, and answers before
-and after GRPO. What is done already in the output folder is not run again.
+Writes the data, trains a tokenizer, and for each seed runs pretraining, midtraining, SFT, RL with tools, and GRPO
+without them. Prints how many held-out questions are answered exactly, how answers call tools, and answers before and
+after RL. What is done already in the output folder is not run again.
 """
 
 import argparse
@@ -54,42 +54,40 @@ def without_tools(folder: Path) -> Path:
     return path
 
 
-def run_seed(folder: Path, tokenizer: Path, seed: int, grpo: list[str]) -> None:
+def run_seed(folder: Path, tokenizer: Path, seed: int, methods: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     train(folder / "pretrain", "pretrain", seed, "--tokenizer", str(tokenizer))
     train(folder / "midtrain", "midtrain", seed, "--from_weight", str(folder / "pretrain"))
     train(folder / "sft", "sft", seed, "--from_weight", str(folder / "midtrain"))
-    start = ("--from_weight", str(folder / "sft"), *grpo)
-    train(folder / "grpo", "grpo", seed, *start)
+    start = ("--from_weight", str(folder / "sft"))
+    for method in methods:
+        train(folder / method, method, seed, *start)
     # Without tools all rewards are 0 more often than not.
     alone = ("--data_config", str(without_tools(folder)), "--allow_equal_rewards", "true")
     train(folder / "without_tools", "grpo", seed, *start, *alone)
 
 
-def table(folders: list[Path]) -> str:
+def table(folders: list[Path], methods: list[str]) -> str:
     lines = [
         "| | exact match of each seed | mean | calls per answer | failed calls per answer | CPU seconds |",
         "|---|---|---|---|---|---|",
     ]
-    for name, stage, when in (
-        ("after SFT", "grpo", "before"),
-        ("after GRPO with tools", "grpo", "after"),
-        ("after GRPO without tools", "without_tools", "after"),
-    ):
+    rows = [("after SFT", methods[0], "before", "sft")]
+    rows += [(f"after {method.upper()} with tools", method, "after", method) for method in methods]
+    rows.append(("after GRPO without tools", "without_tools", "after", "without_tools"))
+    for name, stage, when, timed in rows:
         figures = [RunFolder.read(folder / stage).metrics[when] for folder in folders]
         exact = [one["eval_rewards/exact_match"] for one in figures]
         calls, failed = (
             statistics.mean(one.get(f"eval_tools/{key}", 0.0) for one in figures) for key in ("calls", "failed_calls")
         )
-        spent = [_seconds(folder / ("sft" if when == "before" else stage)) for folder in folders]
-        shares = ", ".join(f"{share:.1%}" for share in exact)
         cells = [
             name,
-            shares,
+            ", ".join(f"{share:.1%}" for share in exact),
             f"{statistics.mean(exact):.1%}",
             f"{calls:.2f}",
             f"{failed:.2f}",
-            f"{statistics.mean(spent):.0f}",
+            f"{statistics.mean(_seconds(folder / timed) for folder in folders):.0f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     spent = {
@@ -100,7 +98,7 @@ def table(folders: list[Path]) -> str:
 
 
 def transcripts(folder: Path) -> str:
-    """Greedy answers to the same held-out questions before and after GRPO, without the results of the calls."""
+    """Greedy answers to the same held-out questions before and after RL, without the results of the calls."""
     answers = [sample for sample in RunFolder.read(folder).samples if sample["kind"] == "answer"]
     before, after = ([one for one in answers if one["step"] == step["step"]] for step in (answers[0], answers[-1]))
     lines = []
@@ -118,7 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, default=Path("runs/tiny-tools"), help="default: %(default)s")
     parser.add_argument("--seeds", type=int, nargs="+", default=[42], help="default: 42")
-    parser.add_argument("--grpo", nargs=argparse.REMAINDER, default=[], help="further options of GRPO, last")
+    parser.add_argument("--methods", nargs="+", choices=("grpo", "ppo", "spo"), default=["grpo"], help="default: grpo")
     args = parser.parse_args()
     if not (DATA / "data" / "rlaif_train.jsonl").is_file():
         run(str(DATA / "make_data.py"))
@@ -129,8 +127,8 @@ def main() -> None:
         run("-m", "minimind_trl.cli", "tokenizer", "train", words, *options)
     folders = [args.output_dir / f"seed_{seed}" for seed in args.seeds]
     for folder, seed in zip(folders, args.seeds, strict=True):
-        run_seed(folder, tokenizer, seed, args.grpo)
-    print(f"\n{table(folders)}\n\n{transcripts(folders[0] / 'grpo')}")
+        run_seed(folder, tokenizer, seed, args.methods)
+    print(f"\n{table(folders, args.methods)}\n\n{transcripts(folders[0] / args.methods[0])}")
 
 
 if __name__ == "__main__":

@@ -4,10 +4,10 @@
 
 A question has numbers of three digits. `calculate` needs one call of the calculator, `look up` one of the price list,
 `both` one of each, the second with the result of the first. Nothing in a question tells its answer: a model must copy
-numbers into a call and the result out of it. Each stage has what the next one lacks: chats for pretraining repeat
-numbers and log calls that the user asks for; a few chats of SFT answer questions, most of them at once, as from a
-larger model that can do it in its head, one in six with calls; reinforcement learning has only questions, their right
-calls and answers.
+numbers into a call and the result out of it. Each stage has what the next one lacks: chats of pretraining repeat what
+the user says (`copies`) or make the calls that the user asks for (`calls`); a few chats of SFT answer questions, most
+of them at once, as from a larger model that can do it in its head, one in six with calls; reinforcement learning has
+only questions, their right calls and answers.
 
 An item of the price list, or the two numbers of a sum, belong to the held-out split or to training by a hash, in all
 stages. `words` trains the tokenizer: it has no digit, so that every digit stays a token of its own. Every run writes
@@ -20,6 +20,7 @@ import argparse
 import hashlib
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from minimind_trl.tools import TOOLS, tool_schemas
 OPERATORS = {"plus": "+", "minus": "-", "times": "*"}
 SKILLS = ("calculate", "look up", "both")
 HELD_OUT_SHARE = 5  # one question in so many is held out
-PRETRAIN = {"train": 6000, "validation": 100}
+PRETRAIN = {"copies": {"train": 3200, "validation": 60}, "calls": {"train": 8400, "validation": 120}}
 CALLS = {"calculate": 16, "look up": 12, "both": 12}  # chats of sft that show calls
 DIRECT = 66  # chats of sft per skill that answer at once
 PROMPTS = {"train": 400, "validation": 50}  # of rlaif, per skill
@@ -63,8 +64,8 @@ class Task:
         return str(self.steps[-1].result)
 
 
-def number(rng: random.Random) -> int:
-    return rng.randint(100, 999)
+def number(rng: random.Random, digits: int = 3) -> int:
+    return rng.randint(10 ** (digits - 1), 10**digits - 1)
 
 
 def calculation(word: str, a: int, b: int) -> Step:
@@ -80,9 +81,10 @@ def is_held_out(*content: int) -> bool:
     return hashlib.sha256(f"held out? {content}".encode()).digest()[0] % HELD_OUT_SHARE == 0
 
 
-def task(rng: random.Random, skill: str, held_out: bool) -> Task:
+def task(rng: random.Random, skill: str, held_out: bool, digits: Sequence[int] = (3,)) -> Task:
     while True:
-        a, b, word = number(rng), number(rng), rng.choice(list(OPERATORS))
+        a, b = (number(rng, rng.choice(digits)) for _ in range(2))
+        word = rng.choice(list(OPERATORS))
         if skill == "calculate" and (word != "minus" or a > b) and is_held_out(a, b) == held_out:
             return Task(skill, f"{a} {word} {b}?", (calculation(word, a, b),))
         first = look_up(a)
@@ -108,22 +110,23 @@ def tasks(rng: random.Random, counts: dict[str, int], held_out: bool) -> list[Ta
 # Chats
 
 
-def copied(rng: random.Random, one: Task) -> list[dict]:
+def pretraining_task(rng: random.Random, held_out: bool) -> Task:
+    """With a result of any length: a length that is seldom seen is not copied."""
+    return task(rng, rng.choice(SKILLS), held_out, digits=rng.choice([(3,), (1, 2, 3)]))
+
+
+def copied(rng: random.Random, held_out: bool) -> dict:
     """The assistant says what the user says."""
-    numbers = " ".join(str(number(rng)) for _ in range(rng.randint(1, 3)))
+    one = pretraining_task(rng, held_out)
+    numbers = " ".join(str(number(rng, rng.randint(1, 6))) for _ in range(rng.randint(1, 3)))
     again = rng.choice([one.question, one.answer, numbers])
-    return [{"role": "user", "content": f"say {again}"}, {"role": "assistant", "content": again}]
+    return {"messages": [{"role": "user", "content": f"say {again}"}, {"role": "assistant", "content": again}]}
 
 
-def logged(one: Task) -> list[dict]:
+def logged(rng: random.Random, held_out: bool) -> dict:
     """The assistant makes the calls that the user asks for."""
-    request, *turns = messages(one, with_calls=True)
-    return [request | {"content": f"call {request['content']}"}, *turns]
-
-
-def pretraining_chat(rng: random.Random, held_out: bool) -> dict:
-    one = task(rng, rng.choice(SKILLS), held_out)
-    return {"messages": copied(rng, one) if rng.random() < 0.25 else logged(one)}
+    request, *turns = messages(pretraining_task(rng, held_out), with_calls=True)
+    return {"messages": [request | {"content": f"call {request['content']}"}, *turns]}
 
 
 def messages(one: Task, with_calls: bool) -> list[dict]:
@@ -154,8 +157,9 @@ def prompts(held_out: bool) -> list[Task]:
 def rows(name: str, split: str) -> list[dict]:
     held_out = split == "validation"
     rng = random.Random(f"{name} {split}")
-    if name == "pretrain":
-        return [pretraining_chat(rng, held_out) for _ in range(PRETRAIN[split])]
+    if name in ("copies", "calls"):
+        make = copied if name == "copies" else logged
+        return [make(rng, held_out) for _ in range(PRETRAIN[name][split])]
     if name == "rlaif":
         return [prompt_row(one) for one in prompts(held_out)]
     if held_out:
@@ -181,7 +185,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tools = tool_schemas([TOOLS["calculator"], price])
     files = {"words": words(tools)}
-    for name in ("pretrain", "sft", "rlaif"):
+    for name in ("copies", "calls", "sft", "rlaif"):
         files |= {f"{name}_{split}": rows(name, split) for split in ("train", "validation")}
     for name, content in files.items():
         path = folder / f"{name}.jsonl"

@@ -106,7 +106,8 @@ def values_of(critic: nn.Module, input_ids: Tensor, attention_mask: Tensor, answ
     packed = pack_inputs(critic, inputs, answered)
     if packed is None:
         return critic(**inputs, use_cache=False).logits.squeeze(-1).float()
-    values = critic(**packed.inputs(), use_cache=False).logits.float().flatten()[packed.states]
+    with packed.states_only(critic.model):
+        values = critic(**packed.inputs(), use_cache=False).logits.float().flatten()[packed.states]
     before = answered[:, 1:]
     return pad(values.new_zeros(before.shape).masked_scatter(before, values), (0, 1))
 

@@ -3,6 +3,7 @@
 import copy
 import functools
 import types
+from contextlib import nullcontext
 
 import torch
 from accelerate.utils import is_peft_model
@@ -66,7 +67,8 @@ def add_learned_positions_head(
         labels = kwargs.pop("labels")
         kwargs.pop("num_items_in_batch", None)
         packed = pack_inputs(self, kwargs, labels != -100) if pack else None
-        outputs = self.model(*args, **kwargs | (packed.inputs() if packed else {}) | {"use_cache": False})
+        with packed.states_only(self.model) if packed else nullcontext():
+            outputs = self.model(*args, **kwargs | (packed.inputs() if packed else {}) | {"use_cache": False})
         labels = labels[:, 1:]
         learned = labels != -100
         targets, states = labels[learned], outputs.last_hidden_state

@@ -1,5 +1,7 @@
 """Rows of prompts with answers, repacked without padding and with equal prompts once, for a forward pass."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +39,30 @@ class PackedAnswers:
         names = ("input_ids", "position_ids", "attention_mask")
         return {name: getattr(self, name) for name in names}
 
+    @contextmanager
+    def states_only(self, body: nn.Module) -> Iterator[None]:
+        """Within the block the last layer's feed-forward computes `states` only, as nothing reads the others.
+
+        Not with activation checkpointing, which computes the layer again after the block, and not for a mixture of
+        experts, which is balanced over all tokens.
+        """
+        last = body.layers[-1]
+        if getattr(last, "gradient_checkpointing", False) or getattr(body.config, "num_experts", 0):
+            yield
+            return
+        feed_forward, read = last.mlp.forward, self.states.unique()
+
+        def forward(hidden_states: Tensor) -> Tensor:
+            flat = hidden_states.flatten(0, 1)
+            computed = feed_forward(flat[read])
+            return computed.new_zeros(flat.shape).index_copy(0, read, computed).view(hidden_states.shape)
+
+        last.mlp.forward = forward
+        try:
+            yield
+        finally:
+            del last.mlp.forward  # that of its class is there again
+
 
 class _Row:
     """A packed row in the making."""
@@ -65,8 +91,20 @@ def pack_inputs(model: nn.Module, inputs: dict[str, Any], answered: Tensor) -> P
     mask = inputs.get("attention_mask")
     if mask is None or mask.dim() != 2 or "position_ids" in inputs or inputs.get("output_router_logits"):
         return None
-    takes_any_mask = attention_implementation(model) in ("sdpa", TILED_SDPA)
-    return pack_answers(inputs["input_ids"], mask, answered) if takes_any_mask else None
+    if attention_implementation(model) not in ("sdpa", TILED_SDPA):  # whose masks are arbitrary
+        return None
+    return _packed_once(inputs["input_ids"], mask, answered)
+
+
+_last: tuple[tuple[Tensor, Tensor, Tensor], PackedAnswers | None] | None = None
+
+
+def _packed_once(*given: Tensor) -> PackedAnswers | None:
+    """`pack_answers`; of the same rows only once, which policy, reference and critic read one after the other."""
+    global _last
+    if _last is None or not all(map(torch.equal, _last[0], given)):
+        _last = given, pack_answers(*given)
+    return _last[1]
 
 
 def pack_answers(input_ids: Tensor, attention_mask: Tensor, answered: Tensor) -> PackedAnswers | None:

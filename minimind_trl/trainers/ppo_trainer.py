@@ -75,8 +75,8 @@ class PPOTrainer(ActorCriticTrainer):
         args, self.exceeded_target_kl = self.args, False
 
         # 1. Rollout: the policy answers the prompts, and the reward functions score the answers. A completion without
-        #    any reward trains neither actor nor critic.
-        rollout = self.collect_rollout(rows, with_logps=True)
+        #    any reward trains neither actor nor critic. Without a KL the loss knows the log-probabilities by itself.
+        rollout = self.collect_rollout(rows, with_logps=bool(args.kl_coef))
         mask = rollout.mask * rollout.rewarded[:, None]
 
         # 2. Rewards: the KL to the reference at every token, the completion's score at the last.
@@ -116,7 +116,9 @@ class PPOTrainer(ActorCriticTrainer):
         rewarded = mask * inputs["rewarded"][:, None]
 
         # 8. What is logged; the policy may be too far from the rollout's to go on with it.
-        log_ratio = outputs.log_probs[:, -mask.shape[1] :].detach() - inputs["old_per_token_logps"]
+        logps = outputs.log_probs[:, -mask.shape[1] :].detach()
+        old_logps = inputs["old_per_token_logps"]
+        log_ratio = torch.zeros_like(logps) if old_logps is None else logps - old_logps
         self.record_means(rewarded, critic_loss=value_losses.detach())
         figures = {"kl": -log_ratio, "approx_kl": k3(log_ratio)}
         if self.loss_type in CLIPPED:
@@ -141,7 +143,7 @@ class PPOTrainer(ActorCriticTrainer):
     def _kl_estimates(self, rollout: Rollout) -> Tensor:
         """(B, T): estimates of the KL from the reference, from the chosen tokens; 0 without a reference."""
         if rollout.ref_logps is None:
-            return torch.zeros_like(rollout.logps)
+            return torch.zeros_like(rollout.mask, dtype=torch.float)
         log_ratio = rollout.ref_logps - rollout.logps
         return -log_ratio if self.args.kl_estimator == "k1" else k3(log_ratio)
 

@@ -6,14 +6,14 @@ from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset, IterableDataset
-from torch import Tensor
+from torch import Tensor, nn
 from trl.trainer.utils import pad
 
 from ..errors import InputError
 from .advantages import k3
 from .opponents import KeepSnapshots, OpponentPool, wins_over
 from .reward_scale import RewardScale
-from .rollout import Rollout
+from .rollout import Rollout, loss_mask
 from .rollout_engine import TEMPLATE_KWARGS
 from .rollout_trainer import RolloutTrainer
 from .spo_config import SPOConfig
@@ -90,8 +90,9 @@ class SPOTrainer(RolloutTrainer):
         if self.args.tracker == "prompt" and self.args.prioritized_sampling:
             rows = self._draw_rows(len(rows))
 
-        # 2. Rollout: one completion per prompt, scored by the reward functions.
-        rollout = self.collect_rollout(rows, with_logps=True)
+        # 2. Rollout: one completion per prompt, scored by the reward functions. What the trackers of prompts need of
+        #    its log-probabilities is stored by the loss.
+        rollout = self.collect_rollout(rows, with_logps=self.args.tracker == "global")
 
         # 3. Rewards in [0, 1]; in self-play 1, 1/2 or 0 for a win, draw or loss against an earlier policy.
         rewards = self.reward_scale.normalize(rollout.all_rewards)
@@ -100,8 +101,18 @@ class SPOTrainer(RolloutTrainer):
 
         # 4. - 6. Baselines from the tracker, its update, and advantages, for the rewards of all processes.
         advantages_of = self._prompt_advantages if self.args.tracker == "prompt" else self._global_advantages
-        advantages = advantages_of(rollout, rewards.double().cpu()).to(rollout.rewards)
-        return self.batch_of(rollout, self.own_part(advantages, len(rollout.rows)))
+        rewards = rewards.double().cpu()
+        advantages = advantages_of(rollout, rewards).to(rollout.rewards)
+        numbers = torch.tensor([row[PROMPT_NUMBER] for row in rollout.rows])
+        to_store = numbers.masked_fill(self.own_part(rewards, len(numbers)).isnan(), -1).to(advantages.device)
+        return self.batch_of(rollout, self.own_part(advantages, len(numbers)), to_store=to_store)
+
+    def minibatch_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        loss, outputs = self.policy_loss(model, inputs, self.beta)
+        if self.args.tracker == "prompt" and self.model.training:
+            old_logps = inputs["old_per_token_logps"]
+            self._store(inputs, outputs.log_probs if old_logps is None else old_logps)
+        return loss
 
     def _prompt_advantages(self, rollout: Rollout, rewards: Tensor) -> Tensor:
         numbers = torch.tensor(self.gather_objects([row[PROMPT_NUMBER] for row in rollout.rows]))
@@ -115,7 +126,6 @@ class SPOTrainer(RolloutTrainer):
 
         # 5. Update: the further the policy has moved since it last answered a prompt, the less of its history is kept.
         rho = self.tracker.update(numbers[rewarded], rewards[rewarded], divergences[rewarded])
-        self._store(rollout, self.own_part(rewarded, len(rollout.rows)))
 
         # 6. Advantages, normalized over the batch.
         self._log_baselines(rho.mean().item(), baselines, rewards)
@@ -202,15 +212,16 @@ class SPOTrainer(RolloutTrainer):
         moved = k3(log_ratio) if self.args.rho_divergence == "k3" else log_ratio.abs()
         return (moved.sum(1) / mask.sum(1).clamp(min=1)).tolist()
 
-    def _store(self, rollout: Rollout, rewarded: Tensor) -> None:
-        tensors, own = rollout.tensors, []
-        logps = rollout.logps.masked_fill(rollout.mask == 0, math.nan)  # tokens of tools, and padding
-        for place, row in enumerate(rollout.rows):
-            length = int(tensors["completion_mask"][place].sum())
-            if not length or not rewarded[place]:  # length 0: truncated and masked
+    def _store(self, inputs: dict[str, Any], logps: Tensor) -> None:
+        """Keep the answers of a minibatch, with the log-probabilities (B, T) of the policy that wrote them."""
+        own, lengths = [], inputs["completion_mask"].sum(1).tolist()
+        logps = logps[:, -inputs["completion_ids"].shape[1] :].detach()
+        logps = logps.masked_fill(loss_mask(inputs) == 0, math.nan)  # tokens of tools, and padding
+        for place, (number, length) in enumerate(zip(inputs["to_store"].tolist(), lengths, strict=True)):
+            if not length or number < 0:  # length 0: truncated and masked; -1: without a reward
                 continue
-            ids = tensors["completion_ids"][place, :length].to("cpu", torch.int32, copy=True)
-            own.append((row[PROMPT_NUMBER], (ids, logps[place, :length].to("cpu", torch.float32, copy=True))))
+            ids = inputs["completion_ids"][place, :length].to("cpu", torch.int32, copy=True)
+            own.append((number, (ids, logps[place, :length].to("cpu", torch.float32, copy=True))))
         self.last_answers.update(self.gather_objects(own))
 
     # Self-play

@@ -63,17 +63,26 @@ def test_one_sft_chat_in_six_calls_and_nothing_held_out_is_trained_on(world):
     assert {row["messages"][0]["content"] for row in rows(world, "sft_validation")} == held_out
     trained = {row["prompt"] for row in rows(world, "rlaif_train")}
     trained |= {row["messages"][0]["content"] for row in sft}
-    trained |= {re.sub("^(say|call) ", "", row["messages"][0]["content"]) for row in rows(world, "pretrain_train")}
+    trained |= {
+        re.sub("^(say|call) ", "", row["messages"][0]["content"])
+        for name in ("copies", "calls")
+        for row in rows(world, f"{name}_train")
+    }
     assert not trained & held_out
 
 
 def test_every_stage_finds_its_rows_and_the_tools(world):
-    for phase, count in (("sft", 238), ("rlaif", 1200)):
+    for phase, counts in (("sft", (2 * 238, 2 * 60)), ("rlaif", (1200, 150))):
         data = DatasetMixer.from_yaml(world / f"{phase}.yaml").build(tiny_tokenizer())
-        assert len(data["train"]) == count and len(data["validation"]) == 150
+        assert (len(data["train"]), len(data["validation"])) == counts
         assert [tool["function"]["name"] for tool in json.loads(data["train"][0]["tools"])] == ["calculator", "price"]
 
 
 def test_every_digit_is_a_token(world):
     tokenizer = train_tokenizer((row["text"] for row in rows(world, "words")), 531)
     assert tokenizer.tokenize("price of 482 times 917?") == ["price", "Ġof", "Ġ", *"482", "Ġtimes", "Ġ", *"917", "?"]
+
+
+def test_results_of_every_length_are_copied_in_pretraining(world):
+    lengths = [len(row["messages"][-1]["content"]) for row in rows(world, "calls_train")]
+    assert all(lengths.count(length) > 100 for length in range(1, 7))

@@ -97,6 +97,21 @@ def test_log_probabilities_values_and_gradients_are_those_of_the_padded_batch(ki
         assert (ours - theirs).norm() <= 1e-5 + 1e-4 * theirs.norm()
 
 
+def test_the_last_layer_computes_only_what_is_read_unless_it_is_computed_again():
+    sizes = []
+    for checkpointing in (False, True):
+        model = MiniMindForCausalLM(small_config("dense3")).train()
+        add_learned_positions_head(model, pack=True)
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model.model.layers[-1].mlp.gate_proj.register_forward_hook(lambda _, inputs, __: sizes.append(inputs[0].shape))
+        outputs = model(**group_of_answers(), fused_lm_head=True)
+        (-outputs.log_probs.sum()).backward()
+        assert "forward" not in vars(model.model.layers[-1].mlp)
+    read = pack(group_of_answers()).states.unique()
+    assert sizes[0] == (len(read), 64) and len(sizes[1]) == 3
+
+
 def test_the_balancing_loss_is_that_of_the_given_rows():
     inputs = group_of_answers()
     padded = MiniMindForCausalLM(small_config("moe2"))
