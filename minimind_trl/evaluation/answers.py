@@ -6,14 +6,17 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from torch.nn import Parameter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..models.decoding import can_sample, sample
 from ..progress import progress
 from ..tokenization import decode_tools
 from .held_out import device_of, evaluating
 from .measures import Measure, mean, share
 
 _BATCH_SIZE = 64
+_ROLLOUT_SIZE = 256  # prompts that our decoding loop gets at a time
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 _NGRAM = 4
 _SPARE_TOKENS = 8  # beyond the longest right answer, so that a wrong answer can end by itself
@@ -92,10 +95,12 @@ def generate_tokens(
 ) -> list[list[int]]:
     """Greedy completions of rendered prompts, each up to and including its end-of-turn token, if any."""
     completions = []
-    starts = range(0, len(texts), _BATCH_SIZE)
+    own_loop = _has_own_loop(model)
+    size = _ROLLOUT_SIZE if own_loop else _BATCH_SIZE
+    starts = range(0, len(texts), size)
     for start in progress("answering", len(starts), "batches", starts):
         batch = tokenizer(
-            texts[start : start + _BATCH_SIZE],
+            texts[start : start + size],
             padding=True,
             padding_side="left",
             add_special_tokens=False,
@@ -109,11 +114,20 @@ def generate_tokens(
                 do_sample=False,
                 eos_token_id=tokenizer.eos_token_id,
                 pad_token_id=tokenizer.pad_token_id,
+                custom_generate=sample if own_loop else None,
             )
         completions += [
             until_end(ids, [tokenizer.eos_token_id]) for ids in output[:, batch["input_ids"].shape[1] :].tolist()
         ]
     return completions
+
+
+def _has_own_loop(model: PreTrainedModel) -> bool:
+    """Whether our decoding loop can run the model, which reads the weights: all of them must be here."""
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        return False
+    whole = all(type(weight) is Parameter and weight.numel() for weight in model.parameters())
+    return whole and can_sample(model.config, model.generation_config, device_of(model))
 
 
 def until_end(ids: list[int], ends: Sequence[int]) -> list[int]:
