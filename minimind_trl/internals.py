@@ -701,6 +701,7 @@ TRL: tuple[PrivateName, ...] = (
             *("epsilon_low", "epsilon_high", "mask_truncated_completions", "aux_loss_enabled", "router_aux_loss_coef"),
             *("chat_template", "chat_template_kwargs", "environment_factories", "tools", "rollout_func"),
             *("environments", "max_tool_calling_iterations"),
+            *("use_transformers_continuous_batching", "continuous_batching_config"),
         )
     ),
 )

@@ -6,8 +6,10 @@ from itertools import takewhile
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
+from torch.nn.functional import linear, rms_norm
 from transformers import PreTrainedConfig
+
+from .tiled_attention import tiled_attention
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
@@ -46,9 +48,8 @@ class Decoder:
 
     def __init__(self, model: nn.Module, max_length: int):
         body = model.model
-        attention = body.layers[0].self_attn
-        self.head_dim, self.scaling = attention.head_dim, attention.scaling
-        self.heads = model.config.num_attention_heads
+        self.attention = attention = body.layers[0].self_attn
+        self.head_dim, self.heads = attention.head_dim, model.config.num_attention_heads
         self.kv_heads = model.config.num_key_value_heads
         self.device = body.embed_tokens.weight.device
         self.embed_tokens, self.norm = body.embed_tokens, body.norm
@@ -59,16 +60,18 @@ class Decoder:
         # The first half of the sines is negated, as `rotate_half` would.
         half = self.head_dim // 2
         self.angles = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1)  # each (max_length, D)
+        scales = [attention.scaling] * self.heads + [1.0] * self.kv_heads  # of rotated queries and keys
+        self.scales = cos.new_tensor(scales)[:, None]
 
     def hidden_states(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """Hidden states (T, H) of the tokens (T,) at these positions (T,), before the final norm.
 
         Args:
-            attend: gets the layer's index, queries (T, heads, D), keys and values (T, kv_heads, D), and returns the
-                attention output (T, heads * D).
+            attend: gets the layer's index, scaled queries (T, heads, D), keys and values (T, kv_heads, D), and returns
+                the attention output (T, heads * D).
         """
         hidden = self.embed_tokens(tokens)
-        cos, sin = (part[positions][:, None] for part in self.angles)
+        cos, sin = (part[positions][:, None] * self.scales for part in self.angles)  # (T, heads + kv_heads, D)
         for index, layer in enumerate(self.layers):
             states = layer.qkv(_normed(layer.input_norm, hidden)).view(len(hidden), -1, self.head_dim)
             rotated, value = states.split([self.heads + self.kv_heads, self.kv_heads], 1)
@@ -105,7 +108,10 @@ class Decoder:
         inside = (places < torch.tensor(lengths)[:, None]).to(self.device)  # (N, P)
         positions = (places.to(self.device) + before).expand(len(texts), -1)[inside]
         tokens = torch.tensor([token for text in texts for token in text], device=self.device)
-        causal = torch.ones(len(places), before + len(places), dtype=torch.bool, device=self.device).tril(before)
+        causal = None
+        if prefix:
+            causal = torch.ones(len(places), before + len(places), dtype=torch.bool, device=self.device).tril(before)
+            causal = causal[None, None]
         keys, values = [], []
 
         def attend(index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -115,10 +121,9 @@ class Decoder:
                 value = torch.cat([prefix.values[index].expand(len(texts), -1, -1, -1), value], 1)
             keys.append(key)
             values.append(value)
-            groups = self.heads // self.kv_heads
-            key, value = (part.repeat_interleave(groups, 2).transpose(1, 2) for part in (key, value))
-            output = scaled_dot_product_attention(query.transpose(1, 2), key, value, causal, scale=self.scaling)
-            return output.transpose(1, 2)[inside].flatten(1)
+            query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+            output, _ = tiled_attention(self.attention, query, key, value, causal, scaling=1.0)
+            return output[inside].flatten(1)
 
         hidden = self.hidden_states(tokens, positions, attend)
         last = torch.tensor(lengths).cumsum(0).to(self.device) - 1

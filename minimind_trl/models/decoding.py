@@ -27,6 +27,31 @@ _BLOCK = 64  # tokens of the vocabulary
 _CPU = torch.device("cpu")
 
 
+def draw_by_inversion(scores: Tensor) -> Tensor:
+    """Inverse transform sampling: one uniform number per row, where most time goes into random numbers.
+
+    First a block of the vocabulary, then a token in it: sums of all tokens in float64 would cost several times as much.
+    """
+    weights = pad(scores.softmax(-1), (0, -scores.shape[-1] % _BLOCK)).unflatten(-1, (-1, _BLOCK))
+    sums = weights.sum(-1, dtype=torch.float64).cumsum(-1)
+    block, place = _search(sums, torch.rand_like(sums[:, :1]) * sums[:, -1:])
+    sums = weights.take_along_dim(block[..., None], 1)[:, 0].cumsum(-1, dtype=torch.float64)
+    return (block * _BLOCK + _search(sums, place)[0])[:, 0]
+
+
+def _search(sums: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+    """The interval between cumulative sums (B, N) in which a place (B, 1) lies, and the place from its beginning."""
+    place = place.minimum(sums[:, -1:].nextafter(sums.new_zeros(1)))  # an interval of width 0 is never found
+    index = torch.searchsorted(sums, place, right=True)
+    return index, place - pad(sums, (1, 0)).take_along_dim(index, 1)
+
+
+def draw_by_race(scores: Tensor) -> Tensor:
+    """The token whose exponential clock of rate softmax(scores) rings first: few kernels, where their launch counts."""
+    weights = scores.softmax(-1)
+    return (weights / torch.empty_like(weights).exponential_()).argmax(-1)
+
+
 @dataclass(frozen=True)
 class _Engine:
     """How a kind of device generates.
@@ -34,6 +59,7 @@ class _Engine:
     Attributes:
         cache: class of the key-value cache.
         step: given a decoder and a cache, makes the function from tokens (slots,) to the next logits (slots, V).
+        draw: draws tokens (slots,) from softmax(scores) for scores (slots, V).
         slots: answers at a time.
         interval: tokens between two looks at which answers have ended; a look waits for a GPU.
         most_kept: share of the slots in use up to which the unused ones are removed from the batch.
@@ -41,6 +67,7 @@ class _Engine:
 
     cache: type
     step: Callable
+    draw: Callable[[Tensor], Tensor]
     slots: int
     interval: int
     most_kept: float
@@ -51,8 +78,8 @@ def _eager_step(decoder: Decoder, cache) -> Callable[[Tensor], Tensor]:
 
 
 _ENGINES = {
-    "cpu": _Engine(PagedCache, _eager_step, slots=64, interval=1, most_kept=15 / 16),
-    "cuda": _Engine(StaticCache, CapturedStep, slots=256, interval=16, most_kept=1 / 4),
+    "cpu": _Engine(PagedCache, _eager_step, draw_by_inversion, slots=64, interval=1, most_kept=15 / 16),
+    "cuda": _Engine(StaticCache, CapturedStep, draw_by_race, slots=256, interval=16, most_kept=1 / 4),
 }
 
 
@@ -103,7 +130,7 @@ def sample(
             answers.begin(begun, rows)
             logits[begun] = prompts.logits[picks]
         scores = logits_processor(answers.ids, logits.float()) if logits_processor else logits.float()
-        tokens = _draw(scores) if generation_config.do_sample else scores.argmax(-1)
+        tokens = engine.draw(scores) if generation_config.do_sample else scores.argmax(-1)
         answers.add(tokens, scores)
         free = answers.ended.nonzero()[:, 0].tolist() if number % engine.interval == 0 else []
         if free and not queue.rows:
@@ -126,25 +153,6 @@ def _allow_refills(processors: LogitsProcessorList, criteria: StoppingCriteriaLi
         getattr(one, "supports_continuous_batching", None) or isinstance(one, MinPLogitsWarper) for one in processors
     )
     return known and all(isinstance(one, kinds) for one in criteria)
-
-
-def _draw(scores: Tensor) -> Tensor:
-    """Draw tokens (B,) from softmax(scores) by inverse transform sampling: one uniform number per row.
-
-    First a block of the vocabulary, then a token in it: sums of all tokens in float64 would cost several times as much.
-    """
-    weights = pad(scores.softmax(-1), (0, -scores.shape[-1] % _BLOCK)).unflatten(-1, (-1, _BLOCK))
-    sums = weights.sum(-1, dtype=torch.float64).cumsum(-1)
-    block, place = _search(sums, torch.rand_like(sums[:, :1]) * sums[:, -1:])
-    sums = weights.take_along_dim(block[..., None], 1)[:, 0].cumsum(-1, dtype=torch.float64)
-    return (block * _BLOCK + _search(sums, place)[0])[:, 0]
-
-
-def _search(sums: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-    """The interval between cumulative sums (B, N) in which a place (B, 1) lies, and the place from its beginning."""
-    place = place.minimum(sums[:, -1:].nextafter(sums.new_zeros(1)))  # an interval of width 0 is never found
-    index = torch.searchsorted(sums, place, right=True)
-    return index, place - pad(sums, (1, 0)).take_along_dim(index, 1)
 
 
 class _Queue:

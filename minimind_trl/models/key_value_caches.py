@@ -16,14 +16,14 @@ _LENGTH_STEP = 256  # tokens by which a static cache grows
 class PagedCache:
     """Keys and values in pages of 64 tokens, of which attention reads only those that are in use.
 
-    A batched product copies its operands unless they are contiguous; the pages in use stand side by side in each
-    layer's pool (pages, kv_heads, 64, D), so they are read in place, however long each text is. The pages of a slot
-    that is left are filled with the last ones.
+    A batched product copies its operands unless they are contiguous. The pages in use stand side by side in each
+    layer's pool, so they are read in place, however long each text is: keys as (pages, kv_heads, 64, D) and values as
+    (pages, kv_heads, D, 64), since products with a transposed matrix are the faster ones. When a slot is left, the last
+    pages move into its own.
     """
 
     def __init__(self, decoder: Decoder, slots: int):
         self.heads, self.kv_heads, self.width = decoder.heads, decoder.kv_heads, decoder.head_dim
-        self.scaling = decoder.scaling
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         self.pages: list[list[int]] = [[] for _ in range(slots)]  # of each slot, in the order of its text
@@ -43,9 +43,10 @@ class PagedCache:
                 places.append(place)
                 pages.append(self._new_page(slot))
         self._reserve(prompts)
-        for pools, grids in ((self.keys, prompts.keys), (self.values, prompts.values)):
-            for pool, grid in zip(pools, grids, strict=True):
-                pool[pages] = _in_pages(grid)[rows, places]
+        for pool, grid in zip(self.keys, prompts.keys, strict=True):
+            pool[pages] = _in_pages(grid)[rows, places]
+        for pool, grid in zip(self.values, prompts.values, strict=True):
+            pool[pages] = _in_pages(grid)[rows, places].transpose(2, 3)
 
     def keep(self, slots: list[int]) -> None:
         """Continue with these slots only."""
@@ -88,14 +89,14 @@ class PagedCache:
         slots, groups = len(query), self.heads // self.kv_heads
         keys, values = self.keys[layer], self.values[layer]
         keys[self.page, :, self.offset] = key
-        values[self.page, :, self.offset] = value
-        query = (query * self.scaling).flatten(1).index_select(0, self.owners).view(-1, groups, self.width)
+        values[self.page, :, :, self.offset] = value
+        query = query.flatten(1).index_select(0, self.owners).view(-1, groups, self.width)
         scores = torch.bmm(query, keys[: self.read].flatten(0, 1).transpose(1, 2)).view(self.read, -1)
         scores = scores.index_select(0, self.table).view(slots, -1, self.heads, _PAGE).transpose(1, 2)
         weights = scores.reshape(slots, self.heads, -1).add_(self.bias).softmax(-1)
         weights = weights.view(slots, self.heads, -1, _PAGE).transpose(1, 2).reshape(len(self.table), -1)
         weights = weights.index_select(0, self.places).view(-1, groups, _PAGE)
-        return self.shares @ torch.bmm(weights, values[: self.read].flatten(0, 1)).view(self.read, -1)
+        return self.shares @ torch.bmm(weights, values[: self.read].flatten(0, 1).transpose(1, 2)).view(self.read, -1)
 
     def _new_page(self, slot: int) -> int:
         self.pages[slot].append(self.count)
@@ -123,8 +124,8 @@ class PagedCache:
     def _reserve(self, like: Prompts | None = None) -> None:
         """Grow the pools to hold the pages in use."""
         if not self.keys:
-            shape = 0, self.kv_heads, _PAGE, self.width
-            self.keys, self.values = ([grid.new_zeros(shape) for grid in grids] for grids in (like.keys, like.values))
+            self.keys = [grid.new_zeros(0, self.kv_heads, _PAGE, self.width) for grid in like.keys]
+            self.values = [grid.new_zeros(0, self.kv_heads, self.width, _PAGE) for grid in like.values]
         missing = self.count - len(self.keys[0])
         if missing > 0:
             grown = max(missing, len(self.keys[0]) // 4, _PAGES_STEP)
@@ -145,7 +146,7 @@ class StaticCache:
     """
 
     def __init__(self, decoder: Decoder, slots: int):
-        self.kv_heads, self.width, self.scaling = decoder.kv_heads, decoder.head_dim, decoder.scaling
+        self.kv_heads, self.width = decoder.kv_heads, decoder.head_dim
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         self.slots = torch.arange(slots, device=decoder.device)
@@ -180,8 +181,16 @@ class StaticCache:
 
     def advance(self) -> None:
         """Make room for one more token in every slot."""
+        self.reserve_next()
+        self.move()
+
+    def reserve_next(self) -> None:
+        """The part of `advance` that may allocate."""
         self.bounds = [bound + 1 for bound in self.bounds]
         self._reserve()
+
+    def move(self) -> None:
+        """The part of `advance` that runs on the device."""
         self.positions += self.moves
         tokens = torch.arange(self.keys[0].shape[2], device=self.slots.device)
         self.bias.zero_().masked_fill_(tokens > self.positions[:, None, None, None], float("-inf"))
@@ -192,7 +201,7 @@ class StaticCache:
         keys[self.slots, :, self.positions] = key
         values[self.slots, :, self.positions] = value
         query = query.reshape(len(query), self.kv_heads, -1, self.width)  # the queries of a group as rows
-        return scaled_dot_product_attention(query, keys, values, self.bias, scale=self.scaling).flatten(1)
+        return scaled_dot_product_attention(query, keys, values, self.bias, scale=1.0).flatten(1)
 
     def _reserve(self, like: Prompts | None = None) -> None:
         if not self.keys:
@@ -214,7 +223,7 @@ class CapturedStep:
         self.decoder, self.cache, self.captured = decoder, cache, None
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        self.cache.advance()
+        self.cache.reserve_next()
         if self.captured is not self.cache.bias:
             self._capture(tokens)
         self.tokens.copy_(tokens)
@@ -224,15 +233,21 @@ class CapturedStep:
     def _capture(self, tokens: Tensor) -> None:
         self.tokens, self.captured = tokens.clone(), self.cache.bias
         self.graph = self.logits = None  # frees their memory
+        positions = self.cache.positions.clone()
         stream = _capture_stream(tokens.device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # what kernels set up when they first run must not be captured
             for _ in range(2):
-                self.decoder.next_logits(self.tokens, self.cache)
+                self._run()
+                self.cache.positions.copy_(positions)
         torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
-            self.logits = self.decoder.next_logits(self.tokens, self.cache)
+            self.logits = self._run()
+
+    def _run(self) -> Tensor:
+        self.cache.move()
+        return self.decoder.next_logits(self.tokens, self.cache)
 
 
 @cache

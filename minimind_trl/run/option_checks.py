@@ -29,7 +29,7 @@ REFUSED = {
     "enable_jit_checkpoint": "SIGTERM saves a checkpoint in any case",
     "include_for_metrics": "which metrics there are is the recipe's",
     "batch_eval_metrics": "which metrics there are is the recipe's",
-    "use_transformers_paged": "is not for this method: it leaves the model in training mode",
+    "use_transformers_paged": "is an old name: set --use_transformers_continuous_batching true",
     "teacher_model_init_kwargs": "not used, the recipe loads the teacher",
 }
 

@@ -12,8 +12,7 @@ from .option_ranges import one_of, range_problems
 _LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
 _NOT_FOR_THIS = "is not for this method"
 _NO_EFFECT = {
-    "use_transformers_continuous_batching": f"{_NOT_FOR_THIS}: it leaves the model in training mode",
-    "use_transformers_paged": f"{_NOT_FOR_THIS}: it leaves the model in training mode",
+    "use_transformers_paged": "is an old name: set --use_transformers_continuous_batching true",
     "label_smoothing_factor": f"{_NOT_FOR_THIS}: there are no labels",
     "data_seed": f"{_NOT_FOR_THIS}: prompts are shuffled with --seed",
     "train_sampling_strategy": f"{_NOT_FOR_THIS}: prompts are shuffled, or not with --shuffle_dataset false",
@@ -29,6 +28,7 @@ _FOR_LOSSES = {
     **dict.fromkeys(("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"), ("vespo",)),
 }
 _NEEDS = {
+    "transformers_continuous_batching_config": "use_transformers_continuous_batching",
     **dict.fromkeys(("ref_model_mixup_alpha", "ref_model_sync_steps"), "sync_ref_model"),
     **dict.fromkeys(
         ("entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target"), "use_adaptive_entropy"
@@ -111,6 +111,9 @@ class RolloutConfig(GRPOConfig):
             if self.loss_type not in losses
         }
         alone = {name: f"is for --{needed} true" for name, needed in _NEEDS.items() if not getattr(self, needed)}
+        if self.use_transformers_continuous_batching:
+            why = "has no effect with --use_transformers_continuous_batching"
+            alone |= dict.fromkeys(("use_vllm", "cache_implementation", "repetition_penalty"), why)
         if not self.beta:
             alone["use_bias_correction_kl"] = "is for a KL in the loss: set --beta"
         return _NO_EFFECT | for_losses | alone

@@ -3,7 +3,8 @@
 import json
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from types import MethodType
 from typing import Any
 
 import torch
@@ -98,12 +99,16 @@ class RolloutEngine(RolloutTools):
 
     def complete(self, model: nn.Module, prompt_ids: list[list[int]]) -> list[list[int]]:
         """Completions by a model that shares the policy's tokens, sampled like the policy's; each ends with its EOS."""
+        if self.use_transformers_continuous_batching:
+            return self._complete_by_transformers(model, prompt_ids)
         prompts = [torch.tensor(ids) for ids in prompt_ids]
         ids = pad(prompts, padding_value=self.text_tokenizer.pad_token_id, padding_side="left")
         mask = pad([torch.ones_like(prompt) for prompt in prompts], padding_value=0, padding_side="left")
         device = self.accelerator.device
         use_own_loop = can_sample(model.config, self.generation_config, device)
-        with torch.no_grad():
+        # As the layers in training; on a CPU autocast makes tiny models slower.
+        autocast = self.accelerator.autocast() if device.type != "cpu" else nullcontext()
+        with torch.no_grad(), autocast:
             output = model.generate(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
@@ -111,6 +116,26 @@ class RolloutEngine(RolloutTools):
                 custom_generate=sample if use_own_loop else None,
             )
         return [until_end(completion, self.eos_token_ids) for completion in output[:, ids.shape[1] :].tolist()]
+
+    def _complete_by_transformers(self, model: nn.Module, prompt_ids: list[list[int]]) -> list[list[int]]:
+        """Completions by transformers' continuous batching; TRL's own call casts the weights and calls `train()`.
+
+        Its cache has the type of the weights, so it runs the class's `forward` and not accelerate's with autocast.
+        """
+        training, without_autocast = model.training, nullcontext()
+        if "forward" in vars(model):
+            without_autocast = replaced(model, forward=MethodType(type(model).forward, model))
+        with torch.no_grad(), without_autocast:
+            outputs = model.generate_batch(
+                prompt_ids,
+                generation_config=self.generation_config,
+                continuous_batching_config=self.continuous_batching_config,
+            )
+        model.train(training)
+        completions = [output.generated_tokens for output in outputs.values()]
+        if len(completions) < len(prompt_ids) or not all(completions):
+            raise RuntimeError("transformers' continuous batching failed, see its error above")
+        return [until_end(completion, self.eos_token_ids) for completion in completions]
 
     @contextmanager
     def sampling_at(self, temperature: float) -> Iterator[None]:

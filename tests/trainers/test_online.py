@@ -91,6 +91,31 @@ def test_the_same_weights_get_the_same_figures(tmp_path, temperature):
     assert trainer.evaluate() == trainer.evaluate()
 
 
+@pytest.mark.parametrize(
+    "method", [pytest.param(method, marks=[] if method == "grpo" else pytest.mark.slow) for method in METHODS]
+)
+def test_transformers_continuous_batching_answers_for_our_engine(tmp_path, method, monkeypatch):
+    options = {"use_transformers_continuous_batching": True, "max_completion_length": 8, "max_steps": 1}
+    memory = {"transformers_continuous_batching_config": {"num_blocks": 16, "max_batch_tokens": 256}}
+    trainer = online(method, tmp_path, reward=bounded(), bf16=True, **options | memory)
+    asked = []
+    engine = type(trainer.model).generate_batch
+    monkeypatch.setattr(
+        type(trainer.model), "generate_batch", lambda *args, **kwargs: asked.append(1) or engine(*args, **kwargs)
+    )
+    before = weights(trainer)
+    trainer.train()
+    assert asked and not equal(weights(trainer), before)
+    assert {tensor.dtype for tensor in weights(trainer).values()} == {torch.float32}
+    prompt_ids = [list(range(20, 30)), list(range(40, 70))]
+    with trainer.sampling_at(0.0):
+        trainer.model.train()
+        theirs = trainer.complete(trainer.model, prompt_ids)
+        assert trainer.model.training
+        trainer.use_transformers_continuous_batching = False
+        assert trainer.complete(trainer.model, prompt_ids) == theirs
+
+
 def test_several_evaluation_sets_have_their_names_in_the_keys(tmp_path):
     trainer = online("grpo", tmp_path)
     figures = trainer.evaluate({"easy": prompts(3), "hard": prompts(5)})
@@ -344,6 +369,11 @@ def test_the_global_tracker_trains_as_minimind_does(tmp_path):
         (SPOConfig, {"rho_min": 0.99}, "0 < rho_min <= rho_max < 1"),
         (SPOConfig, {"reward_range": [1, 0]}, "two numbers, the lower one first"),
         (SPOConfig, {"sampling_floor": 0}, "--sampling_floor 0: must be more than 0"),
+        (
+            RolloutConfig,
+            {"use_transformers_continuous_batching": True, "repetition_penalty": 1.1},
+            "--repetition_penalty has no effect with --use_transformers_continuous_batching",
+        ),
         (RolloutConfig, {"loss_type": "cipso"}, "sapo, luspo, vespo; did you mean 'cispo'?"),
         (
             SPOConfig,

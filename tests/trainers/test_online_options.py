@@ -174,9 +174,9 @@ CHANGES = {
         "opponent_interval": (1, PLAY),
     },
 }
-CONTINUOUS = {"use_transformers_continuous_batching": True, "use_transformers_paged": True}
 EVERYWHERE_REFUSED = {
-    **CONTINUOUS,
+    "use_transformers_paged": True,
+    "transformers_continuous_batching_config": {"max_memory_percent": 0.1},
     "label_smoothing_factor": 0.1,
     "data_seed": 1,
     "train_sampling_strategy": "sequential",
@@ -216,7 +216,8 @@ REASONS = {
         torch_empty_cache_steps full_determinism accelerator_config parallelism_config dataloader_* ddp_* fsdp*
         deepspeed local_rank ds3_gather_for_generation pad_to_multiple_of cache_implementation""",
     "GRPOTrainer averages over the tokens of all devices whatever it says": "average_tokens_across_devices",
-    "another engine, which is not installed": "use_vllm vllm_* transformers_continuous_batching_config",
+    "another engine, which is not installed": "use_vllm vllm_*",
+    "another engine, which is tested in test_online.py": "use_transformers_continuous_batching",
     "for optimizers of other packages (GaLore, APOLLO, ...)": "optim_args optim_target_modules",
     "for models that are named and not given": "model_init_kwargs trust_remote_code",
     "which columns rewards see": "remove_unused_columns label_names",
