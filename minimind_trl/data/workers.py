@@ -1,5 +1,6 @@
 """Work for several processes on this machine."""
 
+import gc
 import multiprocessing
 import os
 import sys
@@ -40,6 +41,7 @@ def in_order(function: Callable[[Any], Any], items: Sequence[Any], processes: in
 def _begin(function: Callable[[Any], Any]) -> None:
     global _function
     _function = function
+    gc.freeze()  # a collection would visit, and so copy, what the parent has in memory
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # threads of the parent, which a fork does not have
 
 

@@ -27,12 +27,14 @@ class PackedAnswers:
             prompt and in its own answer.
         states: (N,) for each answer token, in the order of the given rows, the place in the flattened rows of the
             hidden state that predicts it.
+        read: the same places, each once.
     """
 
     input_ids: Tensor
     position_ids: Tensor
     attention_mask: Tensor
     states: Tensor
+    read: Tensor
 
     def inputs(self) -> dict[str, Tensor]:
         """Arguments of a model's body."""
@@ -50,12 +52,12 @@ class PackedAnswers:
         if getattr(last, "gradient_checkpointing", False) or getattr(body.config, "num_experts", 0):
             yield
             return
-        feed_forward, read = last.mlp.forward, self.states.unique()
+        feed_forward = last.mlp.forward
 
         def forward(hidden_states: Tensor) -> Tensor:
             flat = hidden_states.flatten(0, 1)
-            computed = feed_forward(flat[read])
-            return computed.new_zeros(flat.shape).index_copy(0, read, computed).view(hidden_states.shape)
+            computed = feed_forward(flat[self.read])
+            return computed.new_zeros(flat.shape).index_copy(0, self.read, computed).view(hidden_states.shape)
 
         last.mlp.forward = forward
         try:
@@ -96,14 +98,15 @@ def pack_inputs(model: nn.Module, inputs: dict[str, Any], answered: Tensor) -> P
     return _packed_once(inputs["input_ids"], mask, answered)
 
 
-_last: tuple[tuple[Tensor, Tensor, Tensor], PackedAnswers | None] | None = None
+_last: tuple[list, PackedAnswers | None] | None = None
 
 
 def _packed_once(*given: Tensor) -> PackedAnswers | None:
     """`pack_answers`; of the same rows only once, which policy, reference and critic read one after the other."""
     global _last
-    if _last is None or not all(map(torch.equal, _last[0], given)):
-        _last = given, pack_answers(*given)
+    rows = [given[0].device, *(part.tolist() for part in given)]
+    if _last is None or _last[0] != rows:
+        _last = rows, pack_answers(*given)
     return _last[1]
 
 
@@ -189,4 +192,5 @@ def _as_tensors(rows: list[_Row], length: int, states: list[int], device: torch.
         position_ids=padded([row.positions for row in rows], 0),
         attention_mask=attends.tril()[:, None],
         states=torch.tensor(states, device=device),
+        read=torch.tensor(sorted({*states}), device=device),
     )

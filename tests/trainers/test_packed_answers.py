@@ -108,8 +108,7 @@ def test_the_last_layer_computes_only_what_is_read_unless_it_is_computed_again()
         outputs = model(**group_of_answers(), fused_lm_head=True)
         (-outputs.log_probs.sum()).backward()
         assert "forward" not in vars(model.model.layers[-1].mlp)
-    read = pack(group_of_answers()).states.unique()
-    assert sizes[0] == (len(read), 64) and len(sizes[1]) == 3
+    assert sizes[0] == (len(pack(group_of_answers()).read), 64) and len(sizes[1]) == 3
 
 
 def test_the_balancing_loss_is_that_of_the_given_rows():
