@@ -106,9 +106,7 @@ class RolloutEngine(RolloutTools):
         mask = pad([torch.ones_like(prompt) for prompt in prompts], padding_value=0, padding_side="left")
         device = self.accelerator.device
         use_own_loop = can_sample(model.config, self.generation_config, device)
-        # As the layers in training; on a CPU autocast makes tiny models slower.
-        autocast = self.accelerator.autocast() if device.type != "cpu" else nullcontext()
-        with torch.no_grad(), autocast:
+        with torch.no_grad():
             output = model.generate(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
