@@ -149,7 +149,8 @@ def test_a_resume_is_exact_within_a_rollout_too(tmp_path, method, stopped):
 @pytest.mark.parametrize("method", ALL)
 def test_the_gradient_is_that_of_finite_differences(tmp_path, method):
     """Along a random direction, of the whole loss on a fixed rollout with the policy already moved away from it."""
-    options = {"grpo": {"beta": 0.1, "num_iterations": 2}, "ppo": {"kl_coef": 0.1}, "spo": {"beta": 0.1}}[method]
+    moving = {"beta": 0.1, "num_iterations": 2}  # else the loss takes the policy for the one that wrote the rollout
+    options = {"grpo": moving, "ppo": {"kl_coef": 0.1}, "spo": moving}[method]
     trainer = online(method, tmp_path, reward=bounded(), **options)
     trainer.create_optimizer()
     trainer.current_gradient_accumulation_steps = 1
