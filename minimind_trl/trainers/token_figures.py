@@ -5,6 +5,7 @@ from torch import Tensor
 
 _IN_CACHE = 2**18  # logits: 1 MB as float32
 _ON_A_GPU = 2**26
+_MOST_PARTS = 256
 FOR_PREFERENCES = ("mean_logits", "log_sum_sq_probs")
 
 
@@ -71,5 +72,5 @@ class _TokenFigures(torch.autograd.Function):
 def _parts(logits: Tensor) -> list[slice]:
     """Rows of (N, V) to compute at once; one part at least."""
     at_once = _IN_CACHE if logits.device.type == "cpu" else _ON_A_GPU
-    rows = max(1, at_once // logits.shape[-1])
+    rows = max(1, at_once // logits.shape[-1], len(logits) // _MOST_PARTS)
     return [slice(start, start + rows) for start in range(0, max(len(logits), 1), rows)]

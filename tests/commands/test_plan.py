@@ -412,7 +412,7 @@ def test_zero_3_holds_the_logits_of_a_large_vocabulary(tmp_path):
     tiny_tokenizer().save_pretrained(tmp_path)
     options = ["--config", "recipes/configs/dpo/tiny.yaml", "--from_weight", str(tmp_path), "--num_processes", "2"]
     tiles, whole = (make_plan("dpo", [*options, "--zero_stage", stage]) for stage in "23")
-    assert whole.moments["evaluation"]["activations"] > 2 * tiles.moments["evaluation"]["activations"]
+    assert whole.moments["evaluation"]["activations"] > 1.5 * tiles.moments["evaluation"]["activations"]
 
 
 def test_the_help_lists_every_recipe_and_every_option_of_the_plan(capsys):
