@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, rms_norm
+from torch.nn.functional import embedding, linear, rms_norm
 from transformers import PreTrainedConfig
 
 from .tiled_attention import tiled_attention
@@ -52,7 +53,7 @@ class Decoder:
         self.head_dim, self.heads = attention.head_dim, model.config.num_attention_heads
         self.kv_heads = model.config.num_key_value_heads
         self.device = body.embed_tokens.weight.device
-        self.embed_tokens, self.norm = body.embed_tokens, body.norm
+        self.embed_tokens, self.norm = _prepared_embedding(body.embed_tokens), body.norm
         self.head = prepared_linear([model.lm_head])
         self.layers = [_Layer(layer) for layer in body.layers]
         positions = torch.arange(max_length, device=self.device)[None]
@@ -159,6 +160,11 @@ def prepared_linear(layers: Sequence[nn.Module]) -> Callable[[Tensor], Tensor]:
         return lambda states: linear(states, weight, bias)
     weight = torch.ops.mkldnn._reorder_linear_weight(weight)
     return lambda states: torch.ops.mkldnn._linear_pointwise(states.to(weight.dtype), weight, bias, "none", [], "")
+
+
+def _prepared_embedding(layer: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The embeddings of tokens without hooks: NEFTune's noise is for updates."""
+    return partial(embedding, weight=layer.weight) if type(layer) is nn.Embedding else layer
 
 
 def _has_reordered_products() -> bool:

@@ -111,8 +111,9 @@ def _labelled(tokens: pa.Table, max_length: int | None, keep_end: bool) -> pa.Ta
     learned = np.ones(len(ids), dtype=bool)
     if "assistant_masks" in tokens.column_names:
         masks = tokens["assistant_masks"].combine_chunks()
-        is_marked = np.repeat(masks.is_valid().to_numpy(zero_copy_only=False), lengths)
-        learned[is_marked] = masks.flatten().to_numpy(zero_copy_only=False)
+        if masks.null_count < len(masks):  # else the column may have no type
+            is_marked = np.repeat(masks.is_valid().to_numpy(zero_copy_only=False), lengths)
+            learned[is_marked] = masks.flatten().to_numpy(zero_copy_only=False)
     labels = np.where(learned, ids, _IGNORED)
     others = tokens.select([name for name in tokens.column_names if name not in ("input_ids", "assistant_masks")])
     if max_length is None:

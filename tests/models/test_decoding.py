@@ -7,8 +7,10 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
+from transformers.integrations.neftune import neftune_post_forward_hook
 
 from minimind_trl.models import MiniMindForCausalLM, decoding
+from minimind_trl.models.decoder import Decoder
 from minimind_trl.models.decoding import can_sample, sample
 from tests.conftest import small_config
 
@@ -81,14 +83,29 @@ def test_an_answer_that_ends_makes_room_for_the_next_prompt(random_model, engine
     torch.testing.assert_close(generate(random_model, partial(sample, slots=2), do_sample=False), expected)
 
 
-def test_a_beginning_that_all_prompts_share_is_read_once(random_model):
-    read = []
-    embedding = random_model.model.embed_tokens
-    hook = embedding.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0].numel()))
+def test_a_beginning_that_all_prompts_share_is_read_once(random_model, monkeypatch):
+    read, hidden_states = [], Decoder.hidden_states
+
+    def counted(self, tokens, *rest):
+        read.append(len(tokens))
+        return hidden_states(self, tokens, *rest)
+
+    monkeypatch.setattr(Decoder, "hidden_states", counted)
     answers = generate(random_model, sample, shared=40, do_sample=False)
-    hook.remove()
-    assert read[1:3] == [40, 51]
+    assert read[:2] == [40, 51]
     torch.testing.assert_close(answers, generate(random_model, None, shared=40, do_sample=False))
+
+
+def test_noise_for_updates_does_not_reach_answers(random_model):
+    expected = generate(random_model, sample, do_sample=False)
+    embeddings = random_model.model.embed_tokens
+    embeddings.neftune_noise_alpha = 100.0
+    hook = embeddings.register_forward_hook(neftune_post_forward_hook)
+    random_model.train()
+    answers = generate(random_model, sample, do_sample=False)
+    random_model.eval()
+    hook.remove()
+    torch.testing.assert_close(answers, expected)
 
 
 def test_an_adapter_is_applied(random_model):
