@@ -405,6 +405,7 @@ def test_an_optimizer_that_cannot_be_counted_does_not_stop_a_training(monkeypatc
         _memory_line(model, config)
 
 
+@pytest.mark.slow
 def test_zero_3_holds_the_logits_of_a_large_vocabulary(tmp_path):
     """TRL's head, which takes them in tiles, cannot run there; see `add_learned_positions_head`."""
     config = MiniMindConfig.from_preset("nano", vocab_size=33_000)
