@@ -267,9 +267,9 @@ def _filled(value: Any) -> Any:
     return value
 
 
-_JSON = {"jsonl": _read_jsonl, "json": _read_json}
 _READERS: dict[str, Callable[[Place], Rows]] = {
-    **_JSON,
+    "jsonl": _read_jsonl,
+    "json": _read_json,
     "csv": _read_csv,
     "parquet": _read_parquet,
     "arrow": _read_arrow,

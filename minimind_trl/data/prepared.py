@@ -81,7 +81,6 @@ def load_or_prepare(
     """
     if is_url(folder):
         return _load_or_upload(mixer, str(folder).rstrip("/"), tokenizer, keep_tokens)
-    folder = Path(folder)
     folder = Path(os.path.abspath(folder))
     lock = folder.with_name(f".{folder.name}.lock")
     missing = [parent for parent in (folder.parent, *folder.parent.parents) if not parent.exists()]
@@ -177,10 +176,8 @@ def load_prepared(
     processes = processes or default_processes()
 
     def read(file: dict[str, Any]) -> Dataset:
-        pieces, key = (
-            partial(_pieces, folder / file["name"], Features(features), encoded, renderer),
-            Hasher.hash([file, *made_with]),
-        )
+        pieces = partial(_pieces, folder / file["name"], Features(features), encoded, renderer)
+        key = Hasher.hash([file, *made_with])
         return cached_rows(pieces, Features(features), key, f"reading {file['name']}", processes)
 
     data = DatasetDict({name: read(file) for name, file in lock["prepared"].items()})

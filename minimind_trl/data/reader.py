@@ -39,9 +39,7 @@ _EXAMPLES = 3
 _HEAD = 100  # rows of a file that a check converts
 _MOSTLY = 0.5  # more unusable rows than this share are an error: the schema or the file is probably wrong
 # Files of this folder that decide about no row of a mixture.
-_NOT_OF_ROWS = (
-    *("__init__", "hub", "marked_rows", "object_storage", "prepared", "report", "tables", "texts", "workers"),
-)
+_NOT_OF_ROWS = ("__init__", "hub", "marked_rows", "object_storage", "prepared", "report", "tables", "texts", "workers")
 _TOKENIZATION = ("control_tokens", "masks", "renderings", "templates")
 
 
