@@ -11,8 +11,8 @@ reward), or prompts (grpo); a tiny model; rows of at most 512 tokens, for sft an
   DPOTrainer and RewardTrainer tokenize; GRPOTrainer tokenizes prompts when it answers them, after the first step began.
 
 Every measurement is a process of its own on so many cores, with its own cache, in turns; the table shows medians. Time
-starts after the imports and ends where the first step begins. CPU seconds include those of worker processes. Prints a
-markdown table. Linux only.
+starts after the imports and ends where the first step begins. CPU seconds include those of worker processes, memory is
+that of the main process. Prints a markdown table. Linux only.
 """
 
 import argparse
@@ -28,6 +28,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from mixer import Anonymous, cpu_seconds  # the script beside this one
 
 REPOSITORY = Path(__file__).parents[1]
 STAGES = ("sft", "pretrain", "dpo", "reward", "grpo")
@@ -214,19 +216,16 @@ def steps_begun(trainer, train) -> int:
 def measure(method: str, stage: str, folder: Path, output: Path, cores: int) -> dict[str, float]:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     work = (trl_alone if method == "TRL" else ours)(folder, output, stage)
-    before, started = cpu_seconds(), time.perf_counter()
-    rows = work()
+    before, started, memory = cpu_seconds(), time.perf_counter(), Anonymous()
+    with memory:
+        rows = work()
     return {
         "cpu_s": cpu_seconds() - before,
         "wall_s": time.perf_counter() - started,
         "rows_to_train": rows,
         "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "anonymous_mb": memory.peak,
     }
-
-
-def cpu_seconds() -> float:
-    used = [resource.getrusage(of) for of in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def in_new_process(method: str, stage: str, folder: Path, cache: Path, cores: int) -> dict[str, float]:
@@ -261,12 +260,13 @@ def compare(stage: str, rows: int, cores: int, repeats: int, methods: list[str])
 
 def table(results: list[dict]) -> str:
     columns = ["stage", "rows", "cores", "method", "CPU s", "wall s", "CPU ms a row", "rows to train", "peak RSS MB"]
+    columns.append("of it anonymous")
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for one in results:
         for method, found in one["methods"].items():
             cells = [one["stage"], f"{one['rows']:,}", f"{one['cores']}", method, f"{found['cpu_s']:.1f}"]
             cells += [f"{found['wall_s']:.1f}", f"{found['cpu_s'] / one['rows'] * 1e3:.3f}"]
-            cells += [f"{found['rows_to_train']:,.0f}", f"{found['rss_mb']:,.0f}"]
+            cells += [f"{found['rows_to_train']:,.0f}", f"{found['rss_mb']:,.0f}", f"{found['anonymous_mb']:,.0f}"]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -16,6 +16,7 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 _MODEL_TYPES = ("minimind", "llama", "qwen3", "qwen3_moe")
 _ROPE_TYPES = ("default", "linear", "yarn", "llama3")  # of which the angles do not depend on the length of the text
+_WIDTH = 32  # prompts are padded to a multiple of it, for the softmax of their scores
 _LEAST_SHARED = 32  # tokens, such as those of a system message, that are worth reading once for all prompts
 
 
@@ -34,7 +35,7 @@ class Prompts:
 
     Attributes:
         logits: (N, V), after each prompt.
-        keys, values: for each layer (N, P, kv_heads, D), each prompt's from 0 on.
+        keys, values: for each layer (N, P, kv_heads, D), each prompt's from 0 on, and anything after its length.
         lengths: of the prompts, in tokens.
     """
 
@@ -105,7 +106,7 @@ class Decoder:
     def _read(self, texts: Sequence[Sequence[int]], prefix: Prompts | None = None) -> Prompts:
         before = prefix.lengths[0] if prefix else 0
         lengths = [len(text) for text in texts]
-        places = torch.arange(max(lengths))
+        places = torch.arange(-(-max(lengths) // _WIDTH) * _WIDTH)
         inside = (places < torch.tensor(lengths)[:, None]).to(self.device)  # (N, P)
         positions = (places.to(self.device) + before).expand(len(texts), -1)[inside]
         tokens = torch.tensor([token for text in texts for token in text], device=self.device)
@@ -118,8 +119,8 @@ class Decoder:
         def attend(index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             query, key, value = (_padded(part, inside) for part in (query, key, value))
             if prefix:
-                key = torch.cat([prefix.keys[index].expand(len(texts), -1, -1, -1), key], 1)
-                value = torch.cat([prefix.values[index].expand(len(texts), -1, -1, -1), value], 1)
+                key = torch.cat([prefix.keys[index][:, :before].expand(len(texts), -1, -1, -1), key], 1)
+                value = torch.cat([prefix.values[index][:, :before].expand(len(texts), -1, -1, -1), value], 1)
             keys.append(key)
             values.append(value)
             query, key, value = (part.transpose(1, 2) for part in (query, key, value))

@@ -35,18 +35,18 @@ class PagedCache:
         """Begin texts in these slots, in place of earlier ones, with `prompts[pick]` for each."""
         self._release(slots)
         rows, places, pages = [], [], []
-        for slot, pick in zip(slots, picks, strict=True):
+        for row, (slot, pick) in enumerate(zip(slots, picks, strict=True)):
             length = prompts.lengths[pick]
             self.positions[slot], self.moves[slot] = length - 1, 1
             for place in range(-(-length // _PAGE)):
-                rows.append(pick)
+                rows.append(row)
                 places.append(place)
                 pages.append(self._new_page(slot))
         self._reserve(prompts)
         for pool, grid in zip(self.keys, prompts.keys, strict=True):
-            pool[pages] = _in_pages(grid)[rows, places]
+            pool[pages] = _in_pages(grid[picks])[rows, places]
         for pool, grid in zip(self.values, prompts.values, strict=True):
-            pool[pages] = _in_pages(grid)[rows, places].transpose(2, 3)
+            pool[pages] = _in_pages(grid[picks])[rows, places].transpose(2, 3)
 
     def keep(self, slots: list[int]) -> None:
         """Continue with these slots only."""

@@ -11,6 +11,7 @@ computed again in the backward pass.
 import itertools
 import math
 import weakref
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,9 @@ from ..internals import softmax_backward
 TILED_SDPA = "tiled_sdpa"
 _TILE = 128  # queries of a tile: fewer do not fill the products, more compute too much of what the mask hides
 _AT_ONCE = 2**17  # scores of a head that are computed together, more or less
+_WIDTH = (
+    32  # a tile has a multiple of it as keys, if the row has as many: a softmax in bf16 of others takes up to 5 times
+)
 
 
 def tiled_attention(
@@ -53,7 +57,7 @@ class _Tiles:
     """The tiles of a batch.
 
     Attributes:
-        places: for each tile its rows, its first key, its first query, and the end of both.
+        places: for each tile its rows, keys and queries, as slices.
         bias: (B or 1, S, S), added to the scores: 0 where a token attends, else the lowest number.
     """
 
@@ -65,11 +69,11 @@ class _Tiles:
             places = [(slice(row, row + 1), *place) for row, found in starts for place in _places(found, length)]
         attends = torch.ones(1, length, length, dtype=torch.bool).tril() if mask is None else mask[:, 0]
         self.bias = torch.zeros(attends.shape, dtype=dtype).masked_fill_(~attends, torch.finfo(dtype).min)
-        self.places = [part for place in places for part in _in_parts(rows, *place)]
+        self.places = [part for place in places for part in _in_parts(rows, length, *place)]
 
-    def bias_of(self, rows: slice, first: int, start: int, end: int) -> Tensor:
+    def bias_of(self, rows: slice, keys: slice, queries: slice) -> Tensor:
         """(rows or 1, queries, keys) of a tile."""
-        return self.bias[rows if len(self.bias) > 1 else slice(None), start:end, first:end]
+        return self.bias[rows if len(self.bias) > 1 else slice(None), queries, keys]
 
 
 def _starts(mask: Tensor) -> list[list[int]]:
@@ -96,11 +100,16 @@ def _places(starts: list[int], length: int) -> list[tuple[int, int, int]]:
     return [*places, (first, first, length)] if first < length else places
 
 
-def _in_parts(rows: int, chosen: slice, first: int, start: int, end: int) -> list[tuple[slice, int, int, int]]:
+def _in_parts(
+    rows: int, length: int, chosen: slice, first: int, start: int, end: int
+) -> Iterator[tuple[slice, slice, slice]]:
     """A tile of several rows in parts that stay in the processor's cache."""
+    width = min(math.ceil((end - first) / _WIDTH) * _WIDTH, length)
+    last = min(first + width, length)
     begin, stop, _ = chosen.indices(rows)
-    count = max(1, _AT_ONCE // ((end - start) * (end - first)))
-    return [(slice(row, min(row + count, stop)), first, start, end) for row in range(begin, stop, count)]
+    count = max(1, _AT_ONCE // ((end - start) * width))
+    for row in range(begin, stop, count):
+        yield slice(row, min(row + count, stop)), slice(last - width, last), slice(start, end)
 
 
 _last: tuple[weakref.ref, torch.dtype, _Tiles] | None = None  # all layers of a forward pass share a mask
@@ -150,10 +159,10 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scal
     """Queries (B, S, heads, D), keys and values (B, S, groups, D), mask (B, 1, S, S) or None for a causal one."""
     tiles, groups = _tiles_of(mask, query), key.shape[2]
     output = query.new_empty(query.shape)
-    for rows, first, start, end in tiles.places:
-        queries, keys = _fold(query[rows, start:end], groups), _of_groups(key[rows, first:end])
-        weights = _probabilities(rows.stop - rows.start, queries, keys, tiles.bias_of(rows, first, start, end), scaling)
-        _put(torch.bmm(weights, _of_groups(value[rows, first:end])), output[rows, start:end], groups)
+    for rows, keys, queries in tiles.places:
+        asked, found = _fold(query[rows, queries], groups), _of_groups(key[rows, keys])
+        weights = _probabilities(rows.stop - rows.start, asked, found, tiles.bias_of(rows, keys, queries), scaling)
+        _put(torch.bmm(weights, _of_groups(value[rows, keys])), output[rows, queries], groups)
     return output
 
 
@@ -169,14 +178,14 @@ def _attend_backward(
     tiles, groups = _tiles_of(mask, query), key.shape[2]
     of_query = query.new_empty(query.shape)
     of_key, of_value = key.new_zeros(key.shape), value.new_zeros(value.shape)
-    for rows, first, start, end in tiles.places:
-        queries, keys = _fold(query[rows, start:end], groups), _of_groups(key[rows, first:end])
-        outer, values = _fold(gradient[rows, start:end], groups), _of_groups(value[rows, first:end])
-        weights = _probabilities(rows.stop - rows.start, queries, keys, tiles.bias_of(rows, first, start, end), scaling)
-        _add(torch.bmm(weights.transpose(1, 2), outer), of_value[rows, first:end])
+    for rows, keys, queries in tiles.places:
+        asked, found = _fold(query[rows, queries], groups), _of_groups(key[rows, keys])
+        outer, values = _fold(gradient[rows, queries], groups), _of_groups(value[rows, keys])
+        weights = _probabilities(rows.stop - rows.start, asked, found, tiles.bias_of(rows, keys, queries), scaling)
+        _add(torch.bmm(weights.transpose(1, 2), outer), of_value[rows, keys])
         of_scores = softmax_backward(torch.bmm(outer, values.transpose(1, 2)), weights).mul_(scaling)
-        _put(torch.bmm(of_scores, keys), of_query[rows, start:end], groups)
-        _add(torch.bmm(of_scores.transpose(1, 2), queries), of_key[rows, first:end])
+        _put(torch.bmm(of_scores, found), of_query[rows, queries], groups)
+        _add(torch.bmm(of_scores.transpose(1, 2), asked), of_key[rows, keys])
     return of_query, of_key, of_value
 
 

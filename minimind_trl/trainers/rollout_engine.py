@@ -98,7 +98,10 @@ class RolloutEngine(RolloutTools):
             return self.complete(policy, prompt_ids)
 
     def complete(self, model: nn.Module, prompt_ids: list[list[int]]) -> list[list[int]]:
-        """Completions by a model that shares the policy's tokens, sampled like the policy's; each ends with its EOS."""
+        """Completions by a model that shares the policy's tokens, sampled like the policy's; each ends with its EOS.
+
+        Computed in the type that updates are computed in, so that both see the same probabilities.
+        """
         if self.use_transformers_continuous_batching:
             return self._complete_by_transformers(model, prompt_ids)
         prompts = [torch.tensor(ids) for ids in prompt_ids]
@@ -106,7 +109,7 @@ class RolloutEngine(RolloutTools):
         mask = pad([torch.ones_like(prompt) for prompt in prompts], padding_value=0, padding_side="left")
         device = self.accelerator.device
         use_own_loop = can_sample(model.config, self.generation_config, device)
-        with torch.no_grad():
+        with torch.no_grad(), self.accelerator.autocast():
             output = model.generate(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),

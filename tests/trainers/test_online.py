@@ -12,7 +12,8 @@ from datasets import Dataset
 from peft import LoraConfig
 
 from minimind_trl.errors import InputError
-from minimind_trl.trainers import PPOConfig, RolloutConfig, SPOConfig
+from minimind_trl.models.decoding import sample
+from minimind_trl.trainers import PPOConfig, RolloutConfig, SPOConfig, rollout_engine
 from minimind_trl.trainers.stored_answers import pack_answers
 from tests.conftest import REPOSITORY
 from tests.forking import accelerate_environment, run
@@ -113,7 +114,21 @@ def test_transformers_continuous_batching_answers_for_our_engine(tmp_path, metho
         theirs = trainer.complete(trainer.model, prompt_ids)
         assert trainer.model.training
         trainer.use_transformers_continuous_batching = False
+        monkeypatch.setattr(trainer.accelerator, "native_amp", False)  # theirs computes in the type of the weights
         assert trainer.complete(trainer.model, prompt_ids) == theirs
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_answers_are_computed_in_the_type_of_updates(tmp_path, monkeypatch, bf16):
+    trainer, seen = online("grpo", tmp_path, bf16=bf16, max_steps=1), []
+
+    def watched(*args, **kwargs):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return sample(*args, **kwargs)
+
+    monkeypatch.setattr(rollout_engine, "sample", watched)
+    trainer.train()
+    assert set(seen) == {bf16}
 
 
 def test_several_evaluation_sets_have_their_names_in_the_keys(tmp_path):
