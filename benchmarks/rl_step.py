@@ -1,6 +1,6 @@
 """Seconds per optimizer step of GRPO, PPO and SPO beside TRL's GRPOTrainer, on the tiny model and the same prompts.
 
-    python benchmarks/rl_step.py [--from_weight CHECKPOINT] [--steps 12] [--repeats 2] [--bf16]
+    python benchmarks/rl_step.py [--from_weight CHECKPOINT] [--steps 12] [--repeats 2] [--bf16] [--torch_compile]
 
 TRL's GRPOTrainer trains transformers' Qwen3 twin of the checkpoint, ours the checkpoint itself; weights and prompts are
 the same, as are all options that the methods share: 256 answers of at most 16 tokens a step, one step a rollout, no
@@ -27,7 +27,7 @@ BATCH, WARMUP = 256, 3
 METHODS = ("TRL GRPO", "TRL GRPO, pairs", "GRPO", "GRPO, pairs", "SPO", "PPO")
 
 
-def make_trainer(method: str, start: str, folder: str, steps: int, bf16: bool):
+def make_trainer(method: str, start: str, folder: str, steps: int, bf16: bool, compiled: bool):
     from transformers import AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer
 
@@ -59,6 +59,7 @@ def make_trainer(method: str, start: str, folder: str, steps: int, bf16: bool):
         report_to="none",
         use_cpu=True,
         bf16=bf16,
+        torch_compile=compiled and not method.startswith("TRL"),
         gradient_checkpointing=False,
         disable_tqdm=True,
         **options,
@@ -67,7 +68,7 @@ def make_trainer(method: str, start: str, folder: str, steps: int, bf16: bool):
     return trainer_class(policy, reward, config, train_dataset=prompts, processing_class=tokenizer)
 
 
-def measure(method: str, start: str, steps: int, bf16: bool, profile: bool) -> dict:
+def measure(method: str, start: str, steps: int, bf16: bool, compiled: bool, profile: bool) -> dict:
     """Medians over the counted steps."""
     from transformers import TrainerCallback
 
@@ -82,7 +83,7 @@ def measure(method: str, start: str, steps: int, bf16: bool, profile: bool) -> d
 
     profiler, clock = cProfile.Profile(), Clock()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(method, start, folder, steps + WARMUP + 1, bf16)
+        trainer = make_trainer(method, start, folder, steps + WARMUP + 1, bf16, compiled)
         trainer.add_callback(clock)
         trainer.train()
     if profile:
@@ -122,24 +123,27 @@ def table(results: list[dict]) -> str:
 
 def main() -> None:
     if sys.argv[1:2] == ["--measure"]:
-        method, start, steps, bf16 = sys.argv[2:]
-        print(json.dumps(measure(method, start, int(steps), bf16 == "True", profile=False)))
+        method, start, steps, *flags = sys.argv[2:]
+        bf16, compiled = (flag == "True" for flag in flags)
+        print(json.dumps(measure(method, start, int(steps), bf16, compiled, profile=False)))
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--from_weight", help="a fine-tuned tiny checkpoint; default: train one (3 minutes)")
     parser.add_argument("--steps", type=int, default=12, help="counted steps of a run")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--bf16", action="store_true", help="train in bf16, as recipes do on a fast machine")
+    parser.add_argument("--torch_compile", action="store_true", help="compile the layers of ours")
     parser.add_argument("--profile", choices=METHODS, metavar="METHOD", help=", ".join(METHODS))
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         start = args.from_weight or make_start(None, Path(folder))
         if args.profile:
-            measure(args.profile, start, args.steps, args.bf16, profile=True)
+            measure(args.profile, start, args.steps, args.bf16, args.torch_compile, profile=True)
             return
         results = []
         for method in METHODS * args.repeats:
-            command = [sys.executable, __file__, "--measure", method, start, str(args.steps), str(args.bf16)]
+            command = [sys.executable, __file__, "--measure", method, start, str(args.steps)]
+            command += [str(args.bf16), str(args.torch_compile)]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 sys.exit(f"{method} failed:\n{done.stderr}")

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from ..trainers.gkd_trainer import GKDConfig
 from ..trainers.option_ranges import SHARE
-from .recipe_configs import NOT_COMPILED, OWN_EVALUATION, SupervisedConfig
+from .recipe_configs import OWN_EVALUATION, SupervisedConfig
 
 
 @dataclass
@@ -28,7 +28,10 @@ class DistillRecipeConfig(SupervisedConfig, GKDConfig):
     option_ranges: ClassVar[dict[str, Any]] = {"beta": SHARE}
     refused_options: ClassVar[dict[str, str | None]] = (
         OWN_EVALUATION
-        | NOT_COMPILED
+        | dict.fromkeys(
+            ("torch_compile", "torch_compile_backend", "torch_compile_mode"),
+            "distillation answers with the model that it trains, shape after shape",
+        )
         | {
             "packing": "distillation has no --packing",
             "padding_free": "distillation has no --padding_free",

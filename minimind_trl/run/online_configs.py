@@ -17,7 +17,7 @@ from ..trainers.ppo_config import PPOConfig
 from ..trainers.rollout_config import RolloutConfig
 from ..trainers.spo_config import SPOConfig
 from .option_checks import check_options
-from .recipe_configs import BY_EVALUATION, NOT_COMPILED, OWN_EVALUATION, RecipeConfig
+from .recipe_configs import BY_EVALUATION, OWN_EVALUATION, RecipeConfig
 
 
 @dataclass
@@ -75,16 +75,12 @@ class OnlineConfig(RecipeConfig):
     )
 
     option_ranges: ClassVar[dict[str, Any]] = RolloutConfig.option_ranges
-    refused_options: ClassVar[dict[str, str | None]] = (
-        OWN_EVALUATION
-        | NOT_COMPILED
-        | {
-            "remove_unused_columns": "rewards read the columns of the rows",
-            "label_smoothing_factor": "has no effect on rewards",
-            "train_sampling_strategy": "prompts are drawn by the trainer",
-            "length_column_name": "prompts are drawn by the trainer",
-        }
-    )
+    refused_options: ClassVar[dict[str, str | None]] = OWN_EVALUATION | {
+        "remove_unused_columns": "rewards read the columns of the rows",
+        "label_smoothing_factor": "has no effect on rewards",
+        "train_sampling_strategy": "prompts are drawn by the trainer",
+        "length_column_name": "prompts are drawn by the trainer",
+    }
 
     def __post_init__(self):
         chooses = self.load_best_model_at_end or self.save_strategy == SaveStrategy.BEST

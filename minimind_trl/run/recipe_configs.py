@@ -182,10 +182,6 @@ class SupervisedConfig(RecipeConfig):
     )
 
 
-NOT_COMPILED = dict.fromkeys(
-    ("torch_compile", "torch_compile_backend", "torch_compile_mode"),
-    "is for recipes that train on rows only: answers would be compiled anew for shape after shape",
-)
 # For recipes whose evaluation is our own: it weighs figures by tokens, and `eval` repeats it.
 OWN_EVALUATION = dict.fromkeys(
     ("prediction_loss_only", "eval_accumulation_steps", "eval_do_concat_batches", "eval_use_gather_object"),

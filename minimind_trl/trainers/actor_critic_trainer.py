@@ -33,6 +33,7 @@ class ActorCriticTrainer(RolloutTrainer):
         if args.disable_dropout:
             disable_dropout_in_model(critic)
         self.critic = critic.to(self.accelerator.device)
+        self.compile_layers(self.critic)
         attach_critic(self.base_policy(), self.critic)
 
     def rollout_values(self, tensors: dict[str, Any]) -> Tensor:

@@ -1,7 +1,10 @@
-"""`--torch_compile`: the decoder layers of a trainer's model as compiled code."""
+"""`--torch_compile`: the decoder layers of a trainer's models as compiled code."""
+
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from accelerate.utils import TorchDynamoPlugin
+from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..internals import TrainerHooks
@@ -20,11 +23,21 @@ class LayerCompilation(TrainerHooks):
         if not self.args.torch_compile or self.is_deepspeed_enabled or self.is_fsdp_enabled:
             return
         self.accelerator.state.dynamo_plugin = TorchDynamoPlugin(backend="no")
-        for module in self.model.modules():
-            if isinstance(module, GradientCheckpointingLayer):
-                module.compile(backend=self.args.torch_compile_backend, mode=self.args.torch_compile_mode, dynamic=True)
+        self.compile_layers(self.model)
         self.accelerator.print("compiling the layers: the first step takes up to a minute")
 
+    def compile_layers(self, model: nn.Module) -> None:
+        """Compile the layers of a model that is used in training steps, if that was asked for."""
+        if not self.args.torch_compile:
+            return
+        for module in model.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                module.compile(backend=self.args.torch_compile_backend, mode=self.args.torch_compile_mode, dynamic=True)
+
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        with torch.compiler.set_stance("force_eager"):
+        with self.without_compilation():
             return super().evaluate(*args, **kwargs)
+
+    def without_compilation(self) -> AbstractContextManager:
+        """Within the block layers run as they are."""
+        return torch.compiler.set_stance("force_eager") if self.args.torch_compile else nullcontext()

@@ -33,6 +33,7 @@ class ReferenceModel(RolloutEngine):
         if self.args.disable_dropout:
             disable_dropout_in_model(reference)
         reference.eval().requires_grad_(False)
+        self.compile_layers(reference)
         if self.is_deepspeed_enabled:
             self.ref_model = prepare_deepspeed(reference, self.accelerator)
         elif self.is_fsdp_enabled:

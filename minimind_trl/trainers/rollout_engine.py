@@ -17,12 +17,13 @@ from trl.trainer.utils import pad
 from ..evaluation.answers import render_prompt, until_end
 from ..internals import replaced
 from ..models.decoding import can_sample, sample
+from .layer_compilation import LayerCompilation
 from .lm_head import base_model
 from .rollout import Rollout, joined, loss_mask, weighted_sums
 from .rollout_tools import TEMPLATE_KWARGS, RolloutTools
 
 
-class RolloutEngine(RolloutTools):
+class RolloutEngine(LayerCompilation, RolloutTools):
     """Generation for GRPOTrainer: our decoding loop, and chat template arguments from the rows."""
 
     def generate_rollout(self, rows: list[dict]) -> Rollout:
@@ -109,7 +110,7 @@ class RolloutEngine(RolloutTools):
         mask = pad([torch.ones_like(prompt) for prompt in prompts], padding_value=0, padding_side="left")
         device = self.accelerator.device
         use_own_loop = can_sample(model.config, self.generation_config, device)
-        with torch.no_grad(), self.accelerator.autocast():
+        with torch.no_grad(), self.accelerator.autocast(), self.without_compilation():
             output = model.generate(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
@@ -126,7 +127,7 @@ class RolloutEngine(RolloutTools):
         training, without_autocast = model.training, nullcontext()
         if "forward" in vars(model):
             without_autocast = replaced(model, forward=MethodType(type(model).forward, model))
-        with torch.no_grad(), without_autocast:
+        with torch.no_grad(), without_autocast, self.without_compilation():
             outputs = model.generate_batch(
                 prompt_ids,
                 generation_config=self.generation_config,

@@ -87,9 +87,10 @@ class RolloutEvaluation(RolloutRewards, ReferenceModel):
 
     @contextmanager
     def evaluation_mode(self) -> Iterator[None]:
-        """Without gradients and masking of truncated answers; with random streams of its own, always the same."""
+        """Without gradients, compiled layers and masking of truncated answers; with its own, equal random streams."""
         seed, python, numpy = self.args.seed + self.args.process_index, random.getstate(), np.random.get_state()
-        with torch.random.fork_rng(), evaluating(self.model), replaced(self, mask_truncated_completions=False):
+        all_answers = replaced(self, mask_truncated_completions=False)
+        with torch.random.fork_rng(), evaluating(self.model), all_answers, self.without_compilation():
             random.seed(seed)
             np.random.seed(seed)
             torch.manual_seed(seed)

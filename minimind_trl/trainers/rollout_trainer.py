@@ -110,6 +110,8 @@ class RolloutTrainer(RolloutState, TrainerMixin, GRPOTrainer):
         super().__init__(model, [checked(function) for function in functions], args, *positional, **kwargs)
         if has_tools and self.is_fsdp_enabled and not args.use_vllm:
             raise InputError(f"tools under FSDP: {_TURNS}")
+        if args.torch_compile and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise InputError("--torch_compile under FSDP and DeepSpeed is for recipes that train on rows: leave it out")
         self.check_environment_rewards(len(functions))
         args.beta, self.beta, args.sync_ref_model = beta, beta, sync
         if not args.cast_lm_head_to_fp32:

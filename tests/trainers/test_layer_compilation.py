@@ -5,14 +5,16 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 from torch._dynamo.utils import counters
-from transformers import set_seed
+from transformers import Trainer, set_seed
 from trl import DPOConfig, RewardConfig, SFTConfig
 
+from minimind_trl.errors import InputError
 from minimind_trl.models import MiniMindForCausalLM, MiniMindForSequenceClassification
 from minimind_trl.models.cpu_kernels import use_cpu_kernels
 from minimind_trl.tokenization import tiny_tokenizer, with_training_template
 from minimind_trl.trainers import MiniMindDPOTrainer, MiniMindRewardTrainer, MiniMindSFTTrainer
 from tests.conftest import small_config
+from tests.trainers.online import online, weights
 
 TRACED = "eager"  # a backend that compiles nothing
 SIZES = {
@@ -132,3 +134,38 @@ def test_trainers_on_pairs_compile_too(tmp_path, trainer_class, config_class, mo
         losses.append([log["loss"] for log in trainer.state.log_history if "loss" in log])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert counters["stats"]["unique_graphs"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("method", "reference"),
+    [
+        pytest.param("grpo", {"beta": 0.1}, marks=pytest.mark.slow),
+        ("ppo", {"kl_coef": 0.1}),
+        pytest.param("spo", {"beta": 0.1}, marks=pytest.mark.slow),
+    ],
+)
+def test_updates_of_online_trainers_are_compiled_and_their_rollouts_are_not(tmp_path, method, reference):
+    options = {**reference, "eval_strategy": "steps", "eval_steps": 2}
+    plain = online(method, tmp_path / "plain", **options)
+    plain.train()
+    compiled = online(method, tmp_path / "compiled", torch_compile_backend=TRACED, **options)
+    compiled.evaluate()
+    compiled.complete(compiled.model, [[20, 21, 22], [30, 31]])
+    assert not counters["stats"]
+    set_seed(compiled.args.seed)
+    compiled.train()
+    for name, tensor in weights(plain).items():
+        torch.testing.assert_close(weights(compiled)[name], tensor, atol=1e-4, rtol=0, msg=name)
+    assert counters["stats"]["unique_graphs"] >= 2  # with gradients, and without for log-probabilities and values
+
+
+def test_online_trainers_do_not_compile_under_fsdp(tmp_path, monkeypatch):
+    make = Trainer.create_accelerator_and_postprocess
+
+    def sharded(self):
+        make(self)
+        self.is_fsdp_enabled = True
+
+    monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", sharded)
+    with pytest.raises(InputError, match="--torch_compile under FSDP and DeepSpeed"):
+        online("grpo", tmp_path, torch_compile_backend=TRACED)
