@@ -7,7 +7,14 @@ from typing import Any, NamedTuple
 from datasets import List, Value
 from transformers import PreTrainedTokenizerBase
 
-from ..tokenization.masks import Rendered, render_conversation, render_text, tokenize_rendered, untrained_spans
+from ..tokenization.masks import (
+    Rendered,
+    render_conversation,
+    render_text,
+    token_ids,
+    tokenize_rendered,
+    untrained_spans,
+)
 from ..tokenization.renderings import PrintedFields, first_unprinted, reasoning_in_content
 from ..tokenization.templates import ChatTemplateError, decode_tools, prints_the_same, with_training_template
 from .schemas import PHASES
@@ -15,7 +22,7 @@ from .turns import Row, RowError
 
 # What trainers take of a row instead of rendering and tokenizing it again, under TRL's names. Both sides of a pair are
 # whole, as RewardTrainer takes them; `prompt_tokens` is how many first tokens are the prompt's, as DPOTrainer cuts them
-# (null if the chat template refuses the prompt alone).
+# (null if the chat template refuses the prompt alone, and in mixtures for reward models, which do not cut).
 TOKENS = {
     "text": ("input_ids", "assistant_masks"),
     "messages": ("input_ids", "assistant_masks"),
@@ -50,7 +57,7 @@ class RowRenderer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, phase: str, is_text: bool, keep_tokens: bool):
         self.tokenizer, self.is_text, self.keep_tokens = tokenizer, is_text, keep_tokens
-        self.columns = PHASES[phase][0]
+        self.columns, self.finds_answers = PHASES[phase][0], phase != "reward"
 
     @property
     def flattens(self) -> bool:
@@ -129,11 +136,11 @@ class RowRenderer:
         return [Tokens(max(len(next(ids)) + self.is_text for _ in row), {}) for row in rendered]
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        return self.tokenizer(texts, add_special_tokens=self.is_text, verbose=False)["input_ids"]
+        return token_ids(self.tokenizer, texts, add_special_tokens=self.is_text)
 
     def _prompt_of_pair(self, prompt: list[Row], tools: list | None) -> tuple[Rendered, ...]:
-        """The prompt alone, to find where the answers begin; empty if the template refuses it, or nothing is kept."""
-        if not self.keeps_tokens:
+        """The prompt alone, to find where the answers begin; empty if the template refuses it, or nobody asks."""
+        if not (self.keeps_tokens and self.finds_answers):
             return ()
         try:
             options = {"tools": tools, "add_generation_prompt": True, "tokenize": False}

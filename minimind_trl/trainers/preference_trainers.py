@@ -17,7 +17,7 @@ from ..reports.samples import AT_A_MOMENT, Sample, rounded, shown_prompt
 from .layer_compilation import LayerCompilation
 from .lm_head import add_learned_positions_head
 from .sample_recording import LOOKED_AT, cut_tokens, cut_values, varied
-from .tokenized_pairs import has_pair_tokens, pairs_for_dpo, pairs_for_reward
+from .tokenized_pairs import DPO_TOKENS, REWARD_TOKENS, has_tokens, pairs_for_dpo, pairs_for_reward
 from .trainer_mixin import TrainerMixin, first_batches
 
 
@@ -28,6 +28,7 @@ class PairsTrainer(TrainerMixin, PairHooks):
     """
 
     sample_kind: str
+    token_columns: tuple[str, ...]  # of a mixture's tokens, those that the trainer takes
 
     def __init__(
         self,
@@ -58,7 +59,7 @@ class PairsTrainer(TrainerMixin, PairHooks):
         raise NotImplementedError
 
     def prepare_dataset(self, dataset, processing_class, args, dataset_name):
-        if not has_pair_tokens(dataset):
+        if not has_tokens(dataset, self.token_columns):
             return super().prepare_dataset(dataset, processing_class, args, dataset_name)
         with args.main_process_first(desc="preparing pairs"):
             return self.cut_pairs(dataset, args)
@@ -72,7 +73,7 @@ class MiniMindDPOTrainer(LayerCompilation, PairsTrainer, DPOTrainer):
     """DPOTrainer with our metrics. It cuts answers to `max_length`, and drops pairs whose prompt leaves no room."""
 
     drop_reason = "a prompt of max_length={} tokens or more"
-    sample_kind = "pair"
+    sample_kind, token_columns = "pair", DPO_TOKENS
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -127,7 +128,7 @@ class MiniMindRewardTrainer(LayerCompilation, PairsTrainer, RewardTrainer):
     """RewardTrainer with our metrics. It cuts no row, since the reward is read at the last token."""
 
     drop_reason = "longer than max_length={}"
-    sample_kind = "score"
+    sample_kind, token_columns = "score", REWARD_TOKENS
 
     def cut_pairs(self, pairs: Dataset | IterableDataset, args) -> Dataset | IterableDataset:
         return pairs_for_reward(pairs, args.max_length)

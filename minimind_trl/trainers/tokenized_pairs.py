@@ -3,6 +3,8 @@
 As in `tokenized_rows`, the steps work on whole Arrow columns.
 """
 
+from collections.abc import Collection
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -10,15 +12,17 @@ from datasets import Dataset, IterableDataset
 
 from ..data.row_renderer import TOKENS
 
-_IDS = ("chosen_ids", "rejected_ids")
+DPO_TOKENS = TOKENS["pair"]
+REWARD_TOKENS = _IDS = ("chosen_ids", "rejected_ids")
 _MARGIN = "margin"  # of RewardTrainer's loss; a mixture may keep it as a column
 
 
-def has_pair_tokens(pairs: Dataset | IterableDataset) -> bool:
-    """Whether a mixture has tokenized these pairs, and its chat template has rendered every prompt alone."""
+def has_tokens(pairs: Dataset | IterableDataset, names: Collection[str]) -> bool:
+    """Whether a mixture has tokenized these pairs, with the columns `names` in every row."""
     if isinstance(pairs, IterableDataset):
-        return next(iter(pairs)).get("prompt_tokens") is not None
-    return {*TOKENS["pair"]} <= {*pairs.column_names} and not pairs.data.column("prompt_tokens").null_count
+        first = next(iter(pairs))
+        return all(first.get(name) is not None for name in names)
+    return {*names} <= {*pairs.column_names} and not any(pairs.data.column(name).null_count for name in names)
 
 
 def pairs_for_dpo(pairs: Dataset | IterableDataset, max_length: int | None) -> Dataset | IterableDataset:
@@ -27,7 +31,7 @@ def pairs_for_dpo(pairs: Dataset | IterableDataset, max_length: int | None) -> D
     Args:
         max_length: pairs whose prompt has as many tokens or more are left out; None keeps all.
     """
-    pairs = pairs.select_columns([*TOKENS["pair"]])
+    pairs = pairs.select_columns([*DPO_TOKENS])
     if isinstance(pairs, Dataset):
         return _mapped(pairs, _for_dpo, max_length)
     fitting = pairs if max_length is None else pairs.filter(lambda row: row["prompt_tokens"] < max_length)

@@ -1,5 +1,7 @@
 """Which tokens of a row are learned."""
 
+import copy
+
 import pytest
 
 from minimind_trl.tokenization import (
@@ -11,6 +13,7 @@ from minimind_trl.tokenization import (
     untrained_spans,
     with_training_template,
 )
+from minimind_trl.tokenization.masks import token_ids
 
 CHAT = [
     {"role": "user", "content": "sum 0"},
@@ -72,3 +75,15 @@ def test_a_template_that_writes_no_turns_is_refused():
     odd.chat_template = "{% for m in messages | reverse %}{{ m.content }}{% endfor %}"
     with pytest.raises(ChatTemplateError, match="does not show where the turn ends that is not to be trained"):
         untrained_spans(odd, CHAT)
+
+
+@pytest.mark.parametrize("add_special_tokens", [False, True])
+def test_the_fast_way_to_token_ids_gives_those_of_the_tokenizer(shipped, add_special_tokens):
+    texts = ["", "a b", "天气 <|im_end|>\n<think>", "BADTURN" * 50]
+    shipped(texts, padding=True, truncation=True, max_length=8)  # leaves its settings in the tokenizer
+    expected = copy.deepcopy(shipped)(texts, add_special_tokens=add_special_tokens)["input_ids"]
+    assert token_ids(shipped, texts, add_special_tokens) == expected
+    assert shipped.eos_token_id in expected[2]
+    shipped.split_special_tokens = True
+    split = shipped(texts, add_special_tokens=add_special_tokens)["input_ids"]
+    assert token_ids(shipped, texts, add_special_tokens) == split != expected

@@ -13,7 +13,7 @@ from minimind_trl.models import MiniMindConfig, MiniMindForSequenceClassificatio
 from minimind_trl.run.rl_run import _prompt_lengths
 from minimind_trl.tokenization import inference_template, tiny_tokenizer
 from minimind_trl.trainers import MiniMindDPOTrainer, MiniMindRewardTrainer, RolloutConfig
-from minimind_trl.trainers.tokenized_pairs import has_pair_tokens
+from minimind_trl.trainers.tokenized_pairs import DPO_TOKENS, REWARD_TOKENS, has_tokens
 
 from .online import online
 from .tiny import QUICK, tiny_model
@@ -68,7 +68,8 @@ def test_batches_are_those_of_trl(tmp_path, monkeypatch, generation):
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = inference_template(generation)
     kept, plain = built(tmp_path, monkeypatch, pairs(), "dpo", tokenizer)
-    assert has_pair_tokens(kept) and not has_pair_tokens(plain)
+    for_reward, _ = built(tmp_path, monkeypatch, pairs(), "reward", tokenizer)
+    assert has_tokens(kept, DPO_TOKENS) and not has_tokens(plain, REWARD_TOKENS)
     classifier = MiniMindForSequenceClassification(MiniMindConfig.from_preset("tiny", num_labels=1))
 
     def dpo(rows, **options):
@@ -86,6 +87,7 @@ def test_batches_are_those_of_trl(tmp_path, monkeypatch, generation):
         (reward, {"max_length": None}),
         (reward, {"max_length": 60}),
     ):
+        kept = for_reward if make is reward else kept
         ours, theirs = make(kept, **options), make(plain, **options)
         assert "prompt" in theirs.train_dataset.column_names  # TRL's own way
         assert batches(ours) == batches(theirs)
@@ -101,10 +103,17 @@ def test_pairs_without_tokens_are_left_to_trl(tmp_path, monkeypatch):
     tokenizer = tiny_tokenizer()
     refusal = "{% if messages[-1].role == 'user' %}{{ raise_exception('no answer') }}{% endif %}"
     tokenizer.chat_template = refusal + inference_template("minimind3")
-    kept, _ = built(tmp_path, monkeypatch, pairs(4), "reward", tokenizer)
-    assert set(kept["prompt_tokens"]) == {None} and not has_pair_tokens(kept)
-    assert not has_pair_tokens(IterableDataset.from_generator(lambda: iter(pairs(1))))
-    assert not has_pair_tokens(kept.to_iterable_dataset())
+    kept, _ = built(tmp_path, monkeypatch, pairs(4), "dpo", tokenizer)
+    assert set(kept["prompt_tokens"]) == {None} and not has_tokens(kept, DPO_TOKENS)
+    assert not has_tokens(IterableDataset.from_generator(lambda: iter(pairs(1))), REWARD_TOKENS)
+    assert not has_tokens(kept.to_iterable_dataset(), DPO_TOKENS)
+
+
+def test_a_mixture_for_reward_models_does_not_look_for_where_answers_begin(tmp_path, monkeypatch):
+    kept, _ = built(tmp_path, monkeypatch, pairs(4), "reward", tiny_tokenizer())
+    assert set(kept["prompt_tokens"]) == {None}
+    for rows in (kept, kept.to_iterable_dataset()):
+        assert has_tokens(rows, REWARD_TOKENS) and not has_tokens(rows, DPO_TOKENS)
 
 
 def test_prompts_are_asked_with_the_tokens_of_the_mixture_only_where_they_are_the_same(tmp_path, monkeypatch):
