@@ -24,9 +24,8 @@ from ..internals import softmax_backward
 TILED_SDPA = "tiled_sdpa"
 _TILE = 128  # queries of a tile: fewer do not fill the products, more compute too much of what the mask hides
 _AT_ONCE = 2**17  # scores of a head that are computed together, more or less
-_WIDTH = (
-    32  # a tile has a multiple of it as keys, if the row has as many: a softmax in bf16 of others takes up to 5 times
-)
+# A tile's keys are a multiple of it, if the row has as many: a softmax in bf16 of others takes up to 5 times as long.
+_WIDTH = 32
 
 
 def tiled_attention(
