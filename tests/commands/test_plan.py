@@ -275,12 +275,14 @@ def test_unknown_options_of_other_verbs_are_still_refused(capsys):
 
 
 def test_a_preset_stands_in_for_the_checkpoint_that_a_config_names(capsys):
-    options = ["--recipe", "dpo", "--preset", "nano", "--config", str(REPOSITORY / "recipes/configs/dpo/tiny.yaml")]
+    options = ["--recipe", "dpo", "--preset", "nano", "--bf16", "false"]
+    options += ["--config", str(REPOSITORY / "recipes/configs/dpo/tiny.yaml")]
     assert cli.main(["plan", *options, "--data_config", str(REPOSITORY / "data_configs/tiny/dpo.yaml")]) == 0
     out = capsys.readouterr().out
     assert "dpo: 16 rows of 128 tokens in fp32, one process" in out and "fits: " in out
 
 
+@pytest.mark.slow
 def test_it_says_what_would_fit(capsys):
     options = [
         "--recipe",

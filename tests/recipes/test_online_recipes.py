@@ -6,12 +6,13 @@ import pytest
 
 from tests.recipes.launching import QUICK, TRAINING_FIGURES, offline_wandb, run, wandb_history
 
-# of the online recipes: small rollouts, a start that knows nothing, and so a reward that it gets now and then
+# of the online recipes: small rollouts, one answer to a held-out prompt, and a reward that an ignorant start gets now and then
 ONLINE = {
     recipe: {
         "reward_funcs": "tests.recipes.own_rewards:vowels",
         "per_device_train_batch_size": 16,
         "max_completion_length": 8,
+        "num_generations_eval": 1,
     }
     for recipe in ("grpo", "ppo", "spo")
 }
