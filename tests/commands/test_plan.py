@@ -414,6 +414,7 @@ def test_zero_3_holds_the_logits_of_a_large_vocabulary(tmp_path):
     MiniMindForCausalLM(config).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     options = ["--config", "recipes/configs/dpo/tiny.yaml", "--from_weight", str(tmp_path), "--num_processes", "2"]
+    options += ["--bf16", "false"]
     tiles, whole = (make_plan("dpo", [*options, "--zero_stage", stage]) for stage in "23")
     assert whole.moments["evaluation"]["activations"] > 1.5 * tiles.moments["evaluation"]["activations"]
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.recipes.launching import QUICK, TRAINING_FIGURES, offline_wandb, run, wandb_history
 
-# of the online recipes: small rollouts, one answer to a held-out prompt, and a reward that an ignorant start gets now and then
+# of the online recipes: small rollouts, one answer to a held-out prompt, a reward that such a start gets now and then
 ONLINE = {
     recipe: {
         "reward_funcs": "tests.recipes.own_rewards:vowels",
