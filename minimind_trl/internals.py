@@ -118,6 +118,7 @@ ENGINES: tuple[PrivateName, ...] = (
     PrivateName("accelerate.utils.other", "is_deepspeed_available"),
     PrivateName("torch.distributed.distributed_c10d", "_get_default_store"),
     PrivateName("torch.distributed.distributed_c10d", "_set_pg_timeout", ("timeout",)),
+    PrivateName("torch._dynamo.config", "recompile_limit"),
     PrivateName("torch._subclasses.fake_tensor", "FakeTensor"),
     PrivateName("torch._subclasses.fake_tensor", "FakeTensorMode", ("allow_non_fake_inputs",)),
     PrivateName("torch.utils._python_dispatch", "TorchDispatchMode"),
@@ -163,6 +164,13 @@ def fake_tensor_exceptions() -> tuple:
     import torch
 
     return torch.ops.aten._local_scalar_dense.default, torch.ops.aten._grouped_mm.default
+
+
+def compile_for(kinds: int) -> None:
+    """Let torch compile a function for so many kinds of input before it goes on without compiling; 8 by default."""
+    from torch._dynamo import config
+
+    config.recompile_limit = max(config.recompile_limit, kinds)
 
 
 def softmax_backward(gradient: Any, probabilities: Any) -> Any:

@@ -7,7 +7,10 @@ from accelerate.utils import TorchDynamoPlugin
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ..internals import TrainerHooks
+from ..internals import TrainerHooks, compile_for
+
+# PPO with a reference has ten: three models, with gradients and without, and the last layer apart; and DDP has its own.
+_KINDS = 32
 
 
 class LayerCompilation(TrainerHooks):
@@ -30,6 +33,7 @@ class LayerCompilation(TrainerHooks):
         """Compile the layers of a model that is used in training steps, if that was asked for."""
         if not self.args.torch_compile:
             return
+        compile_for(_KINDS)
         for module in model.modules():
             if isinstance(module, GradientCheckpointingLayer):
                 module.compile(backend=self.args.torch_compile_backend, mode=self.args.torch_compile_mode, dynamic=True)
