@@ -25,6 +25,7 @@ _CHECKPOINTING = (
     *("preserve_rng_state", "context_fn", "determinism_check", "debug", "early_stop"),
 )
 BY_EVALUATION = ("reduce_lr_on_plateau", "greedy")
+_COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # of `torch.compile`
 # The errors with which TRL, transformers and accelerate refuse options.
 _REFUSALS = (ImportError, ValueError, TypeError, OSError, RuntimeError, LookupError, AssertionError)
 
@@ -94,6 +95,9 @@ class RecipeConfig:
         backend = self.torch_compile_backend
         if backend is not None and backend not in (known := torch.compiler.list_backends(exclude_tags=())):
             yield f"--torch_compile_backend {backend!r} is not known{nearest(backend, known, listed=True)}"
+        mode = self.torch_compile_mode
+        if mode is not None and mode not in _COMPILE_MODES:
+            yield f"--torch_compile_mode {mode!r} is not known{nearest(mode, _COMPILE_MODES, listed=True)}"
 
     def machine_problems(self) -> Iterator[str]:
         """One line for each option that does not work on this machine; `plan` may be for another machine."""

@@ -269,6 +269,7 @@ NO_USE = [
     ("sft", '--gradient_checkpointing_kwargs {"use_reentrent":1}', "did you mean 'use_reentrant'?"),
     ("sft", "--ddp_backend gloo", "--ddp_backend is for several processes"),
     ("sft", "--torch_compile_backend inducto", "did you mean 'inductor'?"),
+    ("ppo", "--torch_compile_mode max-autotunes", "did you mean 'max-autotune'?"),
     ("sft", "--chat_template_path missing.jinja", "--chat_template_path missing.jinja: no such file"),
     ("distill", "--torch_compile", "distillation answers with the model that it trains"),
     ("pretrain", "--assistant_only_loss", "is for recipes/sft.py"),
