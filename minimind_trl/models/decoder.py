@@ -10,13 +10,12 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, linear, rms_norm
 from transformers import PreTrainedConfig
 
-from .tiled_attention import tiled_attention
+from .tiled_attention import TILE_WIDTH, tiled_attention
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 _MODEL_TYPES = ("minimind", "llama", "qwen3", "qwen3_moe")
 _ROPE_TYPES = ("default", "linear", "yarn", "llama3")  # of which the angles do not depend on the length of the text
-_WIDTH = 32  # prompts are padded to a multiple of it, for the softmax of their scores
 _LEAST_SHARED = 32  # tokens, such as those of a system message, that are worth reading once for all prompts
 
 
@@ -106,7 +105,7 @@ class Decoder:
     def _read(self, texts: Sequence[Sequence[int]], prefix: Prompts | None = None) -> Prompts:
         before = prefix.lengths[0] if prefix else 0
         lengths = [len(text) for text in texts]
-        places = torch.arange(-(-max(lengths) // _WIDTH) * _WIDTH)
+        places = torch.arange(-(-max(lengths) // TILE_WIDTH) * TILE_WIDTH)
         inside = (places < torch.tensor(lengths)[:, None]).to(self.device)  # (N, P)
         positions = (places.to(self.device) + before).expand(len(texts), -1)[inside]
         tokens = torch.tensor([token for text in texts for token in text], device=self.device)

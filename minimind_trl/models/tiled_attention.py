@@ -25,7 +25,7 @@ TILED_SDPA = "tiled_sdpa"
 _TILE = 128  # queries of a tile: fewer do not fill the products, more compute too much of what the mask hides
 _AT_ONCE = 2**17  # scores of a head that are computed together, more or less
 # A tile's keys are a multiple of it, if the row has as many: a softmax in bf16 of others takes up to 5 times as long.
-_WIDTH = 32
+TILE_WIDTH = 32
 
 
 def tiled_attention(
@@ -103,7 +103,7 @@ def _in_parts(
     rows: int, length: int, chosen: slice, first: int, start: int, end: int
 ) -> Iterator[tuple[slice, slice, slice]]:
     """A tile of several rows in parts that stay in the processor's cache."""
-    width = min(math.ceil((end - first) / _WIDTH) * _WIDTH, length)
+    width = min(math.ceil((end - first) / TILE_WIDTH) * TILE_WIDTH, length)
     last = min(first + width, length)
     begin, stop, _ = chosen.indices(rows)
     count = max(1, _AT_ONCE // ((end - start) * width))

@@ -12,6 +12,7 @@ from ..data.schemas import Row
 from ..evaluation.held_out import tokenize_rows
 from ..models.checkpoints import load_tokenizer_of, tokenizer_folder
 from ..tokenization import prepared_for_trl
+from ..tokenization.masks import token_ids
 from .run_context import RunContext
 
 _SAMPLE = 256  # training rows
@@ -55,7 +56,7 @@ def _length_checks(rows: list[Row], run: RunContext) -> dict[str, Any]:
 
 def _pair_checks(rows: list[Row], run: RunContext) -> dict[str, Any]:
     answers = [[_content(row[side]) for row in rows] for side in ("chosen", "rejected")]
-    chosen, rejected = (run.tokenizer(texts, add_special_tokens=False)["input_ids"] for texts in answers)
+    chosen, rejected = (token_ids(run.tokenizer, texts, add_special_tokens=False) for texts in answers)
     return {"answer_similarity": median(map(_similarity, chosen, rejected))}
 
 

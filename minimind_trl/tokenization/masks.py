@@ -62,6 +62,8 @@ def tokenize_rendered(
         rendered: tokenized together, which is faster than one by one.
         add_special_tokens: as for a tokenizer; False for conversations, whose template writes them.
     """
+    if not rendered:
+        return []
     texts = [one.text for one in rendered]
     if all(one.trained is None and not one.untrained for one in rendered):
         return [(ids, np.full(len(ids), True)) for ids in token_ids(tokenizer, texts, add_special_tokens)]

@@ -17,6 +17,7 @@ from trl.trainer.utils import pad
 from ..evaluation.answers import render_prompt, until_end
 from ..internals import replaced
 from ..models.decoding import can_sample, sample
+from ..tokenization.masks import token_ids
 from .layer_compilation import LayerCompilation
 from .lm_head import base_model
 from .rollout import Rollout, joined, loss_mask, weighted_sums
@@ -78,7 +79,7 @@ class RolloutEngine(LayerCompilation, RolloutTools):
             texts = [self._render(row | {"prompt": prompt}) for row, prompt in zip(rows, prompts, strict=True)]
         else:
             texts = [row["rendered_prompts"] for row in rows]
-        return self.text_tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return token_ids(self.text_tokenizer, texts, add_special_tokens=False)
 
     def _fits_kept_ids(self, row: dict) -> bool:
         """Whether the mixture has tokenized this prompt as it is asked here: without tools and other arguments."""

@@ -9,7 +9,7 @@ from minimind_trl.models import load_model
 from minimind_trl.tokenization import tiny_tokenizer
 from tests.conftest import REPOSITORY
 
-RL = ("grpo", "ppo", "spo")
+RL = {"grpo": (0.06, 0.02), "ppo": (0.1, 0.05), "spo": (0.1, 0.05)}  # least gain of the reward, and of exact match
 
 
 @pytest.mark.slow
@@ -28,9 +28,9 @@ def test_every_stage_improves_what_it_is_for(demo):
     assert min(exact["sft"], exact["sft from pretrain"]) - exact["sft from scratch"] > 0.12
     assert after["reward"]["eval_accuracy"] > 0.6 and after["dpo"]["eval_rewards/accuracies"] > 0.7
     assert exact["dpo"] - exact["sft"] > 0.03
-    for stage in RL:
-        assert after[stage]["eval_reward"] - before[stage]["eval_reward"] > 0.05, stage
-        assert exact[stage] > exact["dpo"] + 0.02, stage
+    for stage, (reward, right) in RL.items():
+        assert after[stage]["eval_reward"] - before[stage]["eval_reward"] > reward, stage
+        assert exact[stage] - exact["dpo"] > right, stage
     assert exact["distill"] - exact["student alone"] > 0.08
 
 
